@@ -1,6 +1,6 @@
 """A small MLA+RoPE model on embedded stories, made for two CPU cores and a few minutes: launch/quickstart.sh.
 
-    python -m mla_jax.main --config configs/quickstart.py --workdir runs/quickstart
+python -m mla_jax.main --config configs/quickstart.py --workdir runs/quickstart
 """
 
 from ml_collections import ConfigDict

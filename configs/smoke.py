@@ -1,6 +1,6 @@
 """Tiny MLA+RoPE: every stage once (prepare, train, evaluate, save, sample), 60 s or less on two CPU cores.
 
-    python -m mla_jax.main --config configs/smoke.py --workdir runs/smoke
+python -m mla_jax.main --config configs/smoke.py --workdir runs/smoke
 """
 
 from ml_collections import ConfigDict

@@ -35,7 +35,9 @@ def find(name_or_path: str) -> tuple[Path, str | None]:
             f"use a path to a .py file or one of {', '.join(known)}."
         )
     if not path.is_file():
-        raise UserError(f"--config is {name_or_path!r}, but there is no such file: give a path or one of {', '.join(names())}.")
+        raise UserError(
+            f"--config is {name_or_path!r}, but there is no such file: give a path or one of {', '.join(names())}."
+        )
     return path, argument if colon else None
 
 

@@ -123,9 +123,19 @@ def heads(config: "Config") -> None:
     """Heads divide the width; key/value heads divide the heads."""
     m = config.model
     if m.head_dim * m.n_heads != m.d_model and m.attention != "mla" and m.d_model % m.n_heads:
-        fail(config, "model.n_heads", f"it must divide model.d_model ({m.d_model})", "change one, or set head_dim")
+        fail(
+            config,
+            "model.n_heads",
+            f"it must divide model.d_model ({m.d_model})",
+            "change one, or set head_dim",
+        )
     if m.attention == "mha" and m.n_kv_heads != m.n_heads:
-        fail(config, "model.n_kv_heads", f"mha has one per head ({m.n_heads})", "use attention=gqa or set it to 0")
+        fail(
+            config,
+            "model.n_kv_heads",
+            f"mha has one per head ({m.n_heads})",
+            "use attention=gqa or set it to 0",
+        )
     if m.attention == "gqa" and (m.n_kv_heads == 0 or m.n_heads % m.n_kv_heads):
         divisors = [str(i) for i in range(1, m.n_heads + 1) if m.n_heads % i == 0]
         fail(
@@ -144,7 +154,12 @@ def latents(config: "Config") -> None:
     if m.attention != "mla":
         for name in ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
             if getattr(m, name):
-                fail(config, f"model.{name}", f"attention={m.attention} has no latent", "set it to 0, or attention=mla")
+                fail(
+                    config,
+                    f"model.{name}",
+                    f"attention={m.attention} has no latent",
+                    "set it to 0, or attention=mla",
+                )
         return
     if m.latent == "none":
         fail(config, "model.latent", "mla needs a latent", "use joint | per_head")
@@ -168,7 +183,12 @@ def positions(config: "Config") -> None:
         if m.attention == "mla":
             field = "qk_rope_head_dim" if m.rope_placement == "decoupled" else "qk_nope_head_dim"
         if getattr(m, field) % 2:
-            fail(config, f"model.{field}", "RoPE rotates pairs, so the width must be even", "use an even number")
+            fail(
+                config,
+                f"model.{field}",
+                "RoPE rotates pairs, so the width must be even",
+                "use an even number",
+            )
     if config.train.seq_len > m.max_len:
         fail(
             config,
@@ -182,7 +202,12 @@ def batches(config: "Config") -> None:
     """Microbatches divide the batch; the cosine ends after the warm-up."""
     t, o = config.train, config.optim
     if t.batch_size % t.microbatches:
-        fail(config, "train.microbatches", f"it must divide train.batch_size ({t.batch_size})", "change one of them")
+        fail(
+            config,
+            "train.microbatches",
+            f"it must divide train.batch_size ({t.batch_size})",
+            "change one of them",
+        )
     if o.warmup_steps >= o.decay_steps:
         fail(
             config,

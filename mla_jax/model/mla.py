@@ -96,9 +96,7 @@ class LatentAttention(nn.Module):
             out = attention.attend_reference(_join(q_nope, q_rope), k, v, mask, self.scale)
         return self._output(out), store
 
-    def _expanded(
-        self, x: jax.Array, where: Where
-    ) -> tuple[jax.Array, jax.Array, jax.Array, cache.LayerCache]:
+    def _expanded(self, x: jax.Array, where: Where) -> tuple[jax.Array, jax.Array, jax.Array, cache.LayerCache]:
         entries = self.latents(x, self._rotary_key(x, where))
         k, v = self._keys_values(entries, where)
         return _join(*self._queries(x, where)), k, v, entries

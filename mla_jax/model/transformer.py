@@ -105,9 +105,7 @@ class Transformer(nn.Module):
             aux = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
         return self._logits(x), aux
 
-    def prefill(
-        self, tokens: jax.Array, lengths: jax.Array, store: cache.Cache
-    ) -> tuple[jax.Array, cache.Cache]:
+    def prefill(self, tokens: jax.Array, lengths: jax.Array, store: cache.Cache) -> tuple[jax.Array, cache.Cache]:
         """Right-padded prompts tokens [B, T], lengths [B] (1..T) -> logits [B, vocab] after each last token, cache.
 
         Entries at and after a row's length are rubbish that decode overwrites before it can see it.

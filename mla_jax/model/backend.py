@@ -41,12 +41,13 @@ def choose(cfg: ModelConfig, device: Any = None) -> Backend:
     if dtype == "auto":
         dtype = "bfloat16" if modern_gpu or device.platform == "tpu" else "float32"
 
+    head_dim = max(cfg.qk_head_dim, cfg.v_head_dim)  # the narrower of the two is padded
     if not modern_gpu:
         obstacle = f"{_describe(device)} has no fused cuDNN attention (it needs an NVIDIA GPU from sm80 on)"
     elif dtype != "bfloat16":
         obstacle = f"cuDNN attention computes in bfloat16 and model.dtype is {dtype}"
-    elif cfg.qk_head_dim % 8 or cfg.qk_head_dim > CUDNN_MAX_HEAD_DIM:
-        obstacle = f"cuDNN attention needs head sizes that are multiples of 8 up to 128, not {cfg.qk_head_dim}"
+    elif head_dim % 8 or head_dim > CUDNN_MAX_HEAD_DIM:
+        obstacle = f"cuDNN attention needs head sizes that are multiples of 8 up to 128, not {head_dim}"
     else:
         obstacle = ""
     if cfg.attention_impl == "cudnn" and obstacle:
@@ -57,7 +58,8 @@ def choose(cfg: ModelConfig, device: Any = None) -> Backend:
 
 
 def _compute_capability(device: Any) -> tuple[int, ...]:
-    return tuple(int(part) for part in str(getattr(device, "compute_capability", "0.0")).split("."))
+    parts = str(getattr(device, "compute_capability", "0.0")).split(".")
+    return tuple(int(part) for part in parts) if all(map(str.isdigit, parts)) else (0, 0)  # AMD: "gfx942"
 
 
 def _describe(device: Any) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from mla_jax.config import ModelConfig
 from mla_jax.model.backend import Backend
@@ -60,12 +61,24 @@ def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
+def row_major(x: jax.Array, backend: Backend) -> jax.Array:
+    """x itself, and its gradient, kept in row-major memory order on GPUs.
+
+    Left alone, XLA lays the whole residual stream out as [T, D, B], because the gradient of a learned position table
+    sums over B, and then transposes around every norm: 7 of 51 ms of a size-m step on an H100.
+    """
+    if backend.attention_impl != "cudnn":
+        return x
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zero entries with probability `rate` and rescale the rest; without a key (evaluation) the identity."""
     if key is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+    kept = round((1.0 - rate) * 2**16)  # 16 random bits an entry: half the price of a uniform float
+    keep = jax.random.bits(key, x.shape, jnp.uint16) < kept
+    return jnp.where(keep, x * (2**16 / kept), 0).astype(x.dtype)
 
 
 def normal(std: float) -> Callable[..., jax.Array]:

@@ -47,6 +47,7 @@ class Block(nn.Module):
 
     def __call__(self, x: jax.Array, where: Where, dropout_key: jax.Array | None = None) -> tuple[jax.Array, Aux]:
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+        x = layers.row_major(x, self.backend)
         with jax.named_scope("attention"):
             out, logit_max = self.attention(self.attention_norm(x), where)
             x = x + layers.dropout(out, self.cfg.dropout, keys[0])
@@ -132,12 +133,13 @@ class Transformer(nn.Module):
         return getattr(self, f"layer_{index}")
 
     def _embed(self, tokens: jax.Array, where: Where) -> jax.Array:
-        dtype = self.backend.jnp_dtype
-        x = self.embedding.astype(dtype)[tokens]
+        # Gather in float32, then cast: the gradient's scatter-add then uses the GPU's float32 atomics. In bfloat16
+        # it is a compare-and-swap loop that took a third of the step (21 of 72 ms at size m on an H100).
+        x = self.embedding[tokens]
         if self.cfg.position == "learned":
-            table = self.position_embedding.astype(dtype)
+            table = self.position_embedding
             x = x + (table[: tokens.shape[1]] if where.positions is None else table[where.positions])
-        return x
+        return layers.row_major(x.astype(self.backend.jnp_dtype), self.backend)
 
     def _logits(self, x: jax.Array) -> jax.Array:
         with jax.named_scope("logits"):

@@ -2,7 +2,7 @@
 
 from . import lexicon
 from .dice import Dice, mix_text
-from .state import Character, Place, Thing
+from .state import Character, Food, Place, Thing
 
 # Combinations are dealt to the splits by fingerprint: 9 of 11 parts are for training.
 _PARTS = 11
@@ -23,7 +23,7 @@ def _table(firsts: tuple[str, ...], seconds: tuple[str, ...]) -> dict[str, dict[
 
 
 _COLORS_OF_THING = _table(lexicon.THINGS, lexicon.COLORS)
-_PLACES_OF_NAME = _table(lexicon.NAMES, lexicon.PLACE_NOUNS)
+_HOMES_OF_NAME = _table(lexicon.NAMES, lexicon.HOMES)
 
 
 class Cast:
@@ -56,9 +56,9 @@ class Cast:
         trait = self._fresh(lexicon.TRAITS)
         return self._add(Character(f"c{self._count(Character)}", name, pronoun, kind, trait))
 
-    def thing(self, main: bool = False) -> Thing:
+    def thing(self, main: bool = False, noun: str = "") -> Thing:
         """A thing; the main one has a colour that its split alone combines with its noun."""
-        noun = self._fresh(lexicon.THINGS)
+        noun = noun or self._fresh(lexicon.THINGS)
         split = self.split if main else "train"
         options = _COLORS_OF_THING[split][noun]
         color = self._fresh(options)
@@ -68,8 +68,11 @@ class Cast:
 
     def place(self, of: Character | None = None) -> Place:
         """A place; with `of`, one that this split alone combines with the character's name."""
-        noun = self._fresh(_PLACES_OF_NAME[self.split][of.name] if of else lexicon.PLACE_NOUNS)
+        noun = self._fresh(_HOMES_OF_NAME[self.split][of.name] if of else lexicon.PLACE_NOUNS)
         return self._add(Place(f"p{self._count(Place)}", noun, lexicon.PLACE_PREPOSITION[noun]))
+
+    def food(self) -> Food:
+        return self._add(Food(f"f{self._count(Food)}", self._fresh(lexicon.FOODS)))
 
     def _count(self, kind: type) -> int:
         return sum(isinstance(entity, kind) for entity in self.entities)

@@ -271,6 +271,15 @@ FREE = {
     "hobby": HOBBIES,
 }
 
+# What the attribute slots of characters and things can show.
+ATTRIBUTES = {"kind": KINDS, "trait": TRAITS, "color": COLORS, "look": LOOKS, "giver": RELATIVES}
+
+
+def nouns(role: str) -> tuple[str, ...]:
+    """The nouns that a role's bare slot can show: things O Q R, places P S T U, foods W X Y."""
+    return THINGS if role in "OQR" else PLACE_NOUNS if role in "PSTU" else FOODS
+
+
 _A_BEFORE_VOWEL = ("unicorn", "useful", "ukulele", "uniform")
 _AN_BEFORE_CONSONANT = ("honest", "hour")
 

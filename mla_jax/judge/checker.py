@@ -1,4 +1,4 @@
-"""Does a story hold together? Parsed by the world's grammar and held against its own facts, without an LLM."""
+"""Does a story hold together? Parsed by the world's grammar, held against its own facts, without an LLM."""
 
 from collections import Counter
 from collections.abc import Iterable

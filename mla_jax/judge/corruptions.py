@@ -1,4 +1,4 @@
-"""Five ways to spoil a story by a known amount, to calibrate a checker: its score has to fall in proportion."""
+"""Five ways to spoil a story by a known amount, to calibrate a checker: its score has to follow."""
 
 from collections.abc import Callable
 
@@ -24,11 +24,11 @@ _GROUP_OF = {word: group for group in _GROUPS for word in group}
 
 
 def word_shuffle(text: str, strength: float, dice: Dice) -> str:
-    """The words of a share `strength` of the sentences in random order."""
+    """The words of a share `strength` of the sentences in random order, the last one in its place."""
     sentences = _sentences(text)
     for index in _some(len(sentences), strength, dice):
         words = sentences[index].split(" ")
-        sentences[index] = " ".join(dice.sample(words, len(words)))
+        sentences[index] = " ".join([*dice.sample(words[:-1], len(words) - 1), words[-1]])
     return " ".join(sentences)
 
 

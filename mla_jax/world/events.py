@@ -32,7 +32,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One kind of event. `stated`: the relations that its sentences put into words, (relation, role, filler)."""
+    """One kind of event; `stated` are the relations put into words, (relation, role, filler)."""
 
     kind: str
     stage: str

@@ -56,7 +56,7 @@ def names_of(text: str) -> Counter[str]:
 def pronoun_conflict(text: str) -> float:
     """Share of the sentences with one name and one gender of pronoun that go against the majority.
 
-    A heuristic: a name's gender is what most of its own sentences say. 0 where no name has two such sentences.
+    A heuristic: a name's gender is what most of its own sentences say. 0 where no name has two of them.
     """
     names = names_of(text)
     votes: dict[str, list[str]] = {}

@@ -1,24 +1,24 @@
 """Choosing who and what a story is about, and which combinations belong to which split."""
 
 from . import lexicon
-from .dice import Dice, mix_text
+from .dice import Dice
 from .state import Character, Food, Place, Thing
 
-# Combinations are dealt to the splits by fingerprint: 9 of 11 parts are for training.
+# Combinations are dealt to the splits like cards: of 11 in a row, one is for valid, one for test.
 _PARTS = 11
-_PART_OF_SPLIT = {"valid": 0, "test": 1}
 SPLITS = ("train", "valid", "test")
 
 
 def _table(firsts: tuple[str, ...], seconds: tuple[str, ...]) -> dict[str, dict[str, tuple[str, ...]]]:
-    """split -> first word -> the second words it may be combined with."""
+    """split -> first word -> the second words it may be combined with (11 or more: no split gets none)."""
     table: dict[str, dict[str, tuple[str, ...]]] = {split: {} for split in SPLITS}
-    for first in firsts:
-        parts = {second: mix_text(f"{first} {second}") % _PARTS for second in seconds}
+    for row, first in enumerate(firsts):
+        dealt: dict[str, list[str]] = {split: [] for split in SPLITS}
+        for column, second in enumerate(seconds):
+            part = (row * 7 + column) % _PARTS
+            dealt["valid" if part == 0 else "test" if part == 1 else "train"].append(second)
         for split in SPLITS:
-            wanted = _PART_OF_SPLIT.get(split)
-            allowed = [s for s, p in parts.items() if (p == wanted if wanted is not None else p > 1)]
-            table[split][first] = tuple(allowed) or seconds[:1]
+            table[split][first] = tuple(dealt[split])
     return table
 
 

@@ -82,7 +82,7 @@ show_friend  | ending     | A B C Q | after wish; owner Q=A
 visit_old    | ending     | A C Q P | after wish; place Q=P
 borrow       | journey    | A B Q | owner Q=B
 break        | trouble    | A Q P | at A=P; open broken; sad A
-hide         | trouble    | A Q P | need broken; place Q=P
+hide         | trouble    | A Q P | need broken; place Q:=P
 guilt        | trouble    | A | need broken; is_sad A
 ask_back     | middle     | A B Q | need broken; owner Q=B
 confess      | middle     | A B Q P | need broken; place Q=P
@@ -149,7 +149,7 @@ deliver      | resolution | A C Q | need errand; owner Q:=C; close errand; glad 
 thank_errand | resolution | A C Q | after errand
 report       | ending     | A C Q | after errand
 alike        | opening    | A B O Q | new Q; owner O=A; owner Q=B
-put_down     | journey    | A B O P | place O=P; owner O=A
+put_down     | journey    | A B O P | place O:=P; owner O=A
 rush         | trouble    | A | open mixed
 notice       | trouble    | A O Q | need mixed; owner O=A
 whose        | trouble    | A B Q | need mixed; owner Q=B
@@ -158,6 +158,13 @@ take_back    | middle     | A B | need mixed
 other_sad    | middle     | B O Q | need mixed; owner Q=B
 swap         | resolution | A B O Q | need mixed; owner O=A; owner Q=B; close mixed; glad A
 mark         | ending     | A C O | after mixed; new C; owner O=A
+pocket       | journey    | A R S | new R; place R=S; owner R=A
+from_pocket  | ending     | A B R S | settled; place R=S; owner R:=B
+hungry       | journey    | A D | new D
+share        | journey    | A D W | fed D=W
+payback      | ending     | A D W | settled; fed D=W
+vow          | journey    | A B S | meet A=S
+vow_kept     | ending     | A B S | settled; meet A=S
 feel_happy   | resolution | A | is_glad A
 thank        | resolution | A C | settled
 go_home      | ending     | A P | home A=P; at A:=P

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from ..errors import UserError
 from .cast import SPLITS, Cast
 from .dice import Dice, mix64, mix_text
-from .plots import plan_story
+from .plan import plan_story
 from .render import Renderer
 
 # Raise it whenever any story changes: prepared corpora are cached under it.
-WORLD_VERSION = 3
+WORLD_VERSION = 4
 MIN_WORDS, MAX_WORDS = 120, 250
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from . import lexicon
+from .events import EVENTS
 
 CHARACTER_ROLES = "ABCDEFG"
 THING_ROLES = "OQR"
@@ -79,7 +80,8 @@ def compile_skeleton(event: str, source: str) -> Skeleton:
                 raise ValueError(f"skeleton {source!r}: a choice cannot hold a slot")
             parts.append(Part(CHOICE, options=tuple(choice.split("|"))))
     opens = parts[0].type == SUBJECT
-    closes = opens and source.endswith(".") and '"' not in source
+    stage = EVENTS[event].stage if event else ""
+    closes = opens and source.endswith(".") and '"' not in source and stage != "opening"
     return Skeleton(event, source, tuple(parts), opens, closes, subject)
 
 

@@ -17,7 +17,7 @@ class NGram:
     """Interpolated Witten-Bell models (Witten and Bell, 1991) of all orders up to `order`, in one object.
 
     P_k(w | h) = (c(h w) + t(h) P_{k-1}(w | h')) / (c(h) + t(h)), t(h) the different words seen behind h;
-    P_0 is uniform over the vocabulary and one unknown word. Text is cut by `sentences.tokenize`; case is kept.
+    P_0 is uniform over the vocabulary and one unknown word. Text is cut by `sentences.tokenize`.
     """
 
     def __init__(self, order: int = MAX_ORDER):

@@ -23,7 +23,9 @@ KIND_OF_FACT = {
     "far": "place",
     "pronoun": "pronoun",
     "giver": "giver",
+    "meet": "place",
     "likes": "food",
+    "fed": "food",
     "from": "source",
 }
 KINDS = ("color", "owner", "place", "pronoun", "giver", "food", "source")
@@ -71,8 +73,9 @@ def score(questions: Sequence[Probe], logprob_fn: LogProbFn) -> list[dict]:
     """Rows of accuracy and probability per kind and distance bucket, and over all kinds (kind "all").
 
     `logprob_fn(questions)` yields for each question the log-probabilities (nats) of its candidates as
-    continuations of its prefix, in order. ValueError if their number differs. `accuracy`: the right one is the most probable candidate. `probability`: the mean
-    probability of the right one; `share`: that probability among the candidates; `chance`: a blind guess.
+    continuations of its prefix, in order. ValueError if their number differs. `accuracy`: the right one is
+    the most probable candidate. `probability`: the mean probability of the right one; `share`: the same among
+    the candidates; `chance`: a blind guess.
     """
     table: dict[tuple[str, str], list[tuple[float, ...]]] = {}
     for probe, logprobs in zip(questions, logprob_fn(questions), strict=True):
@@ -165,7 +168,7 @@ _FORMS = (("she", "he"), ("She", "He"), ("herself", "himself"), ("Her", "His"))
 
 
 def _distractors(kind: str, answer: str, entities: dict) -> tuple[str, ...]:
-    """Up to 7 wrong words of the answer's kind: all those of the same story first, then others by fingerprint."""
+    """Wrong words of the answer's kind: all those of the same story first, then others by fingerprint."""
     if kind == "pronoun":
         for pair in _FORMS:
             if answer in pair:

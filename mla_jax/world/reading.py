@@ -22,7 +22,7 @@ ATTRIBUTE, NAME, PRONOUN, PLACE, OWNERSHIP, ORDER = (
 )
 CONTRADICTIONS = (ATTRIBUTE, NAME, PRONOUN, PLACE, OWNERSHIP, ORDER)
 
-_RELATION_KIND = {"owner": OWNERSHIP, "likes": ATTRIBUTE, "from": ATTRIBUTE}
+_RELATION_KIND = {"owner": OWNERSHIP, "likes": ATTRIBUTE, "from": ATTRIBUTE, "fed": ATTRIBUTE}
 _PRONOUN_ATTRIBUTES = ("he", "him", "his", "himself")
 _ANY = "*"  # a value that an unparsed sentence may have set
 
@@ -200,6 +200,9 @@ class Reading:
         holder = entities.get(rule.role)
         if holder is None:
             if rule.relation in _RELATION_KIND:
+                return
+            if rule.verb == "set":
+                step.relations[rule.relation, (_ANY, filler)] = filler
                 return
             # The sentence does not show what is there: it must be something that is known to be there.
             values = [value for (name, _), value in self.relations.items() if name == rule.relation]

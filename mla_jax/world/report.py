@@ -1,7 +1,7 @@
 """What the world is like, measured: `python -m mla_jax.world.report --stories 100000 > world.md`.
 
-Prints Markdown: distinct stories, types and tokens, skeletons in use, n-gram entropies, the 5-gram's answers to the
-fact questions, what the checker says of the corpus, and ten stories.
+Prints Markdown: distinct stories, types and tokens, skeletons in use, n-gram entropies, the 5-gram's answers
+to the fact questions, what the checker says of the corpus, and ten stories.
 """
 
 import argparse

@@ -17,7 +17,7 @@ PHRASES = {
         "It was getting dark, and the {trees} looked like {scary}.",
         "The way was {big} and {big}, and the {sky} was gone.",
         "{sound}, {sound}, something moved behind the {trees}.",
-        "The evening was {weather}, and {bugs} hummed in the dark.",
+        "The night was near, and {bugs} hummed in the dark.",
     ),
     "shiver": (
         "{A} could not take one more step.",
@@ -42,7 +42,7 @@ PHRASES = {
         "Something with {number} eyes looked out of the {trees}.",
         "{sound} went something near the {body} of {A!}.",
         "{a} {big} shadow fell over the path, and {A} stood still.",
-        "Something {big} was sitting among the {flowers}.",
+        "Something with {worn} fur was sitting among the {flowers}.",
     ),
     "harmless": (
         "But it was only {C!}, {a} {C.trait} {C.kind}, who was looking for {bugs}.",

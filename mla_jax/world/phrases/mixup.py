@@ -5,7 +5,7 @@ PHRASES = {
         "{B} had {a} {O} too, but it was {Q.color}.",
         "{B} also owned {a} {O}, {a} {Q.color} one.",
         "The {O} of {B!} looked the same, only it was {Q.color}.",
-        "{B} carried {a} {Q.color} one, but apart from that it was like the one of {A.name}.",
+        "{B} had {a} {O} just like the one of {A.name}, but it was {Q.color}.",
     ),
     "put_down": (
         "{A} and {B.name} put their things down {P.in} and played {game}.",
@@ -13,7 +13,7 @@ PHRASES = {
         "{P.in} {A} laid {A.his} {O} beside the one of {B.name}.",
     ),
     "rush": (
-        "Suddenly the {sky} came, and {A} grabbed one and {moved} home.",
+        "Suddenly a {weather} wind came up, and {A} grabbed one and {moved} home.",
         "It got dark, so {A} took one of the two and {moved} away.",
         '"It is late!" {cried} {A!}, and took one without looking.',
         "A voice told them to go, and {A} took one in a hurry.",
@@ -37,7 +37,7 @@ PHRASES = {
     "take_back": (
         "The next morning {A} {moved} all the way to {B.name}.",
         "Early on {day}, {A} carried it to the door of {B.name}.",
-        "{A} {moved} through the {sky} to find {B.name}.",
+        "{A} {moved} through the {weather} morning to find {B.name}.",
     ),
     "other_sad": (
         "{B} had not slept either and held the {O.color} one.",

@@ -34,7 +34,7 @@ PHRASES = {
         "The {O.giver} of {A!} had made it for {A.him} out of [wood|paper|wool|old things].",
         "{A} got it from {A.his} {O.giver} last {season}.",
         "It came from {A.his} {O.giver}, who had found it on {a} {day}.",
-        "{A.his} {O.giver} gave it to {A!} as a birthday gift.",
+        "{A} got it from {A.his} {O.giver} as a birthday gift.",
         "{A} loved it because it came from {A.his} {O.giver}.",
     ),
     "friend": (

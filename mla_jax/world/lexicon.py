@@ -47,8 +47,8 @@ fancy heavy light
 THINGS = _words("""
 kite ball drum boat hat scarf bucket basket whistle trumpet wagon lantern umbrella doll puppet
 balloon flag bell cup bowl spoon blanket pillow ribbon mitten coat cap shoe boot button bead ring
-necklace bracelet crown cape mask book map box bag purse pencil brush feather shell pebble marble
-top yo-yo puzzle robot truck train car plane rocket sled scooter shovel rake net rope ladder candle
+necklace bracelet crown cape mask map purse pencil brush feather shell pebble marble
+yo-yo puzzle robot truck train car plane rocket sled scooter shovel rake net rope ladder candle
 clock mirror comb key flute guitar horn fan jar bottle vase pot pan teapot tray plate jug sponge
 towel apron glove sock slipper belt badge stamp card locket lamp chair stool kettle windmill compass
 telescope crayon stroller hammock banjo violin harp tambourine rattle pinwheel snorkel anchor paddle
@@ -65,7 +65,7 @@ in:garden in:forest in:meadow in:park in:orchard in:barn in:cave in:kitchen in:a
 in:library in:school in:village in:valley in:field in:stable in:shed in:courtyard in:tower in:castle
 in:workshop in:bakery in:playground in:hallway in:greenhouse in:swamp in:vineyard in:cabin in:tent
 in:museum in:shop in:jungle in:desert in:bedroom in:bathroom in:garage in:theater in:chapel
-in:pantry in:nursery at:market at:station at:beach at:harbor at:fair at:farm at:zoo at:mill at:well
+in:pantry in:nursery at:market at:station at:beach at:harbor at:fair at:farm at:zoo at:mill
 at:circus at:lighthouse by:river by:lake by:pond by:brook by:bridge by:gate by:fence by:fountain
 by:waterfall by:fireplace by:shore on:hill on:island on:roof on:porch on:mountain on:balcony on:dock
 on:cliff on:lawn on:stairs under:oak under:willow under:haystack under:bench
@@ -99,7 +99,7 @@ sad upset worried unhappy gloomy miserable lonely heartbroken troubled sorry glu
 ashamed weary
 """)
 SOUNDS = _words("""
-crunch splash rustle squeak thump click creak whoosh plop snap buzz rattle clang tap boom scratch
+crunch splash rustle squeak thump click creak whoosh plop snap buzz clang tap boom scratch
 hiss clatter whir clunk squelch ding gurgle patter
 """)
 SKY = _words("sun moon wind rain breeze mist thunder rainbow starlight dew")
@@ -173,7 +173,7 @@ TASTES = _words("""
 tasty sweet delicious warm juicy crunchy spicy creamy yummy buttery crispy sugary fresh salty
 """)
 TASKS = _words("""
-sweep dust rake scrub polish tidy paint wash mend sort stack
+sweep dust mow scrub polish tidy paint wash mend sort stack
 """)
 WORRIES = _words("""
 trouble lightning darkness homework bedtime winter hunger rain burglars silence
@@ -230,7 +230,7 @@ KINDS = ("girl", "boy", *ANIMALS)
 _ROOMS = _words("""
 kitchen attic cellar library school shed workshop bakery playground hallway greenhouse museum shop
 bedroom bathroom garage theater chapel pantry nursery stable market station fair circus fireplace
-stairs bench porch balcony roof gate fence well
+stairs bench porch balcony roof gate fence
 """)
 HOMES = tuple(noun for noun in PLACE_NOUNS if noun not in _ROOMS)
 NAMES = GIRLS + BOYS + NEUTRAL

@@ -143,7 +143,7 @@ class Reading:
         return name
 
     def _thing(self, words: dict[str, str], is_new: bool, step: Step):
-        if is_new:
+        if is_new and not any(thing.noun == words.get("noun") for thing in self.things):
             thing = KnownThing(**{key: words.get(key, "") for key in ("noun", "color", "look", "giver")})
             step.new_things.append(thing)
             return id(thing)

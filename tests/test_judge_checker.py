@@ -34,6 +34,7 @@ def test_three_classes():
     ("sentence", "kind"),
     [
         ("Then Lily put the green ball next to her bed.", "attribute"),
+        ("Before going to sleep, Lily looked at her ball and saw that it was red and tiny.", "attribute"),
         ("Pip was proud of his red drum.", "attribute"),
         ("Soon Lily was home again in the cave, where everything was cold and quiet.", "place"),
         ("Then Pip put the red ball next to his bed.", "ownership"),

@@ -47,8 +47,8 @@ def test_a_training_story_is_all_copied_and_a_new_one_is_not():
 
 
 def test_spans_do_not_run_from_one_story_into_the_next():
-    index = NoveltyIndex.build(["a b c", "d e f"], 3)
-    assert index.compare("a b c d e f") == {"copied_share": 0.5, "longest_copied_span": 3.0}
+    index = NoveltyIndex.build(["a b c", "b c d"], 3)
+    assert index.compare("a b c d") == {"copied_share": 1.0, "longest_copied_span": 3.0}
 
 
 def test_size_is_twelve_bytes_an_n_gram():

@@ -57,7 +57,7 @@ PHRASES = {
         "Far away, {C} played with {C.his} {O}.",
     ),
     "show_friend": (
-        '"What {a} {Q.look} {Q}!" {said} {B!}.',
+        '"What {a} {Q.look} {Q}!" {cried} {B!}.',
         "{B} asked where the {Q} had come from, and {A.name} told {B.him} about {C.name}.",
         "{B} wanted to hold the {Q} too, and {A.name} let {B.him}.",
         "{A} let {B.name} try the {Q}.",

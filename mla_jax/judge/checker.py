@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import repeat
 from multiprocessing import get_context
 
 from ..world.parse import parse
@@ -90,10 +89,10 @@ def check_many(texts: Iterable[str], processes: int = 1) -> list[Verdict]:
     size = -(-len(texts) // (processes * 4))
     chunks = [texts[start : start + size] for start in range(0, len(texts), size)]
     with get_context("spawn").Pool(processes) as pool:
-        return [verdict for part in pool.starmap(_check_chunk, zip(chunks, repeat(None))) for verdict in part]
+        return [verdict for part in pool.map(_check_chunk, chunks) for verdict in part]
 
 
-def _check_chunk(texts: list[str], _: None) -> list[Verdict]:
+def _check_chunk(texts: list[str]) -> list[Verdict]:
     return [check(text) for text in texts]
 
 

@@ -9,7 +9,7 @@ from .plan import plan_story
 from .render import Renderer
 
 # Raise it whenever any story changes: prepared corpora are cached under it.
-WORLD_VERSION = 5
+WORLD_VERSION = 6
 MIN_WORDS, MAX_WORDS = 120, 250
 
 

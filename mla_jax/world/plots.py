@@ -192,7 +192,7 @@ def baking(world: Setting) -> Plan:
         ("feel_happy", {"A": hero}, 1),
         ("thanks_all", {**guests, **foods}, 0),
         ("eat", guests, 0),
-        ("thanks_all", {**guests, **foods}, 1),
+        ("thanks_all", {**guests, **foods}, 0),
     ]
 
 

@@ -57,6 +57,9 @@ PHRASES = {
         "{B.name} had given the {W.many} and {D.name} the {Y.many}, so {A!} gave both a big piece.",
         'The {O.giver} of {A!} asked, "Who gave you the {X.many}?" and {A} said that it was {C.name}.',
         '"The {Y.many} are from {D.name}," {said} {A!}.',
+        "When it came to the {X.many}, everybody had to thank {C.name}, said {A!}.",
+        "The best of all were the {W.many}, which had come from {B.name}, and {A.name} said so.",
+        "Without the {Y.many} of {D.name}, {A.name} could not have done it.",
     ),
     "eat": (
         "Everybody ate, and it was {tasty} and {tasty}.",

@@ -30,9 +30,7 @@ def test_the_score_falls_with_the_strength(table, name):
 def test_what_is_wrong_is_named(table):
     assert table["word shuffle"][-1]["unparsed"] > 0.5
     assert table["sentence shuffle"][-1]["contradicting_order"] > 1
-    assert (
-        table["name swap"][-1]["contradicting_name"] + table["name swap"][-1]["contradicting_ownership"] > 1
-    )
+    assert table["name swap"][-1]["contradicting_name"] + table["name swap"][-1]["contradicting_ownership"] > 1
     assert table["attribute flip"][-1]["contradicting_attribute"] > 1
     assert table["attribute flip"][-1]["contradicting_place"] > 0.3
     assert table["truncation"][-1]["resolved"] < 0.2

@@ -82,9 +82,7 @@ def test_an_unparsed_introduction_does_not_condemn_the_rest():
     assert broken.share(CONTRADICTING) < 0.2
 
 
-@pytest.mark.parametrize(
-    "text", ["", " ", "...", '"', "\x00\n", "no stop here", "a" * 10_000, "“Öl” 北 " * 50]
-)
+@pytest.mark.parametrize("text", ["", " ", "...", '"', "\x00\n", "no stop here", "a" * 10_000, "“Öl” 北 " * 50])
 def test_any_text_gets_a_verdict(text):
     verdict = check(text)
     assert verdict.score == 0

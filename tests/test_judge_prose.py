@@ -48,9 +48,7 @@ def test_rows_of_world_stories_hold_every_score():
     assert "score" not in score_stories(texts, of_world=False)[0]
 
 
-@pytest.mark.skipif(
-    not TINYSTORIES.exists(), reason=f"{TINYSTORIES.name} of TinyStories is not beside the project"
-)
+@pytest.mark.skipif(not TINYSTORIES.exists(), reason=f"{TINYSTORIES.name} of TinyStories is not beside the project")
 def test_real_stories_look_better_than_spoiled_ones():
     texts = [text.strip() for text in TINYSTORIES.read_text(encoding="utf-8").split("<|endoftext|>")]
     texts = [text for text in texts if text][:200]

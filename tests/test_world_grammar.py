@@ -72,9 +72,7 @@ def test_what_the_grammar_does_not_have_is_not_parsed(text):
 
 
 def test_a_reading_binds_roles():
-    (reading,) = (
-        parse(tokenize("A little later, Lily had a big red ball, while the larks sang.")) or (None,) * 1
-    )
+    (reading,) = parse(tokenize("A little later, Lily had a big red ball, while the larks sang.")) or (None,) * 1
     assert reading is None  # openers of the plot do not fit the opening
     (reading,) = parse(tokenize("Of course, Lily had a big red ball."))
     assert reading.skeleton.event == "has"

@@ -38,9 +38,7 @@ def test_scoring_tells_a_perfect_model_from_a_blind_one(questions):
     assert all(row["accuracy"] == 1 and row["probability"] == 1 for row in perfect)
     blind = score(questions, lambda probes: ([-1.0] * len(p.candidates) for p in probes))
     assert all(row["accuracy"] == 0 and math.isclose(row["share"], row["chance"]) for row in blind)
-    assert sum(row["n"] for row in perfect if row["kind"] == "all" and row["distance"] != ">=50") == len(
-        questions
-    )
+    assert sum(row["n"] for row in perfect if row["kind"] == "all" and row["distance"] != ">=50") == len(questions)
 
 
 def test_scoring_refuses_a_wrong_number_of_candidates(questions):
@@ -55,8 +53,6 @@ def test_cut_context_keeps_the_last_words(questions):
 
 def test_a_five_gram_only_guesses_at_a_distance(questions):
     model = NGram(5).fit(row["text"] for row in stories(1500, 5))
-    (row,) = [
-        row for row in score(questions, model.answer) if row["kind"] == "all" and row["distance"] == ">=50"
-    ]
+    (row,) = [row for row in score(questions, model.answer) if row["kind"] == "all" and row["distance"] == ">=50"]
     assert row["n"] > 300
     assert row["accuracy"] < row["chance"] + 0.08

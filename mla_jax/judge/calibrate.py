@@ -14,10 +14,7 @@ from .corruptions import CORRUPTIONS, STRENGTHS
 def calibrate(texts: list[str], seed: int = 0) -> dict[str, list[dict[str, float]]]:
     """corruption -> the mean metrics of the spoiled texts at strength 0 and each of `STRENGTHS`, in order."""
     return {
-        name: [
-            summarize(check_many(corrupt(text, strength, dice) for text in texts))
-            for strength in (0.0, *STRENGTHS)
-        ]
+        name: [summarize(check_many(corrupt(text, strength, dice) for text in texts)) for strength in (0.0, *STRENGTHS)]
         for name, corrupt in CORRUPTIONS.items()
         for dice in [Dice(seed)]
     }
@@ -48,9 +45,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", default="", help="write the figure here")
     arguments = parser.parse_args()
-    table = calibrate(
-        [row["text"] for row in stories(arguments.stories, arguments.seed, "valid")], arguments.seed
-    )
+    table = calibrate([row["text"] for row in stories(arguments.stories, arguments.seed, "valid")], arguments.seed)
     print("| corruption | " + " | ".join(f"{strength:.2f}" for strength in (0.0, *STRENGTHS)) + " |")
     print("|---" * (len(STRENGTHS) + 2) + "|")
     for name, rows in table.items():

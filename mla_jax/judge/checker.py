@@ -34,9 +34,7 @@ class Verdict:
 
     def share(self, kind: str) -> float:
         """Share of the sentences of class `kind`; 0 for an empty story."""
-        return (
-            sum(name == kind for name, _ in self.sentences) / len(self.sentences) if self.sentences else 0.0
-        )
+        return sum(name == kind for name, _ in self.sentences) / len(self.sentences) if self.sentences else 0.0
 
     @property
     def score(self) -> float:

@@ -50,9 +50,7 @@ def name_swap(text: str, strength: float, dice: Dice) -> str:
     cast = sorted({_bare(words[index]) for index in places})
     for place in _some(len(places), strength, dice):
         index = places[place]
-        others = [
-            name for name in (cast if dice.chance(50) else lexicon.NAMES) if name != _bare(words[index])
-        ]
+        others = [name for name in (cast if dice.chance(50) else lexicon.NAMES) if name != _bare(words[index])]
         if others:
             words[index] = words[index].replace(_bare(words[index]), dice.pick(others))
     return " ".join(words)

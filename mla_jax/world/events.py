@@ -206,10 +206,6 @@ def _event(line: str) -> Event:
     return Event(kind, stage, tuple(roles.split()), parsed, stated)
 
 
-EVENTS: dict[str, Event] = {
-    event.kind: event for event in (_event(line) for line in _TABLE.strip().splitlines())
-}
+EVENTS: dict[str, Event] = {event.kind: event for event in (_event(line) for line in _TABLE.strip().splitlines())}
 # Goals that some event can open; a story is resolved when every goal that it opened was closed.
-GOALS = tuple(
-    sorted({rule.relation for event in EVENTS.values() for rule in event.rules if rule.verb == "open"})
-)
+GOALS = tuple(sorted({rule.relation for event in EVENTS.values() for rule in event.rules if rule.verb == "open"}))

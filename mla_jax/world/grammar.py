@@ -120,7 +120,4 @@ def skeletons() -> dict[str, tuple[Skeleton, ...]]:
     """Every skeleton of the world by event kind, in a fixed order."""
     from .phrases import PHRASES
 
-    return {
-        event: tuple(compile_skeleton(event, source) for source in sources)
-        for event, sources in PHRASES.items()
-    }
+    return {event: tuple(compile_skeleton(event, source) for source in sources) for event, sources in PHRASES.items()}

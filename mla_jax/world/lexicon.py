@@ -152,9 +152,7 @@ pirates mermaids castles rainbows unicorns giants fairies dragons wizards comets
 oceans volcanoes princesses dinosaurs trains parades snowflakes mountains jungles stars spaceships
 islands whales trophies fireworks lighthouses submarines knights
 """)
-MEALS = _words(
-    "soup porridge stew bread cheese rice honey pasta custard toast jam butter milk cocoa tea juice"
-)
+MEALS = _words("soup porridge stew bread cheese rice honey pasta custard toast jam butter milk cocoa tea juice")
 DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 SEASONS = _words("spring summer autumn winter")
 BODY = _words("nose cheek chin ear hand elbow knee tummy forehead shoulder")

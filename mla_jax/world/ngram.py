@@ -85,9 +85,7 @@ class NGram:
         for probe in questions:
             # The last 200 characters hold more than the four words that count.
             short = probe.prefix[-200:]
-            context = (
-                ([_START] * self.order + self._ids(short))[-(self.order - 1) :] if self.order > 1 else []
-            )
+            context = ([_START] * self.order + self._ids(short))[-(self.order - 1) :] if self.order > 1 else []
             head = 0
             for word in context:
                 head = (head << _BITS) | word

@@ -74,9 +74,7 @@ def _walk(node: _Node, raw, low, at: int, bound: tuple, found: list[Parse], stag
             if not part.role:
                 _walk(child, raw, low, end, bound, found, stages)
                 continue
-            attribute = (
-                "subject" if part.type == SUBJECT else "noun" if part.type == THERE else part.attribute
-            )
+            attribute = "subject" if part.type == SUBJECT else "noun" if part.type == THERE else part.attribute
             _walk(child, raw, low, end, (*bound, (part.role, attribute, word)), found, stages)
     if token == "," and node.closing and _is_closer(low[at:-1]) and low[-1] == ".":
         for skeleton in node.closing:
@@ -91,9 +89,7 @@ def _match(part: Part, raw, low, at: int) -> list[tuple[str, int]]:
         return [("", at + 1)] if low[at] in _free_words(part.text) else []
     if kind == CHOICE:
         return [
-            ("", at + len(option))
-            for option in _choice_tokens(part.options)
-            if low[at : at + len(option)] == option
+            ("", at + len(option)) for option in _choice_tokens(part.options) if low[at : at + len(option)] == option
         ]
     if kind == ARTICLE:
         fits = at + 1 < len(low) and low[at] in ("a", "an") and lexicon.article(low[at + 1]) == low[at]

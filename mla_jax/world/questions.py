@@ -95,9 +95,7 @@ def score(questions: Sequence[Probe], logprob_fn: LogProbFn) -> list[dict]:
     for (kind, bucket), values in sorted(table.items(), key=lambda item: (order[item[0][0]], item[0][1])):
         means = [sum(column) / len(values) for column in zip(*values, strict=True)]
         names = ("accuracy", "probability", "share", "chance")
-        rows.append(
-            {"kind": kind, "distance": bucket, "n": len(values), **dict(zip(names, means, strict=True))}
-        )
+        rows.append({"kind": kind, "distance": bucket, "n": len(values), **dict(zip(names, means, strict=True))})
     return rows
 
 

@@ -116,9 +116,7 @@ def _number(value: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stories", type=int, default=10_000, help="stories counted")
-    parser.add_argument(
-        "--train", type=int, default=10_000, help="stories that the n-gram models are fitted on"
-    )
+    parser.add_argument("--train", type=int, default=10_000, help="stories that the n-gram models are fitted on")
     parser.add_argument("--held_out", type=int, default=1_000, help="held-out stories measured")
     parser.add_argument("--seed", type=int, default=0)
     for line in markdown(parser.parse_args()):

@@ -32,6 +32,4 @@ _MODULES = (
     ending,
 )
 
-PHRASES: dict[str, tuple[str, ...]] = {
-    kind: sources for module in _MODULES for kind, sources in module.PHRASES.items()
-}
+PHRASES: dict[str, tuple[str, ...]] = {kind: sources for module in _MODULES for kind, sources in module.PHRASES.items()}

@@ -33,6 +33,16 @@ def test_distance_counts_words_since_the_last_cue(questions):
             assert probe.answer.strip() not in others or probe.distance < 50
 
 
+def test_an_article_never_gives_the_answer_away():
+    behind_an = 0
+    for probe in probes(stories(600, 5)):
+        if probe.prefix.endswith((" a", " an")):
+            behind_an += 1
+            vowels = {candidate.strip()[0] in "aeiou" for candidate in probe.candidates}
+            assert len(vowels) == 1, probe
+    assert behind_an > 50
+
+
 def test_scoring_tells_a_perfect_model_from_a_blind_one(questions):
     perfect = score(questions, lambda probes: ([0.0] + [-20.0] * (len(p.candidates) - 1) for p in probes))
     assert all(row["accuracy"] == 1 and row["probability"] == 1 for row in perfect)

@@ -136,6 +136,9 @@ def _probe(row: dict, kind: str, fact: dict, before: list[int], span: list[int])
         return None  # the name alone tells the gender
     answer = text[start:end]
     others = _distractors(kind, answer, story["entities"])
+    if told.endswith((" a ", " an ")):
+        # "an" must not tell the one color that begins with a vowel.
+        others = tuple(word for word in others if lexicon.article(word) == lexicon.article(answer))
     if not others:
         return None
     space = " " if text[start - 1] == " " else ""

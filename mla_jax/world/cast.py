@@ -1,29 +1,29 @@
 """Choosing who and what a story is about, and which combinations belong to which split."""
 
 from . import lexicon
-from .dice import Dice, mix_text
-from .state import Character, Place, Thing
+from .dice import Dice
+from .state import Character, Food, Place, Thing
 
-# Combinations are dealt to the splits by fingerprint: 9 of 11 parts are for training.
+# Combinations are dealt to the splits like cards: of 11 in a row, one is for valid, one for test.
 _PARTS = 11
-_PART_OF_SPLIT = {"valid": 0, "test": 1}
 SPLITS = ("train", "valid", "test")
 
 
 def _table(firsts: tuple[str, ...], seconds: tuple[str, ...]) -> dict[str, dict[str, tuple[str, ...]]]:
-    """split -> first word -> the second words it may be combined with."""
+    """split -> first word -> the second words it may be combined with (11 or more: no split gets none)."""
     table: dict[str, dict[str, tuple[str, ...]]] = {split: {} for split in SPLITS}
-    for first in firsts:
-        parts = {second: mix_text(f"{first} {second}") % _PARTS for second in seconds}
+    for row, first in enumerate(firsts):
+        dealt: dict[str, list[str]] = {split: [] for split in SPLITS}
+        for column, second in enumerate(seconds):
+            part = (row * 7 + column) % _PARTS
+            dealt["valid" if part == 0 else "test" if part == 1 else "train"].append(second)
         for split in SPLITS:
-            wanted = _PART_OF_SPLIT.get(split)
-            allowed = [s for s, p in parts.items() if (p == wanted if wanted is not None else p > 1)]
-            table[split][first] = tuple(allowed) or seconds[:1]
+            table[split][first] = tuple(dealt[split])
     return table
 
 
 _COLORS_OF_THING = _table(lexicon.THINGS, lexicon.COLORS)
-_PLACES_OF_NAME = _table(lexicon.NAMES, lexicon.PLACE_NOUNS)
+_HOMES_OF_NAME = _table(lexicon.NAMES, lexicon.HOMES)
 
 
 class Cast:
@@ -56,9 +56,9 @@ class Cast:
         trait = self._fresh(lexicon.TRAITS)
         return self._add(Character(f"c{self._count(Character)}", name, pronoun, kind, trait))
 
-    def thing(self, main: bool = False) -> Thing:
+    def thing(self, main: bool = False, noun: str = "") -> Thing:
         """A thing; the main one has a colour that its split alone combines with its noun."""
-        noun = self._fresh(lexicon.THINGS)
+        noun = noun or self._fresh(lexicon.THINGS)
         split = self.split if main else "train"
         options = _COLORS_OF_THING[split][noun]
         color = self._fresh(options)
@@ -68,8 +68,11 @@ class Cast:
 
     def place(self, of: Character | None = None) -> Place:
         """A place; with `of`, one that this split alone combines with the character's name."""
-        noun = self._fresh(_PLACES_OF_NAME[self.split][of.name] if of else lexicon.PLACE_NOUNS)
+        noun = self._fresh(_HOMES_OF_NAME[self.split][of.name] if of else lexicon.PLACE_NOUNS)
         return self._add(Place(f"p{self._count(Place)}", noun, lexicon.PLACE_PREPOSITION[noun]))
+
+    def food(self) -> Food:
+        return self._add(Food(f"f{self._count(Food)}", self._fresh(lexicon.FOODS)))
 
     def _count(self, kind: type) -> int:
         return sum(isinstance(entity, kind) for entity in self.entities)

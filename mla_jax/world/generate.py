@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from ..errors import UserError
 from .cast import SPLITS, Cast
 from .dice import Dice, mix64, mix_text
-from .plots import PLOTS
+from .plan import plan_story
 from .render import Renderer
 
 # Raise it whenever any story changes: prepared corpora are cached under it.
-WORLD_VERSION = 1
+WORLD_VERSION = 6
+MIN_WORDS, MAX_WORDS = 120, 250
 
 
 def stories(count: int, seed: int, split: str = "train", start: int = 0) -> Iterator[dict]:
@@ -30,16 +31,22 @@ def stories(count: int, seed: int, split: str = "train", start: int = 0) -> Iter
 
 
 def _story(base: int, split: str, seed: int, index: int) -> dict:
-    dice = Dice(mix64(base ^ mix64(index)))
-    cast = Cast(dice, split)
-    plot = dice.pick(_PLOT_NAMES)
-    renderer = Renderer(dice)
-    plan = PLOTS[plot](cast, dice)
-    for kind, roles in plan:
-        renderer.event(kind, roles)
+    key = mix64(base ^ mix64(index))
+    while True:
+        dice = Dice(key)
+        cast = Cast(dice, split)
+        renderer = Renderer(dice)
+        plot, plan = plan_story(cast, dice)
+        for kind, roles in plan:
+            renderer.event(kind, roles)
+        text = renderer.text()
+        # The few stories that come out too short or too long are drawn anew.
+        if MIN_WORDS <= text.count(" ") + 1 <= MAX_WORDS:
+            break
+        key = mix64(key)
     return {
         "id": f"world-{split}-{seed}-{index}",
-        "text": renderer.text(),
+        "text": text,
         "facts": {
             "plot": plot,
             "entities": {entity.id: entity.describe() for entity in cast.entities},
@@ -54,6 +61,3 @@ def _story(base: int, split: str, seed: int, index: int) -> dict:
         },
         "source": "world",
     }
-
-
-_PLOT_NAMES = tuple(PLOTS)

@@ -2,7 +2,19 @@
 
 from . import events, lexicon
 from .dice import Dice
-from .grammar import ARTICLE, CHOICE, FREE, LITERAL, SUBJECT, THERE, Skeleton, skeletons
+from .grammar import (
+    ARTICLE,
+    CHOICE,
+    FREE,
+    LITERAL,
+    SUBJECT,
+    THERE,
+    Part,
+    Skeleton,
+    closers,
+    openers,
+    skeletons,
+)
 
 
 class Renderer:
@@ -26,11 +38,22 @@ class Renderer:
             self._append(" ")
             start += 1
         first = len(self.pieces)
-        self._fill(skeleton, roles)
+        if skeleton.opens and self.sentences and self.dice.chance(16):
+            self._append(self.dice.pick(openers(events.EVENTS[kind].stage)))
+        self._fill(skeleton.event, skeleton.parts, roles)
+        if skeleton.closes and self.dice.chance(7):
+            self._close(skeleton, roles)
         self._capitalise(first)
         self.sentences.append((kind, start))
         if skeleton.subject:
             self.subject = roles[skeleton.subject]
+
+    def _close(self, skeleton: Skeleton, roles: dict) -> None:
+        """Put a closing clause between the sentence and its full stop."""
+        self.pieces[-1] = self.pieces[-1][:-1]
+        self.length -= 1
+        self._fill(skeleton.event, self.dice.pick(closers()), roles)
+        self._append(".")
 
     def text(self) -> str:
         return "".join(self.pieces)
@@ -50,10 +73,10 @@ class Renderer:
         self.pieces.append(piece)
         self.length += len(piece)
 
-    def _fill(self, skeleton: Skeleton, roles: dict) -> None:
+    def _fill(self, event: str, parts: tuple[Part, ...], roles: dict) -> None:
         pick = self.dice.pick
         article_at = -1
-        for part in skeleton.parts:
+        for part in parts:
             kind = part.type
             if kind == LITERAL:
                 piece = part.text
@@ -66,16 +89,16 @@ class Renderer:
             elif kind == THERE:
                 place = roles[part.role]
                 self._append(f"{place.preposition} the ")
-                self._note(skeleton.event, part.role, "noun", place.noun, roles)
+                self._note(event, part.role, "noun", place.noun, roles)
                 piece = place.noun
             elif kind == SUBJECT:
-                piece = self._subject(skeleton.event, part.role, roles)
+                piece = self._subject(event, part.role, roles)
             else:
                 piece = roles[part.role].value(part.attribute)
                 if article_at >= 0:
                     self._settle_article(article_at, piece)
                     article_at = -1
-                self._note(skeleton.event, part.role, part.attribute, piece, roles)
+                self._note(event, part.role, part.attribute, piece, roles)
             if article_at >= 0 and piece.strip():
                 self._settle_article(article_at, piece.lstrip())
                 article_at = -1
@@ -105,7 +128,7 @@ class Renderer:
             if attribute in ("he", "him", "his", "himself"):
                 key = (entity.id, "pronoun", entity.pronoun)
             self.facts.setdefault(key, []).append(span)
-        elif attribute in ("name", "noun"):
+        elif attribute in ("name", "noun", "many"):
             for relation, holder, filler in events.EVENTS[event].stated:
                 if filler == role:
                     self.facts.setdefault((roles[holder].id, relation, shown), []).append(span)

@@ -70,6 +70,18 @@ class Place:
         return {"type": "place", "noun": self.noun, "preposition": self.preposition}
 
 
+@dataclass(slots=True)
+class Food:
+    """Something to eat. `many` is its plural."""
+
+    id: str
+    noun: str
+
+    def value(self, attribute: str) -> str:
+        return lexicon.plural(self.noun) if attribute == "many" else self.noun
+
+    def describe(self) -> dict:
+        return {"type": "food", "noun": self.noun}
+
+
 _FORMS = ("he", "him", "his", "himself")
-# The attribute that a bare slot `{X}` shows.
-DEFAULT_ATTRIBUTE = {Character: "name", Thing: "noun", Place: "noun"}

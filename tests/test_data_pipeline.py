@@ -1,4 +1,4 @@
-"""mla_jax.data.pipeline: every window once an epoch in an order of its own, every eval target once, labels shifted."""
+"""mla_jax.data.pipeline: each window once an epoch, each eval target once, labels shifted, order by seed."""
 
 import json
 import random

@@ -118,17 +118,14 @@ class Tokenizer:
 
     def encode_batch(self, texts: list[str], threads: int = 0) -> list[list[int]]:
         """As `encode`, for many texts on several threads (0 = the CPUs of this process, at most 16)."""
-        marked = [index for index, text in enumerate(texts) if _SPACE_MARK in text]
-        plain = list(texts)
-        for index in marked:
-            plain[index] = ""
         try:
-            ids = self._processor.encode(plain, num_threads=threads or _cpus())
-            for index in marked:
-                ids[index] = self._encode_marked(texts[index])
+            ids = self._processor.encode(list(texts), num_threads=threads or _cpus())
         except (TypeError, RuntimeError):
             _refuse_surrogates(texts)
             raise
+        for index, text in enumerate(texts):
+            if _SPACE_MARK in text:
+                ids[index] = self._encode_marked(text)
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:

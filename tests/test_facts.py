@@ -1,0 +1,52 @@
+"""mla_jax.facts: candidate log-probabilities are those of the plain forward pass; files carry no facts."""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mla_jax import config as config_lib
+from mla_jax import facts
+from mla_jax.config_files import load_config
+from mla_jax.data.tokenizer import Tokenizer, train_tokenizer
+from mla_jax.errors import UserError
+from mla_jax.model.backend import REFERENCE
+from mla_jax.model.transformer import Transformer
+from mla_jax.world import questions, stories
+
+
+@pytest.fixture(scope="module")
+def run():
+    tokenizer = Tokenizer(train_tokenizer((row["text"] for row in stories(100, 0)), 512))
+    config = load_config("smoke", **{"model.max_len": 160, "model.position": "learned", "model.attention": "mha"})
+    size = tokenizer.vocab_size
+    config = config_lib.replace(config, **{"model.vocab_size": size, "tokenizer.vocab_size": size})
+    model = Transformer(config.model, REFERENCE)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+    params = jax.tree.map(lambda a: a + 0.05 * jax.random.normal(jax.random.key(1), a.shape), params)
+    folder = types.SimpleNamespace(path="runs/x", name="x")
+    return types.SimpleNamespace(config=config, tokenizer=tokenizer, model=model, params=params, folder=folder)
+
+
+def test_logprobs_are_those_of_the_whole_text(run):
+    probes = list(questions.probes(stories(3, 0, "valid")))[:6]
+    found = list(facts.logprob_fn(run)(probes))
+    for probe, logprobs in zip(probes, found, strict=True):
+        assert len(logprobs) == len(probe.candidates)
+        for candidate, logprob in zip(probe.candidates, logprobs, strict=True):
+            # The whole text encoded at once, cut to the model's length as the docstring says.
+            tail = len(run.tokenizer.encode(candidate))
+            whole = [run.tokenizer.separator_id, *run.tokenizer.encode(probe.prefix + candidate)][-161:]
+            logits, _ = run.model.apply({"params": run.params}, jnp.asarray([whole[:-1]]))
+            log_p = np.asarray(jax.nn.log_softmax(logits[0]))
+            plain = sum(log_p[t - 1, whole[t]] for t in range(len(whole) - tail, len(whole)))
+            np.testing.assert_allclose(logprob, plain, atol=1e-4)
+
+
+def test_a_run_on_a_file_has_no_facts(run):
+    on_file = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, path="x.txt"))
+    with pytest.raises(UserError, match="carry no facts"):
+        facts.check_embedded(types.SimpleNamespace(config=on_file, folder=run.folder))

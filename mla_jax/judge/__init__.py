@@ -1,0 +1,1 @@
+"""Scores for generated stories: an LLM judge with controls and error bars, and checkers that need no LLM."""

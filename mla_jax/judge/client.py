@@ -88,16 +88,23 @@ def resolve_key(settings: JudgeSettings, environment: dict[str, str]) -> str:
 
 
 class JudgeClient:
-    """One connection to the judge. Bound to the event loop it is first used in; close with `aclose`."""
+    """One connection to the judge. Bound to the event loop it is first used in; close with `aclose`.
 
-    def __init__(self, settings: JudgeSettings, key: str):
+    `like`: an earlier client, whose findings about what the server does not take are kept.
+    """
+
+    def __init__(self, settings: JudgeSettings, key: str, like: "JudgeClient | None" = None):
         self._s = settings
         self._key = key
         self._client = openai.AsyncOpenAI(api_key=key, base_url=settings.url(), max_retries=0)
         self._gate = Gate()
-        self._form = 0  # index into _SCHEMA_FORMS
-        self._dropped: set[str] = set()  # optional parameters this server does not take
-        self.notes: list[str] = []  # what was given up for this server, in words
+        self._form = like._form if like else 0  # index into _SCHEMA_FORMS
+        self._dropped: set[str] = (
+            set(like._dropped) if like else set()
+        )  # optional parameters this server does not take
+        self.notes: list[str] = (
+            list(like.notes) if like else []
+        )  # what was given up for this server, in words
 
     async def aclose(self) -> None:
         await self._client.close()

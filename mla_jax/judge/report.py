@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import mla_jax
 from mla_jax.judge import controls, markdown
 from mla_jax.judge.findings import Findings, find
 from mla_jax.judge.statistics import Interval
@@ -84,8 +85,8 @@ def _number(value: float) -> float | None:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in ("mla_jax", "jax", "numpy", "openai"):
+    versions = {"python": platform.python_version(), "mla_jax": mla_jax.__version__}
+    for name in ("jax", "numpy", "openai"):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

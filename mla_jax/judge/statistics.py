@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 _CELLS = 2_000_000  # resampling weights held at a time: 16 MB
+MIN_USABLE = 0.995  # share of resamples with any spread, below which bootstrap-t is not to be trusted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +35,17 @@ def bootstrap_intervals(values: np.ndarray, resamples: int, seed: int = 0) -> li
         return [Interval(float(m), float("nan"), float("nan"), 1) for m in mean]
     centred = values - mean
     error = centred.std(0, ddof=1) / np.sqrt(n)
-    t = np.concatenate([_t_values(w, centred) for w in _weights(n, resamples, seed)])
+    drawn = np.concatenate([_resample(w, centred) for w in _weights(n, resamples, seed)])
     result = []
     for column in range(k):
-        usable = t[np.isfinite(t[:, column]), column]
-        if error[column] < 1e-12 or not len(usable):
+        means, errors = drawn[:, column], drawn[:, k + column]
+        usable = errors > 1e-10
+        if error[column] < 1e-10:
             low = high = mean[column]
+        elif usable.mean() < MIN_USABLE:
+            low, high = mean[column] + np.quantile(means, [0.025, 0.975])
         else:
-            below, above = np.quantile(usable, [0.025, 0.975])
+            below, above = np.quantile(means[usable] / errors[usable], [0.025, 0.975])
             low, high = mean[column] - above * error[column], mean[column] - below * error[column]
         result.append(Interval(float(mean[column]), float(low), float(high), n))
     return result
@@ -57,12 +61,12 @@ def _weights(n: int, resamples: int, seed: int):
         yield np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
 
 
-def _t_values(weights: np.ndarray, centred: np.ndarray) -> np.ndarray:
+def _resample(weights: np.ndarray, centred: np.ndarray) -> np.ndarray:
+    """[b, 2k]: means and their standard errors in resamples given by weights [b, n]."""
     n = centred.shape[0]
     mean = weights @ centred / n
     variance = np.maximum(weights @ centred**2 / n - mean**2, 0) * n / (n - 1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(variance > 1e-20, mean / np.sqrt(variance / n), np.nan)
+    return np.concatenate([mean, np.sqrt(variance / n)], axis=1)
 
 
 def sign_flip_p(differences: np.ndarray, resamples: int = 20_000, seed: int = 0) -> float:

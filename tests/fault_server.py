@@ -66,6 +66,7 @@ class FaultServer:
         self.key, self.models, self.rejects, self.usage = key, models, tuple(rejects), usage
         self.keep, self.delay_s, self.slow_s, self.retry_after = keep, delay_s, slow_s, retry_after
         self.always = always
+        self.echo = ""  # put into reasons, prose and error messages, as a careless server does with a key
         self.requests: Counter[str] = Counter()
         self.bodies: list[dict] = []
         self.headers: list[dict[str, str]] = []
@@ -167,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
                 429, "Rate limit reached", "rate_limit", {"Retry-After": self.owner.retry_after}
             )
         if kind == "500":
-            return self._error(500, "The server had an error")
+            return self._error(500, f"The server had an error {self.owner.echo}")
         if kind == "reject":
             return self._error(400, "This text violates the content policy", "content_policy_violation")
         if kind == "quota":
@@ -182,7 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "wrong_schema":
             return self._complete('{"reason": "fine", "score": "eleven"}', body)
         if kind == "prose":
-            return self._complete("What a lovely story! I would give it full marks.", body)
+            return self._complete(f"What a lovely story! I would give it full marks. {self.owner.echo}", body)
         if kind == "refusal":
             return self._complete(None, body, refusal="I cannot help with that.")
         if kind == "content_filter":
@@ -197,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
         system = body["messages"][0]["content"]
         names = re.findall(r"^- (\w+):", system, re.M)
         grade = int(round(max(1, min(10, self.owner.quality(texts[1], user)))))
-        reply: dict = {"reason": "graded"} | dict.fromkeys(names, grade)
+        reply: dict = {"reason": f"graded {self.owner.echo}".strip()} | dict.fromkeys(names, grade)
         if "age_group" in system:
             reply["age_group"] = "6-7"
         return json.dumps(reply)

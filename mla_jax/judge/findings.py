@@ -100,7 +100,7 @@ def find(study: Study, resamples: int) -> Findings:
         separations=separations,
         differences=differences,
         agreement=_self_agreement(study),
-        ratings=pairwise.bradley_terry(study.comparisons, len(study.runs), max(200, resamples // 5))
+        ratings=pairwise.bradley_terry(study.comparisons, len(study.runs), resamples)
         if study.comparisons
         else None,
         win_rates=[

@@ -58,11 +58,12 @@ def win_rate(comparisons: Sequence[Comparison], a: int, b: int, resamples: int, 
     return dataclasses.replace(interval, low=max(interval.low, 0.0), high=min(interval.high, 1.0))
 
 
-def bradley_terry(
-    comparisons: Sequence[Comparison], n_runs: int, resamples: int = 400, seed: int = 0
-) -> Ratings:
-    """Ratings of `n_runs` runs with 95 % percentile intervals, prompts resampled. n = number of
-    comparisons.
+def bradley_terry(comparisons: Sequence[Comparison], n_runs: int, resamples: int, seed: int = 0) -> Ratings:
+    """Ratings of `n_runs` runs with 95 % intervals; n = number of comparisons.
+
+    The intervals resample prompts, not comparisons (those on one prompt are not independent): each prompt's
+    influence on the fit is its share of the score function through the inverse Hessian (one Newton step),
+    and the studentised bootstrap runs over these.
     """
     nan = Interval(float("nan"), float("nan"), float("nan"), 0)
     if not comparisons:
@@ -72,17 +73,9 @@ def bradley_terry(
     for c in comparisons:
         counts[index[c.prompt], c.first, c.second, OUTCOMES[c.winner]] += 1
     total = counts.sum(0)
-    best = _fit(total)
-    flat = counts.reshape(len(index), -1)
-    rng = np.random.default_rng(seed)
-    draws = np.empty((resamples, n_runs + 1))
-    for i in range(resamples):
-        weights = np.bincount(rng.integers(0, len(index), len(index)), minlength=len(index))
-        draws[i] = _fit((weights @ flat).reshape(total.shape), start=best)[: n_runs + 1]
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-    intervals = [
-        Interval(float(best[i]), float(low[i]), float(high[i]), len(index)) for i in range(n_runs + 1)
-    ]
+    best, influence = _fit(total, counts)
+    intervals = bootstrap_intervals(best + len(index) * influence, resamples, seed)
+    intervals = [dataclasses.replace(i, mean=float(m)) for i, m in zip(intervals, best, strict=True)]
     firsts, seconds, ties = (float(total[..., k].sum()) for k in range(3))
     return Ratings(
         rating=intervals[:n_runs],
@@ -93,8 +86,13 @@ def bradley_terry(
     )
 
 
-def _fit(total: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
-    """Newton's method on the log-likelihood of counts [n, n, 3]; returns [ratings (mean 0), g, t]."""
+def _fit(total: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Newton's method on the log-likelihood of `total` [n, n, 3], the sum of `counts` [prompts, n, n, 3].
+
+    Returns:
+      parameters [n + 2] (ratings of mean 0, then g, then t) and each prompt's influence on them [prompts,
+      n + 2].
+    """
     n = total.shape[0]
     i, j = np.nonzero(total.sum(-1))
     seen = total[i, j]
@@ -106,20 +104,23 @@ def _fit(total: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
         design[rows, outcome, j] = -sign
         design[:, outcome, n] = sign
     design[:, 2, n + 1] = 1.0
-    x = np.zeros(n + 2) if start is None else start.copy()
-    ridge = np.full(n + 2, _PRIOR)
-    for _ in range(50):
+    x = np.zeros(n + 2)
+    played = seen.sum(1)
+    for _ in range(100):
         logits = design @ x
         p = np.exp(logits - logits.max(1, keepdims=True))
         p /= p.sum(1, keepdims=True)
-        played = seen.sum(1)
-        gradient = np.einsum("mo,mop->p", seen - played[:, None] * p, design) - ridge * x
+        gradient = np.einsum("mo,mop->p", seen - played[:, None] * p, design) - _PRIOR * x
         mean = np.einsum("mo,mop->mp", p, design)
         second = np.einsum("m,mo,mop,moq->pq", played, p, design, design)
-        hessian = second - np.einsum("m,mp,mq->pq", played, mean, mean) + np.diag(ridge)
+        hessian = second - np.einsum("m,mp,mq->pq", played, mean, mean) + _PRIOR * np.eye(n + 2)
         step = np.linalg.solve(hessian, gradient)
         x += step * min(1.0, 2.0 / max(np.abs(step).max(), 1e-12))
-        if np.abs(step).max() < 1e-8:
+        if np.abs(step).max() < 1e-9:
             break
-    x[:n] -= x[:n].mean()
-    return x
+    own = counts[:, i, j]
+    score = np.einsum("cmo,mop->cp", own - own.sum(-1, keepdims=True) * p, design)
+    influence = np.linalg.solve(hessian, score.T).T
+    for values in (x, influence):
+        values[..., :n] -= values[..., :n].mean(-1, keepdims=True)
+    return x, influence

@@ -18,7 +18,7 @@ if __name__ == "__main__":
         builtin_prompts=40,
         num_controls=20,
         cache_dir=cache,
-        timeout_s=0.5,
+        timeout_s=1.0,
         pairwise=True,
     )
     run(chosen, [make_run("a", stories), make_run("b", stories)], Path(out))

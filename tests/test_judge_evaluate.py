@@ -13,7 +13,7 @@ from fault_server import PASSING, PERMANENT, FaultServer, hidden_quality, parts_
 from judge_helpers import ENVIRONMENT, KEY, make_run, make_stories, rows, settings
 
 from mla_jax.errors import UserError
-from mla_jax.judge import controls
+from mla_jax.judge import controls, judging, tasks
 from mla_jax.judge.evaluate import RunToJudge, default_out, judge_run_folders, run, shared_held_out
 
 STORIES = make_stories(200)
@@ -59,19 +59,8 @@ def test_a_study_from_end_to_end(tmp_path):
     assert "* **a**: " in text and "n = 10 prompts" in text
     results = rows(tmp_path / "rows.jsonl")
     assert [r["name"] for r in results] == ["a", "b", controls.REAL, *controls.DAMAGED, "a - b"]
-    assert set(results[0]) == set(
-        [
-            "name",
-            "config_hash",
-            "metrics",
-            "device",
-            "versions",
-            "data_fingerprint",
-            "tokenizer_sha256",
-            "command",
-            "time",
-        ]
-    )
+    contract = {"name", "config_hash", "metrics", "device", "versions"}
+    assert set(results[0]) == contract | {"data_fingerprint", "tokenizer_sha256", "command", "time"}
     assert (
         results[0]["config_hash"] == "ca"
         and results[0]["metrics"]["overall"] > results[1]["metrics"]["overall"]
@@ -98,7 +87,7 @@ def test_a_thousand_judgements_with_every_fault_are_all_accounted_for(tmp_path):
     """1,000 judgements, 20 % faults of 12 kinds: a row each, no duplicates, and the server's own count
     agrees.
     """
-    with FaultServer(fault_rate=0.2, slow_s=0.6, key=KEY, retry_after="0.02") as server:
+    with FaultServer(fault_rate=0.2, slow_s=2.0, key=KEY, retry_after="0.02") as server:
         report = study(
             server,
             tmp_path,
@@ -106,7 +95,7 @@ def test_a_thousand_judgements_with_every_fault_are_all_accounted_for(tmp_path):
             num_controls=160,
             repeats=1,
             concurrency=32,
-            timeout_s=0.3,
+            timeout_s=1.0,
             max_retries=5,
         )
     found = judged(tmp_path)
@@ -119,20 +108,28 @@ def test_a_thousand_judgements_with_every_fault_are_all_accounted_for(tmp_path):
     assert status["refused"] == done["refusal"] + done["content_filter"]
     assert status["error"] == 0 and status["ok"] + sum(done[k] for k in PERMANENT) == 1000
     assert all(r["reply"] for r in found if r["status"] in ("unparsable", "truncated"))
-    assert 32 >= server.most_at_once > 8
     text = report.read_text()
     assert f"{status['ok'] / 1000:.1%} of all gave one" in text and "no headline score" in text
 
 
-@pytest.mark.parametrize("kills", [pytest.param(4), pytest.param(12, marks=pytest.mark.slow)])
-def test_kill_9_at_any_point_loses_nothing_and_repeats_nothing(tmp_path, kills):
+@pytest.mark.parametrize("concurrency", [1, 6])
+def test_no_more_requests_at_a_time_than_allowed(tmp_path, concurrency):
+    with FaultServer(delay_s=0.01) as server:
+        study(server, tmp_path, concurrency=concurrency)
+    assert server.most_at_once == concurrency
+
+
+@pytest.mark.parametrize(
+    ("kills", "prompts"), [(3, 60), pytest.param(12, 230, marks=pytest.mark.slow, id="a-thousand")]
+)
+def test_kill_9_at_any_point_loses_nothing_and_repeats_nothing(tmp_path, kills, prompts):
     out, cache = tmp_path / "out", tmp_path / "cache"
     (tmp_path / "home").mkdir()
     environment = os.environ | {"OPENAI_API_KEY": KEY, "PYTHONPATH": _path(), "HOME": str(tmp_path / "home")}
-    with FaultServer(fault_rate=0.2, slow_s=0.6, key=KEY, retry_after="0.02", delay_s=0.01) as server:
+    with FaultServer(fault_rate=0.2, slow_s=2.0, key=KEY, retry_after="0.02", delay_s=0.01) as server:
         command = [sys.executable, str(Path(__file__).with_name("judge_driver.py"))]
-        command += [server.url, str(out), str(cache), "100"]
-        total, said = 516, b""
+        command += [server.url, str(out), str(cache), str(prompts)]
+        total, said = 4 * prompts + 100, b""
         for kill in range(kills):
             process = subprocess.Popen(
                 command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -147,8 +144,9 @@ def test_kill_9_at_any_point_loses_nothing_and_repeats_nothing(tmp_path, kills):
     said += last.stdout + last.stderr
     assert last.returncode == 0, said.decode()
     found = judged(out)
-    planned = len(found)
-    assert planned == len({r["id"] for r in found}) > 500
+    plan = tasks.plan(rows(out / "stories.jsonl"), settings(pairwise=True))
+    planned = len(plan)
+    assert planned >= total and sorted(r["id"] for r in found) == sorted(t.id for t in plan)
     assert not (out / "report.md").read_text().count("Unfinished")
     # every reply that was on disk was paid for once: only those in flight at a kill were asked for again
     replies = sum(server.requests[k] for k in ("ok", *PERMANENT))
@@ -400,8 +398,6 @@ def test_where_a_study_goes():
 def test_memory_stays_flat_while_judging(tmp_path):
     def resident():
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-    from mla_jax.judge import judging
 
     seen, on_row = [], judging._Run._write
 

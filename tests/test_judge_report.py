@@ -100,13 +100,13 @@ def test_a_judge_that_prefers_damage_is_insensitive_too(tmp_path):
     assert len(find(load_study(tmp_path), 400).missed) == 4
 
 
-@pytest.mark.parametrize(("failed", "refused"), [(0.02, False), (0.12, True)])
+@pytest.mark.parametrize(("failed", "refused"), [(0.01, False), (0.12, True)])
 def test_below_95_percent_parsed_there_is_no_headline(tmp_path, failed, refused):
     write_study(tmp_path, SEEN | {"a": 7.0, "b": 5.5}, failed=failed)
     text, metrics = write_report(tmp_path, 400).read_text(), rows(tmp_path / "rows.jsonl")[0]["metrics"]
     study = load_study(tmp_path)
     share = study.status["a"]["ok"] / study.judged("a")
-    assert (share < 0.95) == refused == ("no headline score" in text) == bool(metrics["refused"])
+    assert (share < 0.95) == refused == ("**a**: no headline score" in text) == bool(metrics["refused"])
     assert ("overall" in metrics) != refused
     assert metrics["failure_rate"] == pytest.approx(1 - share, abs=1e-6)
     counts = study.status["a"]

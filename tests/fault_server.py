@@ -171,6 +171,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(500, f"The server had an error {self.owner.echo}")
         if kind == "reject":
             return self._error(400, "This text violates the content policy", "content_policy_violation")
+        if kind == "too_long":
+            return self._error(400, "This model's maximum context length is 99 tokens, reduce max_tokens")
         if kind == "quota":
             return self._error(429, "You exceeded your current quota", "insufficient_quota")
         if kind == "timeout":

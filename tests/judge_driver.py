@@ -7,9 +7,11 @@ from pathlib import Path
 
 from judge_helpers import make_run, make_stories, settings
 
+from mla_jax.judge import client
 from mla_jax.judge.evaluate import run
 
 if __name__ == "__main__":
+    client.backoff = lambda attempt: 0.01
     url, out, cache, prompts = sys.argv[1:]
     stories = make_stories(300)
     chosen = settings(

@@ -8,7 +8,7 @@ from judge_helpers import ENVIRONMENT, KEY, settings
 
 from mla_jax.errors import UserError
 from mla_jax.judge import waiting
-from mla_jax.judge.client import JudgeClient, RejectedError, TransientError, resolve_key
+from mla_jax.judge.client import JudgeClient, RejectedError, TransientError, redact, resolve_key
 from mla_jax.judge.rubric import RUBRICS, messages, parse_reply
 
 RUBRIC = RUBRICS["paper_a"]
@@ -202,6 +202,18 @@ def test_the_key():
         with pytest.raises(UserError, match="blanks, line breaks or non-ASCII") as error:
             resolve_key(remote, {"OPENAI_API_KEY": bad})
         assert bad not in str(error.value)
+
+
+def test_the_key_is_cut_out_and_nothing_else():
+    assert redact("none of it", resolve_key(settings(), {})) == "none of it"
+    assert redact("abc, but not abcd: 'abc'", "abc") == "[key], but not abcd: '[key]'"
+    assert redact(f"x{KEY}y", KEY) == "x[key]y" and redact("a", "") == "a"
+
+
+def test_a_story_too_long_for_the_judge_is_its_own_failure_not_the_servers_form():
+    with FaultServer(always="too_long") as server, pytest.raises(RejectedError, match="context length"):
+        ask(server)
+    assert server.requests == {"too_long": 1}
 
 
 def test_an_address_with_a_password_is_not_shown_whole():

@@ -21,7 +21,16 @@ SEEN |= {controls.NAMES_SWAPPED: 7.0, controls.ALMOST_EMPTY: 1.5}
 
 
 def write_study(
-    out, quality, noise=0.7, order_bias=0.0, failed=0.0, seed=0, names=("a", "b"), checker=False, **changes
+    out,
+    quality,
+    noise=0.7,
+    order_bias=0.0,
+    failed=0.0,
+    failed_source="",
+    seed=0,
+    names=("a", "b"),
+    checker=False,
+    **changes,
 ):
     """A judged folder whose judge is simulated: grade = quality of the source + noise, rounded into 1 to
     10.
@@ -36,7 +45,7 @@ def write_study(
     for task in tasks.plan(stories, s):
         row = tasks.base_row(task, stories, s, rubric)
         row |= {"tokens_in": 400, "tokens_out": 40, "cost_usd": 0.001, "cached": False}
-        if rng.random() < failed:
+        if rng.random() < (failed if not failed_source or row["source"] == failed_source else 0):
             row |= {"status": "unparsable", "error": "the reply is empty", "reply": ""}
         elif task.second is not None:
             d = quality[row["source"]] - quality[row["other_source"]] + order_bias + rng.logistic()
@@ -111,6 +120,13 @@ def test_below_95_percent_parsed_there_is_no_headline(tmp_path, failed, refused)
     assert metrics["failure_rate"] == pytest.approx(1 - share, abs=1e-6)
     counts = study.status["a"]
     assert f"| a | {counts['ok']} | {counts['unparsable']} | 0 | 0 | 0 | 0 | {study.judged('a')} |" in text
+
+
+def test_one_run_that_the_judge_fails_on_has_no_headline_and_the_others_keep_theirs(tmp_path):
+    write_study(tmp_path, SEEN | {"a": 7.0, "b": 5.5}, failed=0.12, failed_source="a")
+    text = write_report(tmp_path, 400).read_text()
+    assert load_study(tmp_path).parsed_share() > 0.95
+    assert "**a**: no headline score: only " in text and "**b**: no headline" not in text
 
 
 def test_pairwise_removes_the_order_bias(tmp_path):

@@ -9,6 +9,7 @@ status 200 with a broken body raises JSONDecodeError and is not tried again; and
 
 import asyncio
 import dataclasses
+import re
 import time
 from typing import Any
 
@@ -18,6 +19,7 @@ from mla_jax.errors import UserError
 from mla_jax.judge.settings import JudgeSettings
 from mla_jax.judge.waiting import MAX_ASKED_S, Gate, backoff, retry_after
 
+NO_KEY = "none"  # sent to a server that wants no key: the client must send something
 _RETRY_STATUS = frozenset({408, 409, 425, 429})
 _SCHEMA_FORMS = ("json_schema", "json_object", "none")
 
@@ -56,7 +58,11 @@ class Answer:
 
 def redact(text: str, key: str) -> str:
     """`text` without the key: servers echo it in error messages, and those are written to disk."""
-    return text.replace(key, "[key]") if key else text
+    if key in ("", NO_KEY):
+        return text
+    if len(key) < 8:  # hardly a secret, and perhaps a word: only where it stands alone
+        return re.sub(rf"(?<!\w){re.escape(key)}(?!\w)", "[key]", text)
+    return text.replace(key, "[key]")
 
 
 def estimate_tokens(text: str) -> int:
@@ -75,7 +81,7 @@ def resolve_key(settings: JudgeSettings, environment: dict[str, str]) -> str:
     key = environment.get("OPENAI_API_KEY", "").strip()
     if not key:
         if settings.is_local():
-            return "none"
+            return NO_KEY
         raise UserError(
             f"OPENAI_API_KEY is not set, and {settings.public_url()} wants a key: export it in the shell "
             "(it is neither logged nor written), or set it to 'none' for a server that needs none."
@@ -209,8 +215,11 @@ class JudgeClient:
         if used != (self._form, frozenset(self._dropped)):
             return True  # another request has found the simpler form meanwhile
         said = _server_message(error).lower()
+        unknown = any(
+            w in said for w in ("support", "unrecognized", "unknown", "unexpected", "extra", "permitted")
+        )
         for name in ("max_tokens", "temperature", "seed"):
-            if name in said and name not in self._dropped:
+            if unknown and name in said and name not in self._dropped:
                 self._dropped.add(name)
                 self.notes.append(f"the server does not take {name!r}: asked without it")
                 return True

@@ -160,14 +160,13 @@ def _judge(
     planned: int,
     confirm: Callable[[str], bool] | None,
 ) -> None:
+    said = len(client.notes)
     cache = store.ReplyCache(Path(s.cache_dir) if s.cache_dir else store.default_cache_dir())
     try:
         _say([cache.note, *client.notes])
-        said = len(client.notes)
         _confirm(judging.estimate(stories, todo, s, cache).sentence(s), s, confirm)
         with JudgeProgress(len(todo), file.spent_usd) as progress:
             ended = judging.judge(stories, todo, s, client, file, cache, progress.row)
-        _say(client.notes[said:])
         if ended == "budget":
             _say(
                 [
@@ -175,7 +174,11 @@ def _judge(
                     f"judge.budget_usd is {s.budget_usd:g}; the same command with a larger one continues."
                 ]
             )
+    except KeyboardInterrupt:
+        _say([f"stopped: {len(file.done)} of {planned} judgements are kept; the same command continues."])
+        raise
     finally:
+        _say(client.notes[said:])
         cache.close()
 
 

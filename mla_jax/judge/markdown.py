@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from mla_jax.judge import controls
 from mla_jax.judge.findings import MIN_PARSED, Difference, Findings
@@ -223,9 +224,11 @@ def _story(study: Study, story_id: str) -> str:
 
 def _method(study: Study) -> str:
     s, spent = study.about["settings"], study.spent
+    served = ", ".join(Path(name).name for name in sorted(study.served)) or "unknown"
     return (
         "## How\n\n"
-        f"Judge {s['model']} at {study.about['base_url']}, temperature {s['judge_temperature']:g}; rubric "
+        f"Judge {s['model']} at {study.about['base_url']}, temperature {s['judge_temperature']:g} "
+        f"(as the server calls it: {served}); rubric "
         f"{study.rubric.id} ({study.rubric.source}; sha256 {study.about['rubric_fingerprint'][:16]}). "
         f"Stories of at most {s['max_new_tokens']} tokens, temperature {s['temperature']:g}, top-k "
         f"{s['top_k']}, seed {s['seed']}, the same for all runs. The judge saw beginning and completion, no "

@@ -29,6 +29,7 @@ class Study:
       repeats: grades of every judgement of a repeated story, in the order of repeats [[1 + dimensions], ...].
       status: source -> how many judgements of its stories ended ok, unparsable, truncated, refused,
       rejected, error. comparisons: pairwise verdicts; run numbers follow `runs`.
+      served: the name that the server itself gave to the judge -> judgements.
       examples: a few rows without a score, for the eye.
     """
 
@@ -43,6 +44,7 @@ class Study:
     comparisons: list[Comparison]
     ages: dict[str, Counter]
     spent: Counter
+    served: Counter
     examples: list[dict[str, Any]]
     checker: dict[str, dict[str, float]]
 
@@ -106,6 +108,7 @@ def load_study(out: Path) -> Study:
         comparisons=[],
         ages=defaultdict(Counter),
         spent=Counter(),
+        served=Counter(),
         examples=[],
         checker={row["id"]: row["scores"] for row in read_rows(out / "checker.jsonl")},
     )
@@ -144,5 +147,7 @@ def _count(study: Study, row: dict[str, Any]) -> None:
     study.spent["tokens_in"] += row["tokens_in"]
     study.spent["tokens_out"] += row["tokens_out"]
     study.spent["cached"] += row["cached"]
+    if row.get("served_model"):
+        study.served[row["served_model"]] += 1
     if row["status"] != "ok" and len(study.examples) < 5:
         study.examples.append(row)

@@ -1,0 +1,114 @@
+"""Every knob of mla_jax, once, with a comment. Named configs change some of them; nothing else declares a default.
+
+    python -m mla_jax.main --config configs/base.py:m --workdir runs/x
+
+A size (xs, s, m, l, xl) is the argument after the colon. 0, "" or "auto" mean "derived": the rule stands in the
+comment, and the derived value in the run folder's config.json.
+"""
+
+from ml_collections import ConfigDict
+
+# The ladder of both papers (docs/results/parameters.md): 17.5M ... 202.7M parameters at 50,000 embedding rows.
+SIZES = {
+    "xs": dict(n_layers=6, d_model=256, n_heads=8),
+    "s": dict(n_layers=6, d_model=512, n_heads=8),
+    "m": dict(n_layers=9, d_model=512, n_heads=8),
+    "l": dict(n_layers=12, d_model=768, n_heads=12),
+    "xl": dict(n_layers=12, d_model=1024, n_heads=16),
+}
+
+
+def get_config(size: str = "m") -> ConfigDict:
+    if size not in SIZES:
+        raise ValueError(f"size {size!r} is not one of {', '.join(SIZES)}: write e.g. configs/mla_rope.py:m")
+    c = ConfigDict()
+    c.init_from = ""  # run folder whose weights (not optimizer, not step) this run starts from; "" = random
+
+    c.model = m = ConfigDict()
+    m.n_layers = SIZES[size]["n_layers"]
+    m.d_model = SIZES[size]["d_model"]
+    m.n_heads = SIZES[size]["n_heads"]
+    m.head_dim = 0  # 0 = d_model / n_heads
+    m.vocab_size = 0  # embedding rows; 0 = the tokenizer's size; surplus rows are masked in loss and sampling
+    m.max_len = 512  # positions a model can hold (position table, KV cache); >= train.seq_len
+    m.attention = "mla"  # mha | gqa | mla
+    m.n_kv_heads = 0  # gqa only: key/value heads G (1 = MQA); must divide n_heads
+    m.latent = "joint"  # mla only: joint (DeepSeek: one c_kv for all heads) | per_head (paper A)
+    m.kv_lora_rank = 0  # mla only: C; 0 = d_model/2 (joint), head_dim/2 (per_head, for K and V each)
+    m.q_lora_rank = 0  # joint mla only: latent width of the queries; 0 = queries are not compressed
+    m.qk_nope_head_dim = 0  # mla only: unrotated part of q and k; 0 = head_dim
+    m.qk_rope_head_dim = 0  # mla, decoupled RoPE only: width of the shared rotary key; 0 = head_dim/2
+    m.v_head_dim = 0  # mla only: 0 = head_dim
+    m.latent_norm = "auto"  # mla only: rms | none; auto = rms (joint), none (per_head)
+    m.position = "rope"  # none | learned (table added to the embeddings) | rope
+    m.rope_placement = "decoupled"  # mla with rope: decoupled (own rotary key) | decompressed (rotate expanded k)
+    m.rope_theta = 10000.0
+    m.qk_norm = False  # RMS-normalise q and k per head; with mla decode then re-expands k instead of absorbing
+    m.block = "default"  # default (RMSNorm, SwiGLU, no biases) | gpt (LayerNorm, tanh-GELU, biases)
+    m.ffn = "dense"  # dense
+    m.d_ff = 0  # 0 = 8d/3 rounded to 32 (default block), 4d (gpt block)
+    m.dropout = 0.0  # on embeddings, attention output and feed-forward output
+    m.init = "product_matched"  # factored matrices start so that their product has init_std | naive: each has it
+    m.init_std = 0.02
+    m.scan_layers = False  # lax.scan over layers: compiles faster, runs slower (gpu-findings: 35 %)
+    m.dtype = "auto"  # computation: auto (bfloat16 where the device has it) | bfloat16 | float32; params are float32
+    m.attention_impl = "auto"  # auto (cuDNN on GPUs from sm80 on) | cudnn | xla
+
+    c.data = d = ConfigDict()
+    d.path = ""  # text (<|endoftext|> lines), .gz, .jsonl; "" = the embedded stories
+    d.valid_path = ""  # "" = valid_fraction of the stories of data.path, chosen by hash of their text
+    d.valid_fraction = 0.01
+    d.invalid_utf8 = "refuse"  # refuse | replace (by U+FFFD, counted)
+    d.stories = 20000  # embedded stories: how many to train on
+    d.valid_stories = 400  # embedded stories: how many to hold out
+    d.seed = 0  # embedded stories: their seed
+    d.document_mask = False  # keep attention and positions inside a story
+    d.cache_dir = ""  # tokenizers and token files; "" = $MLA_JAX_CACHE, else ~/.cache/mla_jax
+    d.threads = 2  # reader threads of the input pipeline
+
+    c.tokenizer = t = ConfigDict()
+    t.vocab_size = 0  # a ceiling; 0 = 2048 for the embedded stories, 8192 for files
+    t.path = ""  # an existing sentencepiece model to use instead of training one
+    t.train_bytes = 32_000_000  # at most this much of the training part is read to learn the pieces
+
+    c.train = r = ConfigDict()
+    r.steps = 2000  # optimizer steps
+    r.batch_size = 64  # sequences in an optimizer step
+    r.microbatches = 1  # parts a batch is split into; sums and counts are accumulated
+    r.seq_len = 512
+    r.seed = 0  # weights, dropout and data order
+    r.log_every = 10
+    r.eval_every = 200  # also evaluates after the last step
+    r.on_nonfinite = "stop"  # stop | skip: what a non-finite loss or gradient does
+    r.tensorboard = True
+    r.profile_steps = 0  # > 0: write a jax.profiler trace of this many steps after step 20 to the run folder
+
+    c.optim = o = ConfigDict()
+    o.name = "adamw"  # adamw
+    o.learning_rate = 1e-3  # peak
+    o.warmup_steps = 100
+    o.decay_steps = 0  # step at which the cosine ends; 0 = train.steps
+    o.final_fraction = 0.1  # of the peak, at the end of the cosine
+    o.beta1 = 0.9
+    o.beta2 = 0.95
+    o.eps = 1e-8
+    o.weight_decay = 0.1  # matrices only: not norms, biases, embeddings
+    o.clip_norm = 1.0  # by global norm; 0 = no clipping
+
+    c.eval = e = ConfigDict()
+    e.batch_size = 0  # 0 = train.batch_size
+
+    c.checkpoint = k = ConfigDict()
+    k.every = 0  # steps; 0 = train.eval_every
+    k.keep_latest = 2
+    k.keep_best = 1  # by validation loss
+    k.keep_steps = ()  # never delete these steps, e.g. (100, 500)
+
+    c.sample = s = ConfigDict()
+    s.prompts = ()  # () = the tokenizer's separator alone, or the first words of held-out stories after training
+    s.num_samples = 3  # per prompt
+    s.max_new_tokens = 256
+    s.temperature = 0.8  # 0 = greedy
+    s.top_k = 40  # 0 = all
+    s.seed = 0
+    return c

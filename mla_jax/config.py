@@ -1,0 +1,260 @@
+"""The one bridge from ml-collections' ConfigDict to a frozen, validated, hashable `Config`.
+
+Nothing past the bridge sees a ConfigDict. The dataclasses declare names and types only: defaults live in
+`configs/base.py`, rules in `config_rules.py`, and the values of knobs that an old run folder lacks in `MIGRATIONS`.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import typing
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mla_jax import config_rules
+from mla_jax.errors import UserError
+
+FORMAT = 1
+# format -> {dotted knob: value that runs of that format behaved as}; applied in order up to FORMAT.
+MIGRATIONS: dict[int, dict[str, Any]] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    n_layers: int
+    d_model: int
+    n_heads: int
+    head_dim: int
+    vocab_size: int
+    max_len: int
+    attention: str
+    n_kv_heads: int
+    latent: str
+    kv_lora_rank: int
+    q_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+    latent_norm: str
+    position: str
+    rope_placement: str
+    rope_theta: float
+    qk_norm: bool
+    block: str
+    ffn: str
+    d_ff: int
+    dropout: float
+    init: str
+    init_std: float
+    scan_layers: bool
+    dtype: str
+    attention_impl: str
+
+    @property
+    def absorbed(self) -> bool:
+        """Whether decode can fold the up-projections into the query (design.md's table)."""
+        return self.attention == "mla" and self.rope_placement != "decompressed" and not self.qk_norm
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Width of a query head, rotary part included."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim if self.attention == "mla" else self.head_dim
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    path: str
+    valid_path: str
+    valid_fraction: float
+    invalid_utf8: str
+    stories: int
+    valid_stories: int
+    seed: int
+    document_mask: bool
+    cache_dir: str
+    threads: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    vocab_size: int
+    path: str
+    train_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    steps: int
+    batch_size: int
+    microbatches: int
+    seq_len: int
+    seed: int
+    log_every: int
+    eval_every: int
+    on_nonfinite: str
+    tensorboard: bool
+    profile_steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    name: str
+    learning_rate: float
+    warmup_steps: int
+    decay_steps: int
+    final_fraction: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    clip_norm: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    every: int
+    keep_latest: int
+    keep_best: int
+    keep_steps: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    prompts: tuple[str, ...]
+    num_samples: int
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run, resolved: every derived value is filled in. Hashable; `to_dict` is JSON-able."""
+
+    init_from: str
+    model: ModelConfig
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    train: TrainConfig
+    optim: OptimConfig
+    eval: EvalConfig
+    checkpoint: CheckpointConfig
+    sample: SampleConfig
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @property
+    def hash(self) -> str:
+        """12 hex digits that name what was computed: two runs with one hash differ in nothing but place and time."""
+        content = self.to_dict()
+        for key in ("path", "valid_path", "cache_dir", "threads"):
+            del content["data"][key]  # where the data lies is not what it is: rows carry a data fingerprint beside this
+        del content["sample"], content["checkpoint"], content["tokenizer"]["path"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def replace(config: Config, **dotted: Any) -> Config:
+    """`replace(config, **{"model.vocab_size": 512})`: a copy with other values, derived and validated again."""
+    content = config.to_dict()
+    for key, value in dotted.items():
+        section, _, field = key.rpartition(".")
+        (content[section] if section else content)[field] = value
+    return from_dict(content)
+
+
+def from_config_dict(config_dict: ConfigDict) -> Config:
+    """The bridge. Raises UserError for unknown or missing keys, wrong types and every rule of `validate`."""
+    return from_dict(config_dict.to_dict())
+
+
+def from_dict(content: dict[str, Any]) -> Config:
+    """As `from_config_dict`, from plain nested dictionaries (JSON)."""
+    config = _build(Config, content, prefix="")
+    config_rules.check_choices(config)
+    config = config_rules.resolve(config)
+    validate(config)
+    return config
+
+
+def validate(config: Config) -> None:
+    """Raise UserError, a sentence, for the first rule of `config_rules.RULES` that a resolved config breaks."""
+    for rule in config_rules.RULES:
+        rule(config)
+
+
+def dumps(config: Config) -> str:
+    """The text of a run folder's config.json."""
+    return json.dumps({"format": FORMAT, "config": config.to_dict()}, indent=1)
+
+
+def loads(text: str, where: str = "config.json") -> Config:
+    """Read `dumps`' text, of this or an earlier format. Raises UserError; `where` names the file in it."""
+    try:
+        content = json.loads(text)
+        file_format, values = content["format"], content["config"]
+        if not isinstance(file_format, int) or not isinstance(values, dict):
+            raise TypeError
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise UserError(
+            f"{where} is not a config of mla_jax (JSON with 'format' and 'config'): copy the run folder again."
+        ) from None
+    if file_format > FORMAT:
+        raise UserError(
+            f"{where} has format {file_format}, newer than {FORMAT}, the newest this mla_jax reads: upgrade mla_jax."
+        )
+    for step in range(file_format, FORMAT):
+        for dotted, value in MIGRATIONS[step].items():
+            section, _, field = dotted.rpartition(".")
+            target = values.setdefault(section, {}) if section else values
+            target.setdefault(field, value)
+    try:
+        return from_dict(values)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def suggest(name: str, known: typing.Iterable[str]) -> str:
+    """' (did you mean X?)' or ''."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _build(cls: type, content: Any, prefix: str) -> Any:
+    if not isinstance(content, dict):
+        raise UserError(f"{prefix.rstrip('.') or 'the config'} is {content!r}; it must be a section of knobs.")
+    types = typing.get_type_hints(cls)
+    for name in content:
+        if name not in types:
+            raise UserError(f"{prefix}{name} is not a knob{suggest(str(name), types)}: configs/base.py lists them all.")
+    values = {}
+    for name, kind in types.items():
+        if name not in content:
+            raise UserError(f"{prefix}{name} is missing: start the config from configs/base.py, which has every knob.")
+        if dataclasses.is_dataclass(kind):
+            values[name] = _build(kind, content[name], f"{prefix}{name}.")
+        else:
+            values[name] = _coerce(content[name], kind, f"{prefix}{name}")
+    return cls(**values)
+
+
+def _coerce(value: Any, kind: Any, field: str) -> Any:
+    """`value` as `kind`; an int where a float is asked is fine, a bool where a number is asked is not."""
+    if typing.get_origin(kind) is tuple:
+        item_kind = typing.get_args(kind)[0]
+        if isinstance(value, (list, tuple)):
+            return tuple(_coerce(item, item_kind, f"{field}[{i}]") for i, item in enumerate(value))
+        raise UserError(f"{field} is {value!r}; it must be a tuple of {item_kind.__name__}, e.g. (1,).")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise UserError(f"{field} is {value!r}; it must be of type {kind.__name__}.")
+    return value

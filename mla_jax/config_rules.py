@@ -1,0 +1,233 @@
+"""Derived values (`resolve`) and every rule that a config must keep (`RULES`).
+
+A rule is a function of a resolved Config that raises UserError: field, value, rule, remedy.
+"""
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+from mla_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from mla_jax.config import Config
+
+CHOICES = {
+    "model.attention": ("mha", "gqa", "mla"),
+    "model.latent": ("joint", "per_head", "none"),
+    "model.latent_norm": ("auto", "rms", "none"),
+    "model.position": ("none", "learned", "rope"),
+    "model.rope_placement": ("decoupled", "decompressed", "none"),
+    "model.block": ("default", "gpt"),
+    "model.ffn": ("dense",),
+    "model.init": ("product_matched", "naive"),
+    "model.dtype": ("auto", "bfloat16", "float32"),
+    "model.attention_impl": ("auto", "cudnn", "xla"),
+    "data.invalid_utf8": ("refuse", "replace"),
+    "train.on_nonfinite": ("stop", "skip"),
+    "optim.name": ("adamw",),
+}
+
+
+def get(config: Any, dotted: str) -> Any:
+    """The value of a dotted field, e.g. `get(config, "model.d_model")`."""
+    for name in dotted.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def fail(config: "Config", field: str, rule: str, remedy: str) -> None:
+    raise UserError(f"{field} is {get(config, field)!r}; {rule}: {remedy}.")
+
+
+def check_choices(config: "Config") -> None:
+    """Raise UserError for a field whose value is not among its CHOICES (before anything is derived from it)."""
+    for field, allowed in CHOICES.items():
+        if get(config, field) not in allowed:
+            fail(config, field, "it must be one of the values that exist", "use " + " | ".join(allowed))
+
+
+def resolve(config: "Config") -> "Config":
+    """Fill in derived values; what does not apply to the attention variant becomes 0 or "none". Idempotent."""
+    model = config.model
+    head_dim = model.head_dim or (model.d_model // model.n_heads if model.n_heads > 0 else 0)
+    changes: dict[str, Any] = {"head_dim": head_dim}
+    if model.attention == "mla":
+        joint = model.latent == "joint"
+        decoupled = model.position == "rope" and model.rope_placement == "decoupled"
+        changes["kv_lora_rank"] = model.kv_lora_rank or (model.d_model // 2 if joint else head_dim // 2)
+        changes["qk_nope_head_dim"] = model.qk_nope_head_dim or head_dim
+        changes["v_head_dim"] = model.v_head_dim or head_dim
+        if decoupled:
+            changes["qk_rope_head_dim"] = model.qk_rope_head_dim or head_dim // 2
+        if model.position != "rope":
+            changes["rope_placement"] = "none"
+        if model.latent_norm == "auto":
+            changes["latent_norm"] = "rms" if joint else "none"
+    else:
+        changes |= {"latent": "none", "rope_placement": "none", "latent_norm": "none"}
+        if model.attention == "mha":
+            changes["n_kv_heads"] = model.n_kv_heads or model.n_heads
+    if model.d_ff == 0:
+        changes["d_ff"] = 4 * model.d_model if model.block == "gpt" else max(1, round(8 * model.d_model / 3 / 32)) * 32
+    train, tokenizer = config.train, config.tokenizer
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(model, **changes),
+        tokenizer=dataclasses.replace(
+            tokenizer, vocab_size=tokenizer.vocab_size or (8192 if config.data.path else 2048)
+        ),
+        optim=dataclasses.replace(config.optim, decay_steps=config.optim.decay_steps or train.steps),
+        eval=dataclasses.replace(config.eval, batch_size=config.eval.batch_size or train.batch_size),
+        checkpoint=dataclasses.replace(config.checkpoint, every=config.checkpoint.every or train.eval_every),
+    )
+
+
+def ranges(config: "Config") -> None:
+    """Numbers inside their bounds, bounds included; NaN is inside none."""
+    at_least_one = (
+        "model.n_layers model.d_model model.n_heads model.head_dim model.max_len model.d_ff data.stories "
+        "data.valid_stories data.threads tokenizer.train_bytes train.steps train.batch_size train.microbatches "
+        "train.seq_len train.log_every train.eval_every optim.decay_steps eval.batch_size checkpoint.every "
+        "checkpoint.keep_latest sample.num_samples sample.max_new_tokens"
+    )
+    at_least_zero = (
+        "model.vocab_size model.n_kv_heads model.kv_lora_rank model.q_lora_rank model.qk_nope_head_dim "
+        "model.qk_rope_head_dim model.v_head_dim optim.warmup_steps optim.weight_decay optim.clip_norm "
+        "checkpoint.keep_best sample.temperature sample.top_k train.profile_steps train.seed sample.seed data.seed"
+    )
+    bounds = dict.fromkeys(at_least_one.split(), (1, math.inf)) | dict.fromkeys(at_least_zero.split(), (0, math.inf))
+    bounds |= {
+        "model.dropout": (0, 0.99),
+        "model.init_std": (1e-6, 1),
+        "model.rope_theta": (1, math.inf),
+        "data.valid_fraction": (1e-6, 0.5),
+        "optim.learning_rate": (1e-12, 10),
+        "optim.final_fraction": (0, 1),
+        "optim.beta1": (0, 0.99999),
+        "optim.beta2": (0, 0.9999999),
+        "optim.eps": (1e-20, 1),
+        "tokenizer.vocab_size": (300, 1_000_000),
+        "train.seed": (0, 2**32 - 1),
+        "data.seed": (0, 2**32 - 1),
+        "sample.seed": (0, 2**32 - 1),
+    }
+    for field, (low, high) in bounds.items():
+        value = get(config, field)
+        if not low <= value <= high or value == math.inf:
+            limit = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+            fail(config, field, f"it must be {limit}", f"set --config.{field} to such a number")
+
+
+def heads(config: "Config") -> None:
+    """Heads divide the width; key/value heads divide the heads."""
+    m = config.model
+    if m.head_dim * m.n_heads != m.d_model and m.attention != "mla" and m.d_model % m.n_heads:
+        fail(
+            config,
+            "model.n_heads",
+            f"it must divide model.d_model ({m.d_model})",
+            "change one, or set head_dim",
+        )
+    if m.attention == "mha" and m.n_kv_heads != m.n_heads:
+        fail(
+            config,
+            "model.n_kv_heads",
+            f"mha has one per head ({m.n_heads})",
+            "use attention=gqa or set it to 0",
+        )
+    if m.attention == "gqa" and (m.n_kv_heads == 0 or m.n_heads % m.n_kv_heads):
+        divisors = [str(i) for i in range(1, m.n_heads + 1) if m.n_heads % i == 0]
+        fail(
+            config,
+            "model.n_kv_heads",
+            f"with gqa it must divide model.n_heads ({m.n_heads})",
+            f"use {', '.join(divisors)}",
+        )
+    if m.attention == "mla" and m.n_kv_heads:
+        fail(config, "model.n_kv_heads", "mla has no key/value heads", "set it to 0, or use attention=gqa")
+
+
+def latents(config: "Config") -> None:
+    """Latent fields belong to mla; ranks do not exceed what they compress."""
+    m = config.model
+    if m.attention != "mla":
+        for name in ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
+            if getattr(m, name):
+                fail(
+                    config,
+                    f"model.{name}",
+                    f"attention={m.attention} has no latent",
+                    "set it to 0, or attention=mla",
+                )
+        return
+    if m.latent == "none":
+        fail(config, "model.latent", "mla needs a latent", "use joint | per_head")
+    if m.latent == "per_head" and m.q_lora_rank:
+        fail(config, "model.q_lora_rank", "per_head latents leave queries uncompressed", "set it to 0")
+    if m.kv_lora_rank > m.d_model:
+        fail(config, "model.kv_lora_rank", f"a latent is no wider than d_model ({m.d_model})", "lower it")
+    if m.q_lora_rank > m.d_model:
+        fail(config, "model.q_lora_rank", f"a latent is no wider than d_model ({m.d_model})", "lower it")
+
+
+def positions(config: "Config") -> None:
+    """Rotary widths are even and exist only where something rotates."""
+    m = config.model
+    if m.attention == "mla" and m.position == "rope" and m.rope_placement == "none":
+        fail(config, "model.rope_placement", "mla with rope needs a placement", "use decoupled | decompressed")
+    if m.qk_rope_head_dim and not (m.position == "rope" and m.rope_placement == "decoupled"):
+        fail(config, "model.qk_rope_head_dim", "only decoupled RoPE has a rotary key of its own", "set it to 0")
+    if m.position == "rope":
+        field = "head_dim"
+        if m.attention == "mla":
+            field = "qk_rope_head_dim" if m.rope_placement == "decoupled" else "qk_nope_head_dim"
+        if getattr(m, field) % 2:
+            fail(
+                config,
+                f"model.{field}",
+                "RoPE rotates pairs, so the width must be even",
+                "use an even number",
+            )
+    if config.train.seq_len > m.max_len:
+        fail(
+            config,
+            "train.seq_len",
+            f"it must not exceed model.max_len ({m.max_len})",
+            "lower it or raise --config.model.max_len",
+        )
+
+
+def batches(config: "Config") -> None:
+    """Microbatches divide the batch; the cosine ends after the warm-up."""
+    t, o = config.train, config.optim
+    if t.batch_size % t.microbatches:
+        fail(
+            config,
+            "train.microbatches",
+            f"it must divide train.batch_size ({t.batch_size})",
+            "change one of them",
+        )
+    if o.warmup_steps >= o.decay_steps:
+        fail(
+            config,
+            "optim.warmup_steps",
+            f"the warm-up must end before optim.decay_steps ({o.decay_steps})",
+            "lower --config.optim.warmup_steps or train longer",
+        )
+
+
+def places(config: "Config") -> None:
+    """A held-out file needs a training file; a sampler needs room."""
+    if config.data.valid_path and not config.data.path:
+        fail(config, "data.valid_path", "it goes with data.path, which is empty", "set --config.data.path too")
+    if config.sample.max_new_tokens >= config.model.max_len:
+        fail(
+            config,
+            "sample.max_new_tokens",
+            f"a sample must fit in model.max_len ({config.model.max_len})",
+            "lower it or raise --config.model.max_len",
+        )
+
+
+RULES = (ranges, heads, latents, positions, batches, places)

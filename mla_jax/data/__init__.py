@@ -1,0 +1,1 @@
+"""From story files to batches: corpus (stories), tokenizer, prepare (the cache), pipeline (batches)."""

@@ -1,0 +1,134 @@
+"""Folders that are complete or absent: built aside, published by one rename, checked when opened."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from absl import logging
+
+from mla_jax.data.token_file import DamagedError
+from mla_jax.errors import UserError
+
+_TEMPORARY = ".building-"
+_LEFTOVER_SECONDS = 24 * 3600
+META = "meta.json"
+T = TypeVar("T")
+
+
+def cache_dir(configured: str) -> Path:
+    """data.cache_dir, else $MLA_JAX_CACHE, else ~/.cache/mla_jax."""
+    return Path(os.path.expanduser(configured or os.environ.get("MLA_JAX_CACHE") or "~/.cache/mla_jax"))
+
+
+def find_or_build(
+    root: Path,
+    kind: str,
+    key: str,
+    load: Callable[[Path, dict[str, Any]], T],
+    build: Callable[[Path], dict[str, Any]],
+) -> tuple[T, bool]:
+    """(load(folder, meta), was it there?) for the entry root/kind/key, built unless it is there and whole.
+
+    `build` fills a folder and returns the meta data; `load` raises DamagedError for a folder that is not
+    what was built: it is then logged and built anew. Several processes may do this at once: the first to
+    finish wins. Raises UserError when the cache cannot be written.
+    """
+    folder = root / kind / key
+    with _disk_errors(root):
+        try:
+            return _load(folder, load), True
+        except DamagedError as error:
+            if folder.exists():
+                logging.warning("The cached %s is damaged (%s): preparing it again.", folder, error)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _clean_leftovers(folder.parent)
+        temporary = _aside(folder.parent)
+        temporary.mkdir()
+        try:
+            meta = build(temporary)
+            with (temporary / META).open("w", encoding="utf-8") as file:
+                json.dump(meta, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            _publish(temporary, folder, load)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return _load(folder, load), False
+
+
+def _load(folder: Path, load: Callable[[Path, dict[str, Any]], T]) -> T:
+    """Raises DamagedError unless the entry is there and whole."""
+    try:
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise DamagedError(f"{META} is missing") from None
+    except ValueError:
+        raise DamagedError(f"{META} is not JSON") from None
+    try:
+        return load(folder, meta)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{META} lacks what this version writes") from error
+
+
+def _publish(temporary: Path, folder: Path, load: Callable[[Path, dict[str, Any]], T]) -> None:
+    """Rename into place; a whole entry that another process published meanwhile stays, a damaged one goes."""
+    for _ in range(5):
+        try:
+            os.replace(temporary, folder)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+        with contextlib.suppress(DamagedError):
+            _load(folder, load)
+            return
+        damaged = _aside(folder.parent)
+        with contextlib.suppress(FileNotFoundError):  # another process may have moved it first
+            os.replace(folder, damaged)
+            _remove(damaged)
+    raise UserError(f"The cache entry '{folder}' cannot be replaced: delete it and start again.")
+
+
+def _clean_leftovers(parent: Path) -> None:
+    """Remove what killed preparations left; younger ones may still be at work."""
+    for path in parent.glob(f"{_TEMPORARY}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+                _remove(path)
+
+
+def _aside(parent: Path) -> Path:
+    """A new name for a folder at work (mkdtemp would close it to other users of a shared cache)."""
+    return parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _disk_errors(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            rule, remedy = (
+                "the disk is full",
+                "free some space or set --config.data.cache_dir to another disk",
+            )
+        else:
+            rule, remedy = (
+                f"it cannot be used ({error.strerror})",
+                "set --config.data.cache_dir to a folder of yours",
+            )
+        raise UserError(f"The cache folder is '{root}'; {rule}: {remedy}.") from error

@@ -1,0 +1,104 @@
+"""`--mode eval`: the loss of trained runs on their held-out stories, or on any file."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import rich.console
+import rich.table
+
+from mla_jax import config as config_lib
+from mla_jax import runs
+from mla_jax.data.prepare import prepare
+from mla_jax.errors import UserError
+from mla_jax.evaluate import EvalResult
+from mla_jax.evaluate import evaluate as evaluate_tokens
+from mla_jax.rows import result_row
+from mla_jax.runs import Run
+from mla_jax.train.step import make_eval_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """row: the result row; result: every token's loss; stories: one row a story; path: where both were written."""
+
+    row: dict[str, Any]
+    result: EvalResult
+    stories: list[dict[str, Any]]
+    path: Path
+
+
+def evaluate(run: Run | str | os.PathLike, data_path: str | None = None, step: int | None = None) -> Evaluation:
+    """Evaluate a run on its own held-out stories (equal to the evaluation in training), or on a whole file.
+
+    Writes eval/NAME.json and eval/NAME_stories.jsonl into the run folder. Raises UserError when the run or the
+    data cannot be read, or the run's data is not there any more.
+    """
+    run = run if isinstance(run, Run) else runs.load_run(run, step)
+    config = run.config
+    if data_path:
+        # A file that is both parts: all of it is evaluated, with the run's tokenizer.
+        config = config_lib.replace(config, **{"data.path": data_path, "data.valid_path": data_path})
+    prepared = prepare(config, run.tokenizer, quiet=True)
+    fingerprint = runs.read_data(run.folder)["fingerprint"]
+    if not data_path and prepared.fingerprint != fingerprint:
+        raise UserError(
+            f"{run.folder.path} was trained on data with the fingerprint {fingerprint[:12]}, but its data.path holds "
+            f"{prepared.fingerprint[:12]} now: name the file to evaluate with --data.path."
+        )
+    eval_step = make_eval_step(run.model, config)
+    result = evaluate_tokens(eval_step, run.params, prepared.valid, config.train.seq_len, config.eval.batch_size)
+    stories = result.by_story(prepared.valid)
+    metrics = {
+        "valid_loss": result.loss,
+        "perplexity": result.perplexity,
+        "bits_per_byte": result.bits_per_byte,
+        "tokens": len(result.nll),
+        "step": run.step,
+        "loss_by_position": [round(float(x), 5) for x in result.by_position()],
+    }
+    row = result_row(run.folder.name, config.hash, metrics, prepared.fingerprint, run.tokenizer.sha256)
+    name = "valid" if not data_path else f"{Path(data_path).stem}-{_short(data_path)}"
+    run.folder.eval.mkdir(exist_ok=True)
+    path = run.folder.eval / f"{name}.json"
+    runs.write_text(path, json.dumps(row, indent=1))
+    runs.write_text(run.folder.eval / f"{name}_stories.jsonl", "".join(json.dumps(story) + "\n" for story in stories))
+    return Evaluation(row, result, stories, path)
+
+
+def run(workdirs: Sequence[str], data_path: str | None, step: int | None, console: rich.console.Console) -> None:
+    """Evaluate each run folder and print a table; below it, for one run, the loss by position."""
+    evaluations = [evaluate(runs.load_run(workdir, step), data_path) for workdir in workdirs]
+    table = rich.table.Table("run", "step", "loss", "perplexity", "bits per byte", "tokens", "tokenizer")
+    for evaluation in evaluations:
+        m = evaluation.row["metrics"]
+        table.add_row(
+            evaluation.row["name"],
+            str(m["step"]),
+            f"{m['valid_loss']:.4f}",
+            f"{m['perplexity']:.3f}",
+            f"{m['bits_per_byte']:.4f}",
+            f"{m['tokens']:,}",
+            evaluation.row["tokenizer_sha256"][:8],
+        )
+    console.print(table, highlight=False)
+    if len({evaluation.row["tokenizer_sha256"] for evaluation in evaluations}) > 1:
+        console.print("The tokenizers differ: compare bits per byte, not losses.", highlight=False)
+    for evaluation in evaluations:
+        by_position = evaluation.result.by_position()
+        edges = [0, *(1 << i for i in range(3, 20) if 1 << i < len(by_position)), len(by_position)]
+        parts = [f"{a}-{b - 1}: {by_position[a:b].mean():.3f}" for a, b in zip(edges, edges[1:], strict=False)]
+        console.print(f"{evaluation.row['name']}: loss by position {'  '.join(parts)}", highlight=False, soft_wrap=True)
+        console.print(
+            f"written to {evaluation.path} and {evaluation.path.stem}_stories.jsonl",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _short(path: str) -> str:
+    return hashlib.sha256(str(Path(path).resolve()).encode()).hexdigest()[:8]

@@ -1,0 +1,35 @@
+"""The command line, and nothing else: python -m mla_jax.main --config configs/mla_rope.py --workdir runs/mla_rope
+
+Exit codes: 0 done, or stopped on request with a checkpoint; 2 bad input (one sentence on stderr); 3 the loss stopped
+being a number; 130 interrupted where there was nothing to save.
+"""
+
+import os
+import sys
+
+from mla_jax.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    """Run one command line (argv[0] is the program) and return its exit code."""
+    # XLA's C++ logs at these levels speak to developers of XLA.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        from mla_jax import cli
+
+        return cli.run(argv)
+    except UserError as error:
+        print(f"mla_jax: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mla_jax: interrupted; nothing was left half-written.", file=sys.stderr)
+        return 130
+
+
+def console_main() -> None:
+    """The console script `mla-jax`."""
+    sys.exit(main(sys.argv))
+
+
+if __name__ == "__main__":
+    console_main()

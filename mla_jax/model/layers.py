@@ -1,0 +1,116 @@
+"""Norms, rotary positions, feed-forward, dropout and initialisers.
+
+Shapes: B batch, T queries, D model width, H heads, F feed-forward width (docs/architecture.md lists all letters).
+Norms and rotations compute in float32 and return the dtype of their input.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mla_jax.config import ModelConfig
+from mla_jax.model.backend import Backend
+
+RMS_EPS = 1e-6  # DeepSeek's and Llama's
+LAYER_NORM_EPS = 1e-5  # GPT-2's
+
+
+def rms_norm(x: jax.Array, gain: jax.Array) -> jax.Array:
+    """x [..., D] / RMS(x) * gain [D], in float32 (Zhang & Sennrich 2019)."""
+    x32 = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + RMS_EPS)
+    return (x32 * scale * gain).astype(x.dtype)
+
+
+def layer_norm(x: jax.Array, gain: jax.Array, bias: jax.Array) -> jax.Array:
+    """(x - mean) / std * gain + bias over the last axis, in float32."""
+    x32 = x.astype(jnp.float32)
+    mean = jnp.mean(x32, axis=-1, keepdims=True)
+    var = jnp.mean(jnp.square(x32), axis=-1, keepdims=True) - jnp.square(mean)
+    return ((x32 - mean) * jax.lax.rsqrt(var + LAYER_NORM_EPS) * gain + bias).astype(x.dtype)
+
+
+class Norm(nn.Module):
+    """The block's norm: RMSNorm, or LayerNorm with block=gpt."""
+
+    block: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gain = self.param("gain", nn.initializers.ones, (x.shape[-1],))
+        if self.block == "gpt":
+            return layer_norm(x, gain, self.param("bias", nn.initializers.zeros, (x.shape[-1],)))
+        return rms_norm(x, gain)
+
+
+def rope_angles(positions: jax.Array, width: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """cos, sin [..., T, width/2] float32 of `positions` [..., T] (Su et al. 2021, eq. 15)."""
+    frequency = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    angle = positions[..., None].astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotate x [B, T, H, R] by cos, sin [T, R/2] or [B, T, R/2]. Half-split pairs (i, i + R/2), as Llama on HF."""
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zero entries with probability `rate` and rescale the rest; without a key (evaluation) the identity."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def normal(std: float) -> Callable[..., jax.Array]:
+    return nn.initializers.normal(std)
+
+
+def residual_std(cfg: ModelConfig) -> float:
+    """Std of matrices that write to the residual stream: their 2L contributions add up (GPT-2)."""
+    return cfg.init_std / math.sqrt(2 * cfg.n_layers)
+
+
+def factor_stds(cfg: ModelConfig, rank: int, normed: bool) -> tuple[float, float]:
+    """Std of the down- and up-projection of a factored matrix [D, rank] x [rank, n].
+
+    `init=product_matched`: the product has std `init_std`, as the one matrix it replaces; with an RMS norm between
+    the factors (which undoes the first one's scale) the same holds of what the pair computes from unit-RMS input.
+    `naive`: both have `init_std`, so the product has init_std^2 sqrt(rank): the suspect in paper A's full-rank loss.
+    """
+    if cfg.init == "naive":
+        return cfg.init_std, cfg.init_std
+    if normed:
+        return cfg.init_std, cfg.init_std * math.sqrt(cfg.d_model / rank)
+    balanced = math.sqrt(cfg.init_std / math.sqrt(rank))
+    return balanced, balanced
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020), or a tanh-GELU layer with biases for block=gpt. x [B, T, D] -> [B, T, D]."""
+
+    cfg: ModelConfig
+    backend: Backend
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        cfg, dtype = self.cfg, self.backend.jnp_dtype
+        width, hidden = cfg.d_model, cfg.d_ff
+        if cfg.block == "gpt":
+            w_in = self.param("w_in", normal(cfg.init_std), (width, hidden))
+            b_in = self.param("b_in", nn.initializers.zeros, (hidden,))
+            w_out = self.param("w_out", normal(residual_std(cfg)), (hidden, width))
+            b_out = self.param("b_out", nn.initializers.zeros, (width,))
+            h = jax.nn.gelu(x @ w_in.astype(dtype) + b_in.astype(dtype), approximate=True)
+            return h @ w_out.astype(dtype) + b_out.astype(dtype)
+        w_gate = self.param("w_gate", normal(cfg.init_std), (width, hidden))
+        w_up = self.param("w_up", normal(cfg.init_std), (width, hidden))
+        w_down = self.param("w_down", normal(residual_std(cfg)), (hidden, width))
+        h = jax.nn.silu(x @ w_gate.astype(dtype)) * (x @ w_up.astype(dtype))
+        return h @ w_down.astype(dtype)

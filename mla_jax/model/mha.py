@@ -1,0 +1,78 @@
+"""Multi-head and grouped-query attention (Vaswani et al. 2017; Ainslie et al. 2023)."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mla_jax.config import ModelConfig
+from mla_jax.model import attention, cache, layers
+from mla_jax.model.attention import Where
+from mla_jax.model.backend import Backend
+
+
+class MultiHeadAttention(nn.Module):
+    """MHA (G = H) and GQA (G < H). x [B, T, D] -> [B, T, D]."""
+
+    cfg: ModelConfig
+    backend: Backend
+
+    def setup(self) -> None:
+        cfg = self.cfg
+        width, heads, groups, head_dim = cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
+        init, zeros = layers.normal(cfg.init_std), nn.initializers.zeros
+        self.w_q = self.param("w_q", init, (width, heads, head_dim))
+        self.w_k = self.param("w_k", init, (width, groups, head_dim))
+        self.w_v = self.param("w_v", init, (width, groups, head_dim))
+        self.w_o = self.param("w_o", layers.normal(layers.residual_std(cfg)), (heads, head_dim, width))
+        if cfg.block == "gpt":
+            self.b_q = self.param("b_q", zeros, (heads, head_dim))
+            self.b_k = self.param("b_k", zeros, (groups, head_dim))
+            self.b_v = self.param("b_v", zeros, (groups, head_dim))
+            self.b_o = self.param("b_o", zeros, (width,))
+        if cfg.qk_norm:
+            self.q_gain = self.param("q_gain", nn.initializers.ones, (head_dim,))
+            self.k_gain = self.param("k_gain", nn.initializers.ones, (head_dim,))
+
+    @property
+    def scale(self) -> float:
+        return self.cfg.head_dim**-0.5
+
+    def __call__(self, x: jax.Array, where: Where) -> tuple[jax.Array, jax.Array]:
+        """Self-attention over x -> (output [B, T, D], largest attention logit [])."""
+        q, k, v = self._project(x, where)
+        out = attention.attend(q, k, v, where, self.scale, self.backend)
+        return self._output(out), attention.largest_logit(q, k, where, self.scale)
+
+    def prefill(self, x: jax.Array, where: Where, store: cache.HeadCache) -> tuple[jax.Array, cache.HeadCache]:
+        """As a call on an empty cache, whose positions 0..T-1 it fills."""
+        q, k, v = self._project(x, where)
+        out = attention.attend(q, k, v, where, self.scale, self.backend)
+        return self._output(out), cache.write(store, cache.HeadCache(k, v), None)
+
+    def decode(self, x: jax.Array, start: jax.Array, store: cache.HeadCache) -> tuple[jax.Array, cache.HeadCache]:
+        """x [B, T, D] at positions start [B] .. start+T-1: write, then attend over the cache."""
+        length = x.shape[1]
+        q, k, v = self._project(x, Where(positions=start[:, None] + jnp.arange(length)))
+        store = cache.write(store, cache.HeadCache(k, v), start)
+        mask = attention.visible(start, length, store.k.shape[1])
+        out = attention.attend_reference(q, store.k.astype(q.dtype), store.v.astype(q.dtype), mask, self.scale)
+        return self._output(out), store
+
+    def _project(self, x: jax.Array, where: Where) -> tuple[jax.Array, jax.Array, jax.Array]:
+        cfg, dtype = self.cfg, self.backend.jnp_dtype
+        q = jnp.einsum("btd,dhk->bthk", x, self.w_q.astype(dtype))
+        k = jnp.einsum("btd,dgk->btgk", x, self.w_k.astype(dtype))
+        v = jnp.einsum("btd,dgk->btgk", x, self.w_v.astype(dtype))
+        if cfg.block == "gpt":
+            q, k, v = q + self.b_q.astype(dtype), k + self.b_k.astype(dtype), v + self.b_v.astype(dtype)
+        if cfg.qk_norm:
+            q, k = layers.rms_norm(q, self.q_gain), layers.rms_norm(k, self.k_gain)
+        if cfg.position == "rope":
+            cos, sin = layers.rope_angles(where.at(x.shape[1]), cfg.head_dim, cfg.rope_theta)
+            q, k = layers.apply_rope(q, cos, sin), layers.apply_rope(k, cos, sin)
+        return q, k, v
+
+    def _output(self, out: jax.Array) -> jax.Array:
+        dtype = self.backend.jnp_dtype
+        y = jnp.einsum("bthv,hvd->btd", out, self.w_o.astype(dtype))
+        return y + self.b_o.astype(dtype) if self.cfg.block == "gpt" else y

@@ -1,0 +1,166 @@
+"""Multi-head latent attention: what the joint and the per-head form share.
+
+Two execution forms of one function (DeepSeek-V2, arXiv 2405.04434, section 2.1):
+*expanded*: keys and values are computed from the latents, then ordinary attention (training, prefill);
+*absorbed*: `w_uk` is folded into the query and `w_uv` applied after, so that decode reads the latents alone.
+Where RoPE is applied to the expanded key (`rope_placement=decompressed`) or the key is normalised per head
+(`qk_norm`), no fixed matrix stands between query and latent: decode expands the cache again at every step.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mla_jax.config import ModelConfig
+from mla_jax.model import attention, cache, layers
+from mla_jax.model.attention import Where
+from mla_jax.model.backend import Backend
+
+
+class LatentAttention(nn.Module):
+    """Queries, rotary key, output and the three calls; subclasses own the latents. x [B, T, D] -> [B, T, D]."""
+
+    cfg: ModelConfig
+    backend: Backend
+
+    def setup(self) -> None:
+        cfg = self.cfg
+        width, heads = cfg.d_model, cfg.n_heads
+        init, zeros, ones = layers.normal(cfg.init_std), nn.initializers.zeros, nn.initializers.ones
+        if cfg.q_lora_rank:
+            down, up = layers.factor_stds(cfg, cfg.q_lora_rank, normed=cfg.latent_norm == "rms")
+            self.w_dq = self.param("w_dq", layers.normal(down), (width, cfg.q_lora_rank))
+            self.w_uq = self.param("w_uq", layers.normal(up), (cfg.q_lora_rank, heads, cfg.qk_head_dim))
+            if cfg.latent_norm == "rms":
+                self.q_latent_gain = self.param("q_latent_gain", ones, (cfg.q_lora_rank,))
+        else:
+            self.w_q = self.param("w_q", init, (width, heads, cfg.qk_head_dim))
+        if cfg.qk_rope_head_dim:
+            self.w_kr = self.param("w_kr", init, (width, cfg.qk_rope_head_dim))
+        self.w_o = self.param("w_o", layers.normal(layers.residual_std(cfg)), (heads, cfg.v_head_dim, width))
+        if cfg.block == "gpt":
+            # No bias on k or v: softmax ignores the one's constant shift, and the other's is a part of b_o.
+            self.b_q = self.param("b_q", zeros, (heads, cfg.qk_head_dim))
+            self.b_o = self.param("b_o", zeros, (width,))
+        if cfg.qk_norm:
+            self.q_gain = self.param("q_gain", ones, (cfg.qk_nope_head_dim,))
+            self.k_gain = self.param("k_gain", ones, (cfg.qk_nope_head_dim,))
+            if cfg.qk_rope_head_dim:
+                self.q_rope_gain = self.param("q_rope_gain", ones, (cfg.qk_rope_head_dim,))
+                self.k_rope_gain = self.param("k_rope_gain", ones, (cfg.qk_rope_head_dim,))
+
+    # Subclasses say how latents are made, how they expand and how attention over them is absorbed.
+    def latents(self, x: jax.Array, k_rope: jax.Array | None) -> cache.LayerCache:
+        """The cache entries [B, T, ...] of x."""
+        raise NotImplementedError
+
+    def expand(self, entries: cache.LayerCache) -> tuple[jax.Array, jax.Array]:
+        """Cache entries [B, S, ...] -> k_nope [B, S, H, N], v [B, S, H, V], not rotated, not normalised."""
+        raise NotImplementedError
+
+    def absorbed(
+        self, q_nope: jax.Array, q_rope: jax.Array | None, entries: cache.LayerCache, mask: jax.Array
+    ) -> jax.Array:
+        """Attention of q over the latents, mask [B, T, S] -> [B, T, H, V]."""
+        raise NotImplementedError
+
+    @property
+    def scale(self) -> float:
+        return self.cfg.qk_head_dim**-0.5
+
+    def __call__(self, x: jax.Array, where: Where) -> tuple[jax.Array, jax.Array]:
+        """Self-attention, expanded -> (output [B, T, D], largest attention logit [])."""
+        q, k, v, _ = self._expanded(x, where)
+        out = attention.attend(q, k, v, where, self.scale, self.backend)
+        return self._output(out), attention.largest_logit(q, k, where, self.scale)
+
+    def prefill(self, x: jax.Array, where: Where, store: cache.LayerCache) -> tuple[jax.Array, cache.LayerCache]:
+        """As a call on an empty cache, whose positions 0..T-1 it fills."""
+        q, k, v, entries = self._expanded(x, where)
+        out = attention.attend(q, k, v, where, self.scale, self.backend)
+        return self._output(out), cache.write(store, entries, None)
+
+    def decode(self, x: jax.Array, start: jax.Array, store: cache.LayerCache) -> tuple[jax.Array, cache.LayerCache]:
+        """x [B, T, D] at positions start [B] .. start+T-1: write, then attend over the cache."""
+        length = x.shape[1]
+        where = Where(positions=start[:, None] + jnp.arange(length))
+        q_nope, q_rope = self._queries(x, where)
+        store = cache.write(store, self.latents(x, self._rotary_key(x, where)), start)
+        entries = jax.tree.map(lambda a: a.astype(x.dtype), store)
+        capacity = jax.tree.leaves(store)[0].shape[1]
+        mask = attention.visible(start, length, capacity)
+        if self.cfg.absorbed:
+            out = self.absorbed(q_nope, q_rope, entries, mask)
+        else:
+            k, v = self._keys_values(entries, Where())
+            out = attention.attend_reference(_join(q_nope, q_rope), k, v, mask, self.scale)
+        return self._output(out), store
+
+    def _expanded(self, x: jax.Array, where: Where) -> tuple[jax.Array, jax.Array, jax.Array, cache.LayerCache]:
+        entries = self.latents(x, self._rotary_key(x, where))
+        k, v = self._keys_values(entries, where)
+        return _join(*self._queries(x, where)), k, v, entries
+
+    def _keys_values(self, entries: cache.LayerCache, where: Where) -> tuple[jax.Array, jax.Array]:
+        """k [B, S, H, N + R], v [B, S, H, V]; `where` gives the entries' positions."""
+        cfg = self.cfg
+        k, v = self.expand(entries)
+        if cfg.qk_norm:
+            k = layers.rms_norm(k, self.k_gain)
+        if cfg.rope_placement == "decompressed":
+            cos, sin = layers.rope_angles(where.at(k.shape[1]), cfg.qk_nope_head_dim, cfg.rope_theta)
+            k = layers.apply_rope(k, cos, sin)
+        if cfg.qk_rope_head_dim:
+            shared = jnp.broadcast_to(entries.k_rope[:, :, None], (*k.shape[:3], cfg.qk_rope_head_dim))
+            k = jnp.concatenate([k, shared.astype(k.dtype)], axis=-1)
+        return k, v
+
+    def _queries(self, x: jax.Array, where: Where) -> tuple[jax.Array, jax.Array | None]:
+        """q_nope [B, T, H, N] and q_rope [B, T, H, R] or None, rotated."""
+        cfg, dtype = self.cfg, self.backend.jnp_dtype
+        if cfg.q_lora_rank:
+            latent = x @ self.w_dq.astype(dtype)
+            if cfg.latent_norm == "rms":
+                latent = layers.rms_norm(latent, self.q_latent_gain)
+            q = jnp.einsum("btc,chk->bthk", latent, self.w_uq.astype(dtype))
+        else:
+            q = jnp.einsum("btd,dhk->bthk", x, self.w_q.astype(dtype))
+        if cfg.block == "gpt":
+            q = q + self.b_q.astype(dtype)
+        q_nope, q_rope = jnp.split(q, [cfg.qk_nope_head_dim], axis=-1)
+        if cfg.qk_norm:
+            q_nope = layers.rms_norm(q_nope, self.q_gain)
+        if cfg.rope_placement == "decompressed":
+            return layers.apply_rope(q_nope, *self._angles(where, x, cfg.qk_nope_head_dim)), None
+        if not cfg.qk_rope_head_dim:
+            return q_nope, None
+        if cfg.qk_norm:
+            q_rope = layers.rms_norm(q_rope, self.q_rope_gain)
+        return q_nope, layers.apply_rope(q_rope, *self._angles(where, x, cfg.qk_rope_head_dim))
+
+    def _rotary_key(self, x: jax.Array, where: Where) -> jax.Array | None:
+        """The rotary key that all heads share, [B, T, R] after rotation; None unless decoupled."""
+        cfg = self.cfg
+        if not cfg.qk_rope_head_dim:
+            return None
+        k_rope = x @ self.w_kr.astype(self.backend.jnp_dtype)
+        if cfg.qk_norm:
+            k_rope = layers.rms_norm(k_rope, self.k_rope_gain)
+        return layers.apply_rope(k_rope[:, :, None], *self._angles(where, x, cfg.qk_rope_head_dim))[:, :, 0]
+
+    def _angles(self, where: Where, x: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
+        return layers.rope_angles(where.at(x.shape[1]), width, self.cfg.rope_theta)
+
+    def _output(self, out: jax.Array) -> jax.Array:
+        dtype = self.backend.jnp_dtype
+        y = jnp.einsum("bthv,hvd->btd", out, self.w_o.astype(dtype))
+        return y + self.b_o.astype(dtype) if self.cfg.block == "gpt" else y
+
+
+def _join(q_nope: jax.Array, q_rope: jax.Array | None) -> jax.Array:
+    return q_nope if q_rope is None else jnp.concatenate([q_nope, q_rope], axis=-1)
+
+
+def softmax_over_cache(logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """logits [B, H, T, S] float32, mask [B, T, S] -> weights, float32."""
+    return jax.nn.softmax(jnp.where(mask[:, None], logits, attention.MASKED), axis=-1)

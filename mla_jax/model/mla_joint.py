@@ -1,0 +1,50 @@
+"""Joint latent attention, DeepSeek's form: one `c_kv` of width C for the keys and values of all heads."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mla_jax.model import cache, layers
+from mla_jax.model.mla import LatentAttention, softmax_over_cache
+
+
+class JointLatentAttention(LatentAttention):
+    """c_kv = RMSNorm(x w_dkv); k_nope = c_kv w_uk; v = c_kv w_uv (arXiv 2405.04434, eq. 9-11, 14-19).
+
+    The cache holds c_kv after the norm and k_rope after the rotation: C + R numbers a token and layer.
+    """
+
+    def setup(self) -> None:
+        super().setup()
+        cfg = self.cfg
+        rank, heads = cfg.kv_lora_rank, cfg.n_heads
+        down, up = layers.factor_stds(cfg, rank, normed=cfg.latent_norm == "rms")
+        self.w_dkv = self.param("w_dkv", layers.normal(down), (cfg.d_model, rank))
+        self.w_uk = self.param("w_uk", layers.normal(up), (rank, heads, cfg.qk_nope_head_dim))
+        self.w_uv = self.param("w_uv", layers.normal(up), (rank, heads, cfg.v_head_dim))
+        if cfg.latent_norm == "rms":
+            self.latent_gain = self.param("latent_gain", nn.initializers.ones, (rank,))
+
+    def latents(self, x: jax.Array, k_rope: jax.Array | None) -> cache.LatentCache:
+        c_kv = x @ self.w_dkv.astype(self.backend.jnp_dtype)
+        if self.cfg.latent_norm == "rms":
+            c_kv = layers.rms_norm(c_kv, self.latent_gain)
+        return cache.LatentCache(c_kv, k_rope)
+
+    def expand(self, entries: cache.LatentCache) -> tuple[jax.Array, jax.Array]:
+        dtype = self.backend.jnp_dtype
+        k_nope = jnp.einsum("bsc,chn->bshn", entries.c_kv, self.w_uk.astype(dtype))
+        v = jnp.einsum("bsc,chv->bshv", entries.c_kv, self.w_uv.astype(dtype))
+        return k_nope, v
+
+    def absorbed(
+        self, q_nope: jax.Array, q_rope: jax.Array | None, entries: cache.LatentCache, mask: jax.Array
+    ) -> jax.Array:
+        dtype = self.backend.jnp_dtype
+        q_latent = jnp.einsum("bthn,chn->bthc", q_nope, self.w_uk.astype(dtype))
+        logits = jnp.einsum("bthc,bsc->bhts", q_latent, entries.c_kv, preferred_element_type=jnp.float32)
+        if q_rope is not None:
+            logits += jnp.einsum("bthr,bsr->bhts", q_rope, entries.k_rope, preferred_element_type=jnp.float32)
+        weights = softmax_over_cache(logits * self.scale, mask).astype(dtype)
+        out = jnp.einsum("bhts,bsc->bthc", weights, entries.c_kv)
+        return jnp.einsum("bthc,chv->bthv", out, self.w_uv.astype(dtype))

@@ -1,0 +1,157 @@
+"""The decoder-only transformer: one module for every point of the grid. The call says which form runs.
+
+`__call__`: training and evaluation. `prefill`: a prompt into an empty cache. `decode`: tokens on top of a cache.
+Dropout happens where a key is passed; there is no mode flag.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from mla_jax.config import ModelConfig
+from mla_jax.model import cache, layers
+from mla_jax.model.attention import Where
+from mla_jax.model.backend import Backend
+from mla_jax.model.mha import MultiHeadAttention
+from mla_jax.model.mla_joint import JointLatentAttention
+from mla_jax.model.mla_per_head import PerHeadLatentAttention
+
+
+@struct.dataclass
+class Aux:
+    """What a forward pass tells about itself. attn_logit_max [L] float32: of the first row of the batch."""
+
+    attn_logit_max: jax.Array
+
+
+def attention_module(cfg: ModelConfig) -> type[nn.Module]:
+    """The attention class of a config."""
+    if cfg.attention != "mla":
+        return MultiHeadAttention
+    return JointLatentAttention if cfg.latent == "joint" else PerHeadLatentAttention
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: attention, then feed-forward. x [B, T, D] -> [B, T, D]."""
+
+    cfg: ModelConfig
+    backend: Backend
+
+    def setup(self) -> None:
+        self.attention_norm = layers.Norm(self.cfg.block)
+        self.attention = attention_module(self.cfg)(self.cfg, self.backend)
+        self.ffn_norm = layers.Norm(self.cfg.block)
+        self.ffn = layers.FeedForward(self.cfg, self.backend)
+
+    def __call__(self, x: jax.Array, where: Where, dropout_key: jax.Array | None = None) -> tuple[jax.Array, Aux]:
+        keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+        with jax.named_scope("attention"):
+            out, logit_max = self.attention(self.attention_norm(x), where)
+            x = x + layers.dropout(out, self.cfg.dropout, keys[0])
+        with jax.named_scope("ffn"):
+            x = x + layers.dropout(self.ffn(self.ffn_norm(x)), self.cfg.dropout, keys[1])
+        return x, Aux(logit_max)
+
+    def prefill(self, x: jax.Array, where: Where, store: cache.LayerCache) -> tuple[jax.Array, cache.LayerCache]:
+        out, store = self.attention.prefill(self.attention_norm(x), where, store)
+        x = x + out
+        return x + self.ffn(self.ffn_norm(x)), store
+
+    def decode(self, x: jax.Array, start: jax.Array, store: cache.LayerCache) -> tuple[jax.Array, cache.LayerCache]:
+        out, store = self.attention.decode(self.attention_norm(x), start, store)
+        x = x + out
+        return x + self.ffn(self.ffn_norm(x)), store
+
+
+class Transformer(nn.Module):
+    """Tokens to logits over `cfg.vocab_size` rows (tied embeddings); logits are in the backend's dtype.
+
+    Rows beyond the tokenizer's size are surplus: the loss and the sampler mask them, not the model.
+    """
+
+    cfg: ModelConfig
+    backend: Backend
+
+    def setup(self) -> None:
+        cfg = self.cfg
+        self.embedding = self.param("embedding", layers.normal(cfg.init_std), (cfg.vocab_size, cfg.d_model))
+        if cfg.position == "learned":
+            self.position_embedding = self.param(
+                "position_embedding", layers.normal(cfg.init_std), (cfg.max_len, cfg.d_model)
+            )
+        for i in range(cfg.n_layers):
+            setattr(self, f"layer_{i}", Block(cfg, self.backend))
+        self.final_norm = layers.Norm(cfg.block)
+
+    def __call__(
+        self, tokens: jax.Array, where: Where | None = None, dropout_key: jax.Array | None = None
+    ) -> tuple[jax.Array, Aux]:
+        """tokens [B, T] int32 -> logits [B, T, vocab], Aux. Deterministic without a dropout key."""
+        chex.assert_rank(tokens, 2)
+        where = where or Where()
+        keys: list[jax.Array | None] = [None] * (self.cfg.n_layers + 1)
+        if dropout_key is not None and self.cfg.dropout > 0:
+            keys = list(jax.random.split(dropout_key, self.cfg.n_layers + 1))
+        x = layers.dropout(self._embed(tokens, where), self.cfg.dropout, keys[-1])
+        if self.cfg.scan_layers and not self.is_initializing():
+            x, aux = self._scan(x, where, keys[:-1])
+        else:
+            each = []
+            for i in range(self.cfg.n_layers):
+                x, layer_aux = self._layer(i)(x, where, keys[i])
+                each.append(layer_aux)
+            aux = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+        return self._logits(x), aux
+
+    def prefill(self, tokens: jax.Array, lengths: jax.Array, store: cache.Cache) -> tuple[jax.Array, cache.Cache]:
+        """Right-padded prompts tokens [B, T], lengths [B] (1..T) -> logits [B, vocab] after each last token, cache.
+
+        Entries at and after a row's length are rubbish that decode overwrites before it can see it.
+        """
+        chex.assert_rank([tokens, lengths], [2, 1])
+        x, where, stores = self._embed(tokens, Where()), Where(), []
+        for i, layer_store in enumerate(store):
+            x, layer_store = self._layer(i).prefill(x, where, layer_store)
+            stores.append(layer_store)
+        last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
+        return self._logits(last)[:, 0], tuple(stores)
+
+    def decode(self, tokens: jax.Array, start: jax.Array, store: cache.Cache) -> tuple[jax.Array, cache.Cache]:
+        """tokens [B, T] at positions start [B] .. start+T-1 -> logits [B, T, vocab], cache. T is 1 when sampling."""
+        chex.assert_rank([tokens, start], [2, 1])
+        where = Where(positions=start[:, None] + jnp.arange(tokens.shape[1]))
+        x, stores = self._embed(tokens, where), []
+        for i, layer_store in enumerate(store):
+            x, layer_store = self._layer(i).decode(x, start, layer_store)
+            stores.append(layer_store)
+        return self._logits(x), tuple(stores)
+
+    def _layer(self, index: int) -> Block:
+        return getattr(self, f"layer_{index}")
+
+    def _embed(self, tokens: jax.Array, where: Where) -> jax.Array:
+        dtype = self.backend.jnp_dtype
+        x = self.embedding.astype(dtype)[tokens]
+        if self.cfg.position == "learned":
+            table = self.position_embedding.astype(dtype)
+            x = x + (table[: tokens.shape[1]] if where.positions is None else table[where.positions])
+        return x
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        with jax.named_scope("logits"):
+            return jnp.einsum("btd,vd->btv", self.final_norm(x), self.embedding.astype(self.backend.jnp_dtype))
+
+    def _scan(self, x: jax.Array, where: Where, keys: list[jax.Array | None]) -> tuple[jax.Array, Aux]:
+        """The same layers by lax.scan over their stacked parameters: parameters are stored alike in both forms."""
+        params = [self.variables["params"][f"layer_{i}"] for i in range(self.cfg.n_layers)]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+        block = Block(self.cfg, self.backend, parent=None)
+        layer_keys = None if keys[0] is None else jnp.stack(keys)
+
+        def body(carry: jax.Array, layer: tuple) -> tuple[jax.Array, Aux]:
+            layer_params, key = layer
+            return block.apply({"params": layer_params}, carry, where, key)
+
+        return jax.lax.scan(body, x, (stacked, layer_keys))

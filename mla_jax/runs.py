@@ -1,0 +1,218 @@
+"""The run folder: layout, lock, config, tokenizer, weights. Copy it to another machine and it samples.
+
+    config.json · tokenizer.model · data.json · checkpoints/STEP/{model,train,data,metrics} · metrics.jsonl ·
+    tensorboard/ · samples.txt · plots/ · report.md · eval/
+
+This module imports no optimizer and no trainer: sample, eval, judge and export read runs through it.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from absl import logging
+
+from mla_jax import config as config_lib
+from mla_jax.config import Config
+from mla_jax.data.tokenizer import Tokenizer
+from mla_jax.errors import UserError
+from mla_jax.model import backend as backend_lib
+from mla_jax.model.transformer import Transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """Paths inside a run folder, and nothing else."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer.model"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.txt"
+
+    @property
+    def plots(self) -> Path:
+        return self.path / "plots"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.md"
+
+    @property
+    def eval(self) -> Path:
+        return self.path / "eval"
+
+    def steps(self) -> list[int]:
+        """Steps of finished checkpoints, ascending; one being written has another name and is not among them."""
+        if not self.checkpoints.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.checkpoints.iterdir() if p.is_dir() and p.name.isdigit())
+
+
+@contextlib.contextmanager
+def lock(folder: RunFolder) -> Iterator[None]:
+    """Hold the run folder for training; the lock dies with its process. Raises UserError when another holds it."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with open(folder.path / ".lock", "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"--workdir is {str(folder.path)!r}, which another process is training in: "
+                "wait for it, stop it, or choose another folder."
+            ) from None
+        yield
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def existing(workdir: str | os.PathLike) -> RunFolder:
+    """The run folder at `workdir`. Raises UserError when there is none."""
+    folder = RunFolder(Path(workdir))
+    if not folder.path.is_dir():
+        raise UserError(f"--workdir is {str(workdir)!r}, but there is no such folder: train a run there first.")
+    if not folder.config.is_file():
+        raise UserError(f"--workdir is {str(workdir)!r}, which has no config.json, so it is no run folder of mla_jax: "
+                        "give the folder that --workdir named in training.")  # fmt: skip
+    return folder
+
+
+def read_config(folder: RunFolder) -> Config:
+    """The run's resolved config. Raises UserError when the file is unreadable or newer than the code."""
+    try:
+        text = folder.config.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder.config} cannot be read ({error}): copy the run folder again.") from None
+    return config_lib.loads(text, str(folder.config))
+
+
+def read_data(folder: RunFolder) -> dict[str, Any]:
+    """data.json: fingerprint, stats, baselines and held-out openings of the run's data."""
+    try:
+        return json.loads(folder.data.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{folder.data} is missing or damaged: copy the run folder again.") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained model, ready for use: everything that sampling, evaluation and export need.
+
+    params: float32 pytree; step: the checkpoint's; router_bias: None without experts.
+    """
+
+    folder: RunFolder
+    config: Config
+    tokenizer: Tokenizer
+    model: Transformer
+    params: Any
+    router_bias: jax.Array | None
+    step: int
+
+
+def load_run(workdir: str | os.PathLike, step: int | None = None, best: bool = True) -> Run:
+    """Load a run folder: the best checkpoint by validation loss (or the newest, or the given step).
+
+    Raises UserError when the folder, its config, its tokenizer or the checkpoint is missing, damaged or newer than
+    the code. Weights are restored to the default device, whatever device they were trained on.
+    """
+    folder = existing(workdir)
+    config = read_config(folder)
+    tokenizer = Tokenizer.load(folder.tokenizer)
+    if tokenizer.vocab_size != config.tokenizer.vocab_size:
+        raise UserError(
+            f"{folder.tokenizer} has {tokenizer.vocab_size} pieces, but the run was trained with "
+            f"{config.tokenizer.vocab_size}: copy the tokenizer.model that belongs to these weights."
+        )
+    step = _choose_step(folder, step, best)
+    backend = backend_lib.choose(config.model)
+    logging.info("%s: step %d, %s attention in %s.", folder.path, step, backend.attention_impl, backend.dtype)
+    model = Transformer(config.model, backend)
+    weights = restore_weights(folder, model, step)
+    return Run(folder, config, tokenizer, model, weights["params"], weights.get("router_bias"), step)
+
+
+def restore_weights(folder: RunFolder, model: Transformer, step: int) -> dict[str, Any]:
+    """The `model` item of a checkpoint: {"params": float32 pytree}. Raises UserError when it does not fit."""
+    path = folder.checkpoints / str(step) / "model"
+    abstract = {"params": abstract_params(model)}
+    try:
+        with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
+            return checkpointer.restore(path.resolve(), abstract)
+    except Exception as error:  # Orbax and TensorStore raise many types for a damaged or missing file
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        others = [s for s in folder.steps() if s != step]
+        remedy = f"use another checkpoint ({', '.join(map(str, others))})" if others else "copy the run folder again"
+        raise UserError(f"checkpoint {path.parent} cannot be restored ({reason}): {remedy}.") from None
+
+
+def abstract_params(model: Transformer) -> Any:
+    """Shapes and dtypes of the parameters, with the default device's sharding."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes)
+
+
+def checkpoint_losses(folder: RunFolder) -> dict[int, float]:
+    """Validation loss per finished checkpoint, where it was recorded."""
+    losses = {}
+    for step in folder.steps():
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            content = json.loads((folder.checkpoints / str(step) / "metrics" / "metrics").read_text())
+            losses[step] = float(content["valid_loss"])
+    return losses
+
+
+def _choose_step(folder: RunFolder, step: int | None, best: bool) -> int:
+    steps = folder.steps()
+    if not steps:
+        raise UserError(f"{folder.path} has no finished checkpoint: train it further (the same command resumes).")
+    if step is not None:
+        if step not in steps:
+            raise UserError(
+                f"--step is {step}, but {folder.path} has checkpoints {', '.join(map(str, steps))} only: use one."
+            )
+        return step
+    losses = checkpoint_losses(folder) if best else {}
+    return min(losses, key=losses.__getitem__) if losses else steps[-1]

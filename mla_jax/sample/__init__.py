@@ -1,0 +1,1 @@
+"""Sampling: separate from training, jitted on its own."""

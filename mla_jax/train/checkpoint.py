@@ -1,0 +1,128 @@
+"""Orbax checkpoints of a training run: asynchronous, newest N and best N kept, restored to continue bit for bit.
+
+Items: `model` (params, and the router bias where there is one: a model without it routes differently), `train`
+(step and optimizer state), `data` (the input pipeline's place), `metrics` (validation loss, for the best N).
+"""
+
+import contextlib
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint import checkpoint_managers
+
+from mla_jax.config import CheckpointConfig
+from mla_jax.errors import UserError
+from mla_jax.runs import RunFolder
+from mla_jax.train.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run, for writing. Use as a context manager: leaving it waits for pending saves."""
+
+    def __init__(self, folder: RunFolder, cfg: CheckpointConfig):
+        policies: list[Any] = [checkpoint_managers.LatestN(cfg.keep_latest)]
+        if cfg.keep_best:
+            policies.append(
+                checkpoint_managers.BestN(
+                    get_metric_fn=lambda metrics: metrics["valid_loss"],
+                    reverse=True,  # BestN keeps the end of the sorted list: smallest loss last
+                    n=cfg.keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        keep = frozenset(cfg.keep_steps)
+        policies.append(_KeepSteps(keep))
+        self._folder = folder
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        self._manager = ocp.CheckpointManager(
+            folder.checkpoints.resolve(),
+            options=ocp.CheckpointManagerOptions(
+                # Not max_to_keep with best_fn: that deletes the newest when it is not among the best.
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                best_fn=lambda metrics: metrics["valid_loss"],  # without it Orbax does not write metrics
+                best_mode="min",
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        with contextlib.closing(self._manager):
+            self._manager.wait_until_finished()
+
+    @property
+    def latest(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, data: grain.DatasetIterator, metrics: dict[str, float] | None) -> None:
+        """Begin saving `state`; returns once it is copied off the device. Metrics need "valid_loss", or None."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        weights = {"params": state.params}
+        if state.router_bias is not None:
+            weights["router_bias"] = state.router_bias
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardSave(weights),
+                train=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+                data=grain.checkpoint.CheckpointSave(data),
+            ),
+            metrics=metrics,
+            force=True,
+        )
+
+    def wait(self) -> None:
+        """Block until every begun save is committed."""
+        self._manager.wait_until_finished()
+
+    def restore(self, abstract: TrainState, data: grain.DatasetIterator) -> TrainState | None:
+        """The newest checkpoint that can be read, with `data` moved to its place; None when there is none at all.
+
+        A damaged checkpoint is named in the log and the one before it taken. Raises UserError when all are damaged.
+        """
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), abstract)
+        weights = {"params": abstract.params}
+        if abstract.router_bias is not None:
+            weights["router_bias"] = abstract.router_bias
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                restored = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        model=ocp.args.StandardRestore(weights),
+                        train=ocp.args.StandardRestore({"step": abstract.step, "opt_state": abstract.opt_state}),
+                        data=grain.checkpoint.CheckpointRestore(data),
+                    ),
+                )
+            except Exception as error:  # Orbax and TensorStore raise many types for a damaged file
+                reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+                logging.error("Checkpoint %s/%d cannot be restored (%s).", self._folder.checkpoints, step, reason)
+                continue
+            model, train = restored["model"], restored["train"]
+            return TrainState(train["step"], model["params"], train["opt_state"], model.get("router_bias"))
+        if steps:
+            raise UserError(
+                f"none of the checkpoints {', '.join(map(str, sorted(steps)))} in {self._folder.checkpoints} can be "
+                "restored: copy the run folder again, or move it away to start over."
+            )
+        return None
+
+
+class _KeepSteps:
+    """Never delete the listed steps (Orbax' own CustomSteps does not construct in the pinned release)."""
+
+    def __init__(self, steps: frozenset[int]):
+        self._steps = steps
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        return [info.step in self._steps for info in checkpoints]

@@ -1,0 +1,267 @@
+"""The training loop: from a config and a work folder to a run folder."""
+
+import dataclasses
+import json
+import os
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import rich.console
+from absl import logging
+
+from mla_jax import accounting, devices
+from mla_jax.config import Config
+from mla_jax.data.pipeline import train_iterator
+from mla_jax.evaluate import EvalResult, evaluate
+from mla_jax.rows import read_rows, result_row
+from mla_jax.runs import lock
+from mla_jax.sample.sampler import Sampler
+from mla_jax.train import step as steps
+from mla_jax.train.checkpoint import Checkpoints
+from mla_jax.train.metrics import MetricsWriter, Progress
+from mla_jax.train.optim import make_optimizer, schedule
+from mla_jax.train.setup import Setup, open_run, starting_state, write_run_files
+from mla_jax.train.startup import print_startup
+from mla_jax.train.state import TrainState
+from mla_jax.train.stop import StopOnSignal
+from mla_jax.train.summary import finish
+
+DATA_WAIT_FROM_STEP = 50  # earlier steps compile and fill the prefetch buffer
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or the gradient stopped being a number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """row: the result row (also result.json), None when training was stopped on request before its last step."""
+
+    row: dict[str, Any] | None
+    step: int
+    stopped_by: str | None
+
+
+def train(config: Config, workdir: str | os.PathLike, console: rich.console.Console | None = None) -> TrainResult:
+    """Train `config` in `workdir`, resuming from its newest checkpoint when there is one.
+
+    Raises UserError for anything wrong with config, data or folder before a thing is compiled or written, and
+    NonFiniteLoss (naming the step and the last good checkpoint) when `train.on_nonfinite` is "stop".
+    """
+    console = console or rich.console.Console()
+    setup = open_run(config, Path(workdir))
+    with lock(setup.folder):
+        for line in setup.changes:
+            logging.warning("Resuming with a changed config: %s", line)
+        print_startup(console, setup.config, setup.backend, setup.prepared.stats)
+        write_run_files(setup)
+        with Checkpoints(setup.folder, setup.config.checkpoint) as checkpoints:
+            return _Training(setup, checkpoints, console).run()
+
+
+class _Training:
+    """The loop's working parts. Metrics are fetched one step late, so that the device never waits for the host."""
+
+    def __init__(self, setup: Setup, checkpoints: Checkpoints, console: rich.console.Console):
+        config = setup.config
+        self.setup, self.config, self.checkpoints, self.console = setup, config, checkpoints, console
+        optimizer = make_optimizer(config.optim)
+        self.data: grain.DatasetIterator = train_iterator(setup.prepared, config)
+        self.state: TrainState = starting_state(setup, optimizer, checkpoints, self.data)
+        self.start = int(self.state.step)
+        self.train_step = steps.make_train_step(setup.model, optimizer, config)
+        self.eval_step = steps.make_eval_step(setup.model, config)
+        self.logit_probe = steps.make_logit_probe(setup.model, config)
+        self.learning_rate = schedule(config.optim)
+        self.pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
+        self.clock = _Clock(config.train.batch_size * config.train.seq_len)
+        self.best = _best_so_far(setup)
+        self.last: tuple[int, EvalResult] | None = None
+        self.skipped = 0
+
+    def run(self) -> TrainResult:
+        cfg, total = self.config.train, self.config.train.steps
+        if self.start:
+            self.console.print(f"resuming at step {self.start} of {total}", highlight=False)
+        writer = MetricsWriter(self.setup.folder, self.start, cfg.tensorboard)
+        progress = Progress(self.console, self.start, total)
+        with writer as self.writer, progress as self.progress, StopOnSignal() as stop:
+            self.clock.restart()
+            for done in range(self.start + 1, total + 1):
+                batch = self.clock.timed_next(self.data, count=done - self.start > DATA_WAIT_FROM_STEP)
+                self._profile(done - self.start)
+                self.state, metrics = self.train_step(self.state, batch)
+                self.pending.append((done, metrics))
+                self.clock.steps += 1
+                self._drain(keep=1)
+                if done % cfg.log_every == 0 or done == total:
+                    self._log(done, batch)
+                if done % cfg.eval_every == 0 or done == total:
+                    self._evaluate(done)
+                if done % self.config.checkpoint.every == 0 or done == total or stop.signal_name:
+                    self._save(done)
+                if stop.signal_name and done < total:
+                    self.checkpoints.wait()
+                    self.progress.say(f"stopped at step {done} by {stop.signal_name}; the same command continues.")
+                    return TrainResult(None, done, stop.signal_name)
+            if self.start >= total:
+                self._evaluate(self.start)
+            self.checkpoints.wait()
+        return TrainResult(self._finish(), total, None)
+
+    def _drain(self, keep: int) -> None:
+        """Fetch metrics of all but the newest `keep` steps and look for non-finite ones."""
+        while len(self.pending) > keep:
+            done, device_metrics = self.pending.popleft()
+            self.metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
+            if self.metrics["finite"]:
+                continue
+            if self.config.train.on_nonfinite == "stop":
+                good = self.checkpoints.latest
+                saved = f"the last good checkpoint is step {good}" if good else "there is no checkpoint yet"
+                raise NonFiniteLoss(
+                    f"step {done}: loss {self.metrics['loss']}, gradient norm {self.metrics['grad_norm']}; {saved}. "
+                    "Lower --config.optim.learning_rate, or set --config.train.on_nonfinite=skip."
+                )
+            self.skipped += 1
+            logging.warning("Step %d: loss or gradient is not finite; update skipped (%d so far).", done, self.skipped)
+
+    def _log(self, done: int, batch: dict[str, Any]) -> None:
+        tokens_per_s = self.clock.tokens_per_s()
+        self._drain(keep=0)
+        peak = devices.peak_flops()
+        flops = accounting.flops_per_token(self.config.model, self.config.train.seq_len)
+        mfu = tokens_per_s * flops / peak if peak else None
+        values = {name: self.metrics[name] for name in ("loss", "grad_norm", "param_norm")}
+        values |= {
+            "attn_logit_max": float(self.logit_probe(self.state.params, batch)),
+            "learning_rate": float(self.learning_rate(done - 1)),
+            "tokens_per_s": tokens_per_s,
+            "data_wait": self.clock.data_wait(),
+            "skipped": self.skipped,
+        }
+        if mfu is not None:
+            values["mfu"] = mfu
+        self.writer.write("train", done, values)
+        left = (self.config.train.steps - done) * self.config.train.batch_size * self.config.train.seq_len
+        self.progress.update(done, values["loss"], tokens_per_s, mfu, left / max(tokens_per_s, 1e-9))
+        self.clock.restart()
+
+    def _evaluate(self, done: int) -> None:
+        self._drain(keep=0)
+        began = time.perf_counter()
+        valid, cfg = self.setup.prepared.valid, self.config
+        result = evaluate(self.eval_step, self.state.params, valid, cfg.train.seq_len, cfg.eval.batch_size)
+        values = {"loss": result.loss, "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
+        self.writer.write("eval", done, values)
+        self.last = (done, result)
+        if result.loss < self.best[1]:
+            self.best = (done, result.loss, result.bits_per_byte)
+        seconds = time.perf_counter() - began
+        self.progress.say(
+            f"step {done} · validation loss {result.loss:.4f} · {result.bits_per_byte:.4f} bits per byte · {seconds:.1f} s"
+        )
+        self.clock.restart()
+
+    def _save(self, done: int) -> None:
+        self._drain(keep=0)  # never save a state whose finiteness is not known
+        fresh = self.last is not None and self.last[0] == done
+        self.checkpoints.save(self.state, self.data, {"valid_loss": self.last[1].loss} if fresh else None)
+        self.clock.restart()
+
+    def _profile(self, since_start: int) -> None:
+        wanted = self.config.train.profile_steps
+        if wanted and since_start == 21:
+            jax.block_until_ready(self.state)
+            jax.profiler.start_trace(str(self.setup.folder.path / "profile"))
+        if wanted and since_start == 21 + wanted:
+            jax.block_until_ready(self.state)
+            jax.profiler.stop_trace()
+
+    def _finish(self) -> dict[str, Any]:
+        setup, (done, result) = self.setup, self.last
+        metrics = {
+            "valid_loss": result.loss,
+            "perplexity": result.perplexity,
+            "bits_per_byte": result.bits_per_byte,
+            "best_valid_loss": self.best[1],
+            "best_bits_per_byte": self.best[2],
+            "best_step": self.best[0],
+            "step": done,
+            "tokens_per_s": self.clock.median_tokens_per_s(),
+            "data_wait": self.clock.data_wait(),
+            "params": accounting.params(self.config.model)["total"],
+            "kv_bytes_per_token": accounting.kv_bytes(self.config.model),
+            "mha_kv_bytes_per_token": accounting.mha_kv_bytes(self.config.model),
+            **{f"baseline_{name}": value for name, value in setup.baselines.items()},
+        }
+        peak = devices.peak_flops()
+        if peak:
+            flops = accounting.flops_per_token(self.config.model, self.config.train.seq_len)
+            metrics["mfu"] = metrics["tokens_per_s"] * flops / peak
+        tokenizer = setup.prepared.tokenizer
+        row = result_row(setup.folder.name, self.config.hash, metrics, setup.prepared.fingerprint, tokenizer.sha256)
+        sampler = Sampler(setup.model, self.state.params, tokenizer, self.config)
+        sample = self.config.sample
+        prompts = list(sample.prompts) or setup.openings[: sample.num_samples]
+        room = self.config.model.max_len - max(len(tokenizer.encode(prompt)) for prompt in prompts) - 1
+        completions = sampler.generate(
+            prompts, min(sample.max_new_tokens, max(1, room)), sample.temperature, sample.top_k, sample.seed
+        )
+        finish(
+            setup.folder,
+            self.config,
+            json.loads(json.dumps(row)),
+            setup.baselines,
+            list(zip(prompts, completions, strict=True)),
+            self.console,
+        )
+        return row
+
+
+def _best_so_far(setup: Setup) -> tuple[int, float, float]:
+    """(step, loss, bits per byte) of the best evaluation before a resume, from metrics.jsonl."""
+    rows = [r for r in read_rows(setup.folder.metrics) if r["kind"] == "eval"] if setup.resumes else []
+    best = min(rows, key=lambda r: r["loss"], default=None)
+    return (best["step"], best["loss"], best["bits_per_byte"]) if best else (0, float("inf"), float("inf"))
+
+
+class _Clock:
+    """Throughput between logs (evaluation and saving excluded) and the share of time spent waiting for data."""
+
+    def __init__(self, tokens_per_step: int):
+        self._tokens = tokens_per_step
+        self._rates: list[float] = []
+        self._waited = self._counted = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        self._began, self.steps = time.perf_counter(), 0
+
+    def timed_next(self, iterator: Any, count: bool) -> Any:
+        before = time.perf_counter()
+        batch = next(iterator)
+        if count:
+            after = time.perf_counter()
+            self._waited += after - before
+            self._counted_from = getattr(self, "_counted_from", before)
+            self._counted = after - self._counted_from
+        return batch
+
+    def tokens_per_s(self) -> float:
+        rate = self.steps * self._tokens / (time.perf_counter() - self._began)
+        self._rates.append(rate)
+        return rate
+
+    def median_tokens_per_s(self) -> float:
+        """Median over logs, the first (with compilation) left out when there are others."""
+        rates = sorted(self._rates[1:] or self._rates)
+        return rates[len(rates) // 2] if rates else 0.0
+
+    def data_wait(self) -> float:
+        """Share of wall time spent waiting for batches since step 50 of this process; 0 before that."""
+        return self._waited / self._counted if self._counted else 0.0

@@ -1,0 +1,91 @@
+"""What may change between the start of a run and its resumption, and what starting from other weights needs."""
+
+from typing import Any
+
+import jax
+
+from mla_jax.config import Config
+from mla_jax.errors import UserError
+
+# Prefixes of knobs that may change: they alter speed, schedule, reporting or what is kept, not what the weights,
+# the optimizer state and the data order mean.
+_FREE = (
+    "model.dtype",
+    "model.attention_impl",
+    "model.scan_layers",
+    "model.dropout",
+    "model.init",
+    "data.path",  # the content is held to its fingerprint instead
+    "data.valid_path",
+    "data.cache_dir",
+    "data.threads",
+    "tokenizer.path",
+    "tokenizer.train_bytes",
+    "train.steps",
+    "train.microbatches",
+    "train.log_every",
+    "train.eval_every",
+    "train.on_nonfinite",
+    "train.tensorboard",
+    "train.profile_steps",
+    "optim.learning_rate",
+    "optim.warmup_steps",
+    "optim.decay_steps",
+    "optim.final_fraction",
+    "optim.weight_decay",
+    "optim.clip_norm",
+    "eval.",
+    "checkpoint.",
+    "sample.",
+    "init_from",
+)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """{"model.d_model": 512, ...}"""
+    flat = {}
+    for section, values in config.to_dict().items():
+        if isinstance(values, dict):
+            flat |= {f"{section}.{name}": value for name, value in values.items()}
+        else:
+            flat[section] = values
+    return flat
+
+
+def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
+    """(knob, old value, new value) wherever they differ."""
+    before, after = flatten(old), flatten(new)
+    return [(name, before[name], after[name]) for name in after if before[name] != after[name]]
+
+
+def check_resumable(saved: Config, wanted: Config, workdir: str) -> list[str]:
+    """The allowed changes, as lines for the log. Raises UserError naming every change that is not allowed."""
+    changed = differences(saved, wanted)
+    refused = [c for c in changed if not c[0].startswith(_FREE)]
+    if refused:
+        listed = ", ".join(f"{name} (was {old!r}, now {new!r})" for name, old, new in refused)
+        raise UserError(
+            f"--workdir is {workdir!r}, whose checkpoint cannot be resumed with another {listed}: "
+            "use another --workdir, or the old values."
+        )
+    return [f"{name}: {old!r} -> {new!r}" for name, old, new in changed]
+
+
+def check_same_shapes(source: str, found: Any, wanted: Any) -> None:
+    """Raise UserError, naming the differences, unless two parameter trees have the same names and shapes."""
+
+    def named(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
+
+    have, want = named(found), named(wanted)
+    wrong = [
+        f"{name} {have.get(name, 'absent')} instead of {want.get(name, 'absent')}"
+        for name in sorted(have.keys() | want.keys())
+        if have.get(name) != want.get(name)
+    ]
+    if wrong:
+        listed = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
+        raise UserError(
+            f"init_from is {source!r}, whose weights do not fit this model ({listed}): use the same --config.model."
+        )

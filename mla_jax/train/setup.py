@@ -1,0 +1,162 @@
+"""Opening a run: data, tokenizer, resolved config, model and starting state. Fails before anything is written."""
+
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import grain
+import optax
+
+from mla_jax import config as config_lib
+from mla_jax import runs
+from mla_jax.config import Config
+from mla_jax.data.pipeline import baselines
+from mla_jax.data.prepare import Prepared, prepare
+from mla_jax.data.tokenizer import Tokenizer
+from mla_jax.errors import UserError
+from mla_jax.model import backend as backend_lib
+from mla_jax.model.transformer import Transformer
+from mla_jax.runs import RunFolder
+from mla_jax.train.checkpoint import Checkpoints
+from mla_jax.train.resume import check_resumable, check_same_shapes
+from mla_jax.train.state import TrainState, abstract_state, init_params, init_state
+
+OPENINGS = 16
+MIN_FREE_BYTES = 200_000_000  # below this a checkpoint of even a small model may not fit
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a run needs before its first step.
+
+    changes: allowed config changes since the checkpoint being resumed, as lines for the log. baselines: nats per
+    token. openings: first words of held-out stories, prompts for the samples at the end.
+    """
+
+    folder: RunFolder
+    config: Config
+    prepared: Prepared
+    backend: backend_lib.Backend
+    model: Transformer
+    resumes: bool
+    changes: list[str]
+    baselines: dict[str, float]
+    openings: list[str]
+
+
+def open_run(config: Config, workdir: Path) -> Setup:
+    """Check everything that can be checked before compiling or writing. Raises UserError."""
+    folder = RunFolder(workdir)
+    _check_place(folder)
+    resumes = bool(folder.steps())
+    saved = runs.read_config(folder) if resumes else None
+    tokenizer = None
+    if resumes:
+        tokenizer = Tokenizer.load(folder.tokenizer)
+    elif config.init_from:
+        tokenizer = Tokenizer.load(runs.existing(config.init_from).tokenizer)
+    backend = backend_lib.choose(config.model)
+    prepared = prepare(config, tokenizer)
+    config = with_vocabulary(config, prepared.tokenizer.vocab_size)
+    changes: list[str] = []
+    if saved is not None:
+        changes = check_resumable(saved, config, str(workdir))
+        found = runs.read_data(folder)["fingerprint"]
+        if found != prepared.fingerprint:
+            raise UserError(
+                f"--workdir is {str(workdir)!r}, which was trained on other data (fingerprint {found[:12]}, now "
+                f"{prepared.fingerprint[:12]}): give the same --config.data, or start a new --workdir with "
+                f"--config.init_from={workdir}."
+            )
+    model = Transformer(config.model, backend)
+    if config.init_from and not resumes:
+        source = runs.load_run(config.init_from)
+        check_same_shapes(config.init_from, source.params, runs.abstract_params(model))
+    openings = [_opening(story) for story in _first_stories(prepared, OPENINGS)]
+    return Setup(folder, config, prepared, backend, model, resumes, changes, baselines(prepared), openings)
+
+
+def with_vocabulary(config: Config, vocab_size: int) -> Config:
+    """The config with the tokenizer's real size, and embedding rows to match. Raises UserError for too few rows."""
+    rows = config.model.vocab_size or vocab_size
+    if rows < vocab_size:
+        raise UserError(
+            f"model.vocab_size is {rows}; the tokenizer has {vocab_size} pieces and each needs a row: "
+            "set it to 0, or lower --config.tokenizer.vocab_size."
+        )
+    return config_lib.replace(config, **{"model.vocab_size": rows, "tokenizer.vocab_size": vocab_size})
+
+
+def starting_state(
+    setup: Setup,
+    optimizer: optax.GradientTransformation,
+    checkpoints: Checkpoints,
+    data: grain.DatasetIterator,
+) -> TrainState:
+    """The state to go on from: the newest good checkpoint, another run's weights, or fresh ones."""
+    if setup.resumes:
+        restored = checkpoints.restore(abstract_state(setup.model, optimizer), data)
+        if restored is not None:
+            return restored
+    if setup.config.init_from:
+        params = runs.load_run(setup.config.init_from).params
+    else:
+        params = init_params(setup.model, setup.config.train.seed)
+    return init_state(setup.model, optimizer, params)
+
+
+def write_run_files(setup: Setup) -> None:
+    """config.json, tokenizer.model, data.json."""
+    folder, prepared = setup.folder, setup.prepared
+    if not folder.tokenizer.is_file():
+        temporary = folder.path / ".tokenizer.tmp"
+        temporary.write_bytes(prepared.tokenizer.model)
+        os.replace(temporary, folder.tokenizer)
+    data: dict[str, Any] = {
+        "fingerprint": prepared.fingerprint,
+        "tokenizer_sha256": prepared.tokenizer.sha256,
+        "stats": prepared.stats,
+        "baselines": setup.baselines,
+        "openings": setup.openings,
+    }
+    runs.write_text(folder.data, json.dumps(data, indent=1))
+    runs.write_text(folder.config, config_lib.dumps(setup.config))
+
+
+def _check_place(folder: RunFolder) -> None:
+    path = folder.path
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--workdir is {str(path)!r}, which is a file: give a folder.")
+    if path.is_dir():
+        foreign = [p.name for p in path.iterdir() if not p.name.startswith(".")]
+        if foreign and not folder.config.is_file():
+            raise UserError(
+                f"--workdir is {str(path)!r}, which holds other files ({', '.join(sorted(foreign)[:3])}) and no run: "
+                "give a new or empty folder."
+            )
+    parent = next(p for p in [path, *path.absolute().parents] if p.is_dir())
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"--workdir is {str(path)!r}, but {str(parent)!r} cannot be written to: choose another folder.")
+    free = shutil.disk_usage(parent).free
+    if free < MIN_FREE_BYTES:
+        raise UserError(
+            f"--workdir is {str(path)!r}, whose disk has {free // 2**20} MiB free and a run needs at least "
+            f"{MIN_FREE_BYTES // 2**20}: free some space or choose another folder."
+        )
+
+
+def _first_stories(prepared: Prepared, count: int) -> list[str]:
+    starts = prepared.valid.story_starts[: count + 1]
+    return [
+        prepared.tokenizer.decode(prepared.valid.tokens[begin + 1 : end].tolist())
+        for begin, end in itertools.pairwise(starts)
+    ]
+
+
+def _opening(story: str) -> str:
+    """The first words of a story: enough to start on, too few to copy."""
+    return " ".join(story.split()[:6])

@@ -1,0 +1,39 @@
+"""What a run says before its first step: device, differences from base, parameters, FLOPs and KV bytes."""
+
+import rich.console
+import rich.table
+
+from mla_jax import accounting, devices
+from mla_jax.config import Config
+from mla_jax.config_files import load_config
+from mla_jax.model.backend import Backend
+from mla_jax.train.resume import differences
+
+
+def print_startup(console: rich.console.Console, config: Config, backend: Backend, stats: dict) -> None:
+    """Print the report to the console."""
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False)
+
+    model = config.model
+    say(f"device    {devices.device_name()}: {backend.attention_impl} attention in {backend.dtype} ({backend.reason})")
+    base = load_config("base")
+    changed = [f"{name}={new!r}" for name, _, new in differences(base, config) if name != "init_from"]
+    say(f"config    {config.hash}; unlike base: {', '.join(changed) or 'nothing'}")
+    train, valid = stats["train"], stats["valid"]
+    say(
+        f"data      {stats['corpus']}: {train['stories']:,} stories, {train['tokens']:,} tokens to train on; "
+        f"{valid['stories']:,} stories held out; {stats['vocab_size']:,} pieces"
+    )
+    parts = accounting.params(model)
+    table = rich.table.Table("parameters", "", "share", box=None, pad_edge=False)
+    for name in ("embedding", "position", "attention", "ffn", "norms", "total"):
+        table.add_row(name, f"{parts[name]:>12,}", f"{parts[name] / parts['total']:>6.1%}")
+    console.print(table, highlight=False)
+    saved = 1 - accounting.kv_bytes(model) / accounting.mha_kv_bytes(model)
+    say(
+        f"per token {accounting.flops_per_token(model, config.train.seq_len):,} training FLOPs; "
+        f"{accounting.kv_bytes(model):,} bytes of KV cache in bfloat16 (MHA {accounting.mha_kv_bytes(model):,}: "
+        f"{saved:.1%} saved)"
+    )

@@ -1,0 +1,110 @@
+"""What a run leaves behind at its end: plot, samples, result.json, report.md, and a summary on the terminal."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import rich.console
+import rich.table
+
+from mla_jax import accounting
+from mla_jax.config import Config
+from mla_jax.rows import read_rows
+from mla_jax.runs import RunFolder, write_text
+
+
+def plot_loss(folder: RunFolder, baselines: dict[str, float]) -> Path:
+    """plots/loss.png from metrics.jsonl: training and validation loss over steps, with the unigram baseline."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = read_rows(folder.metrics)
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for kind, style in (("train", {"alpha": 0.6}), ("eval", {"marker": "o"})):
+        points = [(row["step"], row["loss"]) for row in rows if row["kind"] == kind]
+        if points:
+            axes.plot(*zip(*points, strict=True), label={"train": "training", "eval": "validation"}[kind], **style)
+    axes.axhline(baselines["unigram"], linestyle=":", color="gray", label="unigram baseline")
+    axes.set(xlabel="optimizer step", ylabel="loss (nats per token)", title=folder.name)
+    axes.legend()
+    folder.plots.mkdir(exist_ok=True)
+    path = folder.plots / "loss.png"
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def finish(
+    folder: RunFolder,
+    config: Config,
+    row: dict[str, Any],
+    baselines: dict[str, float],
+    samples: list[tuple[str, str]],
+    console: rich.console.Console,
+) -> None:
+    """Write samples.txt, plots/loss.png, result.json and report.md, and print the same to the console.
+
+    row: a result row whose metrics have valid_loss, bits_per_byte, best_valid_loss, best_step, tokens_per_s.
+    samples: (prompt, completion) pairs.
+    """
+    plot = plot_loss(folder, baselines)
+    stories = "\n\n".join(f"{prompt}|{completion}" for prompt, completion in samples)
+    write_text(folder.samples, stories + "\n")
+    write_text(folder.path / "result.json", json.dumps(row, indent=1))
+    facts = _facts(config, row["metrics"], baselines)
+    lines = [
+        f"# {folder.name}",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in facts),
+    ]
+    lines += [
+        "",
+        f"Device {row['device']}; `{row['command']}`",
+        "",
+        "![loss](plots/loss.png)",
+        "",
+        "## Samples",
+        "",
+    ]
+    lines += ["The prompt ends at `|`.", ""] + [f"> {prompt}|{text}\n" for prompt, text in samples]
+    write_text(folder.report, "\n".join(lines))
+
+    table = rich.table.Table(title=f"{folder.path}", show_header=False, title_justify="left")
+    for name, value in facts:
+        table.add_row(name, value)
+    console.print(table, highlight=False)
+    for i, (prompt, text) in enumerate(samples, 1):
+        console.print(f"\nsample {i}: {prompt}|{text}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"\nrun folder  {folder.path}\nloss plot   {plot}\nreport      {folder.report}\n"
+        f'next        {_python()} -m mla_jax.main --mode sample --workdir {folder.path} --prompt "Once upon a time"',
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _python() -> str:
+    """The interpreter of this run, as one would type it here."""
+    relative = os.path.relpath(sys.executable)
+    return sys.executable if relative.startswith("..") else relative
+
+
+def _facts(config: Config, metrics: dict[str, float], baselines: dict[str, float]) -> list[tuple[str, str]]:
+    kv, mha = accounting.kv_bytes(config.model), accounting.mha_kv_bytes(config.model)
+    return [
+        ("validation loss", f"{metrics['valid_loss']:.4f} nats per token"),
+        ("  best", f"{metrics['best_valid_loss']:.4f} at step {metrics['best_step']}"),
+        ("  uniform baseline", f"{baselines['uniform']:.4f}"),
+        ("  unigram baseline", f"{baselines['unigram']:.4f}"),
+        ("bits per byte", f"{metrics['bits_per_byte']:.4f}"),
+        ("KV cache", f"{kv:,} bytes per token (MHA: {mha:,}; {1 - kv / mha:.1%} saved)"),
+        ("parameters", f"{accounting.params(config.model)['total']:,}"),
+        ("training speed", f"{metrics['tokens_per_s']:,.0f} tokens/s"),
+    ]

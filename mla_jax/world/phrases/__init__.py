@@ -1,0 +1,5 @@
+"""The world's sentences, by kind of event."""
+
+from . import lost
+
+PHRASES: dict[str, tuple[str, ...]] = {**lost.PHRASES}

@@ -1,0 +1,369 @@
+"""mla_jax.data.prepare, cache, token_file: an entry is whole or absent, never stale or half-written."""
+
+import errno
+import gzip
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import logging
+
+from mla_jax.config import Config
+from mla_jax.config_files import load_config
+from mla_jax.data import progress, token_file
+from mla_jax.data.prepare import Prepared, prepare
+from mla_jax.data.tokenizer import Tokenizer
+from mla_jax.errors import UserError
+
+TINYSTORIES = Path(__file__).resolve().parents[2] / "shared" / "data" / "tinystories"
+WORDS = [
+    "once",
+    "upon",
+    "a",
+    "time",
+    "the",
+    "little",
+    "fox",
+    "found",
+    "an",
+    "old",
+    "key",
+    "caf\u00e9",
+    "\u2581",
+]
+
+
+def make_stories(n: int, seed: int = 0) -> list[str]:
+    rng = random.Random(seed)
+    return [f"Story {i} " + " ".join(rng.choices(WORDS, k=rng.randint(5, 60))) + ".\nThe end." for i in range(n)]
+
+
+STORIES = make_stories(300)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    (tmp_path / "s.txt").write_text("\n<|endoftext|>\n".join(STORIES))
+    return make_config(tmp_path)
+
+
+def make_config(tmp_path: Path, **knobs) -> Config:
+    defaults = {"data.path": str(tmp_path / "s.txt"), "data.cache_dir": str(tmp_path / "cache")}
+    return load_config("smoke", **(defaults | {"data.valid_fraction": 0.1} | knobs))
+
+
+def cache_files(tmp_path: Path) -> set[str]:
+    return {str(p.relative_to(tmp_path / "cache")) for p in (tmp_path / "cache").rglob("*") if p.is_file()}
+
+
+def decoded(prepared: Prepared, split: str) -> list[str]:
+    part = getattr(prepared, split)
+    bounds = part.story_starts
+    return [prepared.tokenizer.decode(part.tokens[a + 1 : b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
+def same(a: Prepared, b: Prepared) -> bool:
+    parts = [(getattr(a, split), getattr(b, split)) for split in ("train", "valid")]
+    names = ("tokens", "story_starts", "story_bytes")
+    return a.fingerprint == b.fingerprint and all(
+        np.array_equal(getattr(x, name), getattr(y, name)) for x, y in parts for name in names
+    )
+
+
+def test_the_stream_holds_every_story_between_separators(config: Config, monkeypatch) -> None:
+    monkeypatch.setattr(token_file, "_BATCH_BYTES", 700)  # several batches, so that positions must carry over
+    prepared = prepare(config, quiet=True)
+    assert sorted(decoded(prepared, "train") + decoded(prepared, "valid")) == sorted(STORIES)
+    for split in ("train", "valid"):
+        part = getattr(prepared, split)
+        separators = np.flatnonzero(part.tokens == prepared.tokenizer.separator_id)
+        assert np.array_equal(separators, part.story_starts)
+        assert separators[0] == 0 and separators[-1] == len(part.tokens) - 1
+        assert part.story_bytes.tolist() == [len(s.encode()) for s in decoded(prepared, split)]
+        assert part.n_bytes == sum(part.story_bytes) and part.n_stories == len(separators) - 1
+        assert part.tokens.dtype == np.uint16 and part.story_starts.dtype == part.story_bytes.dtype == np.int64
+        counts = {"stories": part.n_stories, "bytes": part.n_bytes, "tokens": len(part.tokens)}
+        assert prepared.stats[split] == counts
+
+
+def test_large_vocabularies_get_four_bytes_a_token(tmp_path: Path) -> None:
+    class Large:
+        vocab_size, separator_id = 2**16 + 1, 1
+
+        def encode_batch(self, texts):
+            return [[2**16]] * len(texts)
+
+    meta = token_file.write(tmp_path, "train", ["a", "b"], Large())
+    tokens = token_file.read(tmp_path, "train", meta, separator_id=1).tokens
+    assert tokens.dtype == np.uint32 and tokens.tolist() == [1, 2**16, 1, 2**16, 1]
+
+
+def test_the_tokenizer_sees_the_training_part_only(tmp_path: Path) -> None:
+    (tmp_path / "s.txt").write_text("\n<|endoftext|>\n".join(STORIES))
+    (tmp_path / "v.txt").write_text("quokka quokka quokka quokka")
+    (tmp_path / "w.txt").write_text("a fox")
+    a = prepare(make_config(tmp_path, **{"data.valid_path": str(tmp_path / "v.txt")}), quiet=True)
+    b = prepare(make_config(tmp_path, **{"data.valid_path": str(tmp_path / "w.txt")}), quiet=True)
+    assert a.tokenizer.sha256 == b.tokenizer.sha256
+    assert a.fingerprint != b.fingerprint
+    assert decoded(a, "valid") == ["quokka quokka quokka quokka"]
+
+
+def test_train_bytes_caps_what_the_tokenizer_reads(tmp_path: Path, config: Config) -> None:
+    rare = [f"zyzzyva {story}" for story in make_stories(200, seed=1)]
+    (tmp_path / "s.txt").write_text("\n<|endoftext|>\n".join(STORIES + rare))
+    capped = prepare(make_config(tmp_path, **{"tokenizer.train_bytes": 20_000}), quiet=True).tokenizer
+    whole = prepare(make_config(tmp_path), quiet=True).tokenizer
+    assert len(whole.encode("zyzzyva ")) <= 2 < len(capped.encode("zyzzyva "))
+
+
+def test_a_second_preparation_only_looks_up(config: Config, tmp_path: Path, monkeypatch) -> None:
+    first = prepare(config, quiet=True)
+    files = cache_files(tmp_path)
+    monkeypatch.setattr("mla_jax.data.readers.Source.stories", lambda *_: pytest.fail("read the corpus again"))
+    second = prepare(config, quiet=True)
+    assert same(first, second) and cache_files(tmp_path) == files
+    assert (first.stats["from_cache"], second.stats["from_cache"]) == (False, True)
+
+
+def test_a_given_tokenizer_is_used(config: Config, tmp_path: Path) -> None:
+    first = prepare(config, quiet=True)
+    (tmp_path / "t.model").write_bytes(first.tokenizer.model)
+    shutil.rmtree(tmp_path / "cache")
+    other = make_config(tmp_path, **{"tokenizer.vocab_size": 300})
+    assert same(prepare(other, tokenizer=Tokenizer(first.tokenizer.model), quiet=True), first)
+    assert same(prepare(make_config(tmp_path, **{"tokenizer.path": str(tmp_path / "t.model")}), quiet=True), first)
+    assert not (tmp_path / "cache" / "tokenizers").exists()
+
+
+def test_changed_content_is_never_read_from_a_stale_cache(config: Config, tmp_path: Path) -> None:
+    path, stat = tmp_path / "s.txt", (tmp_path / "s.txt").stat()
+    first = prepare(config, quiet=True)
+    path.write_bytes(path.read_bytes().replace(b"fox", b"owl"))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # same size, same time
+    second = prepare(config, quiet=True)
+    assert second.fingerprint != first.fingerprint
+    assert any("owl" in s for s in decoded(second, "train"))
+
+
+def test_the_cache_folder_comes_from_the_environment_when_not_configured(config: Config, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MLA_JAX_CACHE", str(tmp_path / "elsewhere"))
+    prepare(make_config(tmp_path, **{"data.cache_dir": ""}), quiet=True)
+    assert (tmp_path / "elsewhere" / "tokens").is_dir() and not (tmp_path / "cache").exists()
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "tokens cut short": ("tokens/*/train.tokens", truncate),
+    "tokens changed": ("tokens/*/valid.tokens", flip),
+    "starts missing": ("tokens/*/train.story_starts", Path.unlink),
+    "meta missing": ("tokens/*/meta.json", Path.unlink),
+    "meta cut short": ("tokens/*/meta.json", truncate),
+    "meta of another version": ("tokens/*/meta.json", lambda p: p.write_text("{}")),
+    "meta is a list": ("tokens/*/meta.json", lambda p: p.write_text("[]")),
+    "meta of other data": (
+        "tokens/*/meta.json",
+        lambda p: p.write_text(p.read_text().replace('s": "', 's": "0')),
+    ),
+    "tokenizer cut short": ("tokenizers/*/tokenizer.model", truncate),
+    "tokenizer changed": ("tokenizers/*/tokenizer.model", flip),
+    "tokenizer missing": ("tokenizers/*/tokenizer.model", Path.unlink),
+    "a file for a folder": ("tokens/*", lambda p: (shutil.rmtree(p), p.write_text("?"))),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_entries_are_logged_and_made_again(name: str, config: Config, tmp_path: Path, monkeypatch) -> None:
+    first = prepare(config, quiet=True)
+    files = cache_files(tmp_path)
+    # The maps' files are about to be damaged.
+    copy = [part.tokens.copy() for part in (first.train, first.valid)]
+    pattern, damage = DAMAGE[name]
+    (path,) = (tmp_path / "cache").glob(pattern)
+    damage(path)
+    logged = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: logged.append(text % args))
+    again = prepare(config, quiet=True)
+    assert len(logged) == 1 and "is damaged" in logged[0] and "preparing it again" in logged[0]
+    assert all(np.array_equal(a, b.tokens) for a, b in zip(copy, (again.train, again.valid), strict=True))
+    assert cache_files(tmp_path) == files
+    logged.clear()
+    assert prepare(config, quiet=True).stats["from_cache"] and not logged
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a bug")])
+def test_an_interrupted_preparation_leaves_nothing_and_is_redone(config, tmp_path, monkeypatch, error) -> None:
+    real = token_file.write
+
+    def interrupted(folder, split, *rest):
+        if split == "valid":
+            raise error
+        return real(folder, split, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(token_file, "write", interrupted)
+        with pytest.raises(type(error)):
+            prepare(config, quiet=True)
+    assert not list((tmp_path / "cache" / "tokens").iterdir())
+    assert not prepare(config, quiet=True).stats["from_cache"]
+
+
+def test_a_killed_preparation_is_redone_and_its_leftovers_go_after_a_day(config: Config, tmp_path: Path) -> None:
+    """kill -9 while the validation part is written: no cleanup of our own can run."""
+    script = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).resolve().parents[1])!r})
+from mla_jax.config import loads
+from mla_jax.data import prepare, token_file
+real = token_file.write
+def write(folder, split, *rest):
+    return os.kill(os.getpid(), signal.SIGKILL) if split == "valid" else real(folder, split, *rest)
+token_file.write = write
+prepare.prepare(loads(sys.stdin.read()))
+"""
+    from mla_jax.config import dumps
+
+    done = subprocess.run([sys.executable, "-c", script], input=dumps(config), text=True, timeout=60)
+    assert done.returncode == -9
+    (leftover,) = (tmp_path / "cache" / "tokens").iterdir()
+    assert (leftover / "train.tokens").stat().st_size > 0
+    first = prepare(config, quiet=True)
+    assert not first.stats["from_cache"] and leftover.exists()  # it might be another process at work
+    two_days_ago = time.time() - 2 * 24 * 3600
+    os.utime(leftover, (two_days_ago, two_days_ago))
+    (tmp_path / "s.txt").write_text("\n<|endoftext|>\n".join(STORIES[:200]))
+    prepare(config, quiet=True)
+    assert not leftover.exists() and len(list((tmp_path / "cache" / "tokens").iterdir())) == 2
+
+
+def test_of_two_preparations_at_once_the_first_to_finish_wins(config: Config, tmp_path: Path, monkeypatch) -> None:
+    real, others = token_file.write, []
+
+    def overtaken(folder, split, *rest):
+        if split == "valid" and not others:
+            others.append(None)  # only the outer one is overtaken
+            others[0] = prepare(config, quiet=True)
+        return real(folder, split, *rest)
+
+    monkeypatch.setattr(token_file, "write", overtaken)
+    outer = prepare(config, quiet=True)
+    assert same(outer, others[0])
+    (entry,) = (tmp_path / "cache" / "tokens").iterdir()
+    assert os.path.samefile(outer.train.tokens.filename, entry / "train.tokens")
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [(errno.ENOSPC, "the disk is full: free some space"), (errno.EROFS, "it cannot be used")],
+)
+def test_a_disk_that_takes_no_more_is_a_sentence(config, tmp_path, monkeypatch, code: int, says: str) -> None:
+    def fail(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(token_file._Hashed, "write", fail)
+    with pytest.raises(UserError, match=rf"^The cache folder is '.*cache'; {says}.*data\.cache_dir"):
+        prepare(config, quiet=True)
+    assert not list((tmp_path / "cache" / "tokens").iterdir())
+
+
+def test_a_cache_folder_that_is_a_file_is_a_sentence(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UserError, match="The cache folder is"):
+        prepare(config, quiet=True)
+
+
+def test_progress_is_plain_lines_without_a_terminal(config: Config, monkeypatch) -> None:
+    lines = []
+    monkeypatch.setattr(logging, "info", lambda text, *args: lines.append(text % args))
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+    monkeypatch.setattr(token_file, "_BATCH_BYTES", 10_000)
+    prepare(config)
+    shares = [line for line in lines if line.startswith("Tokenizing: ")]
+    assert len(shares) > 2 and shares[-1] == "Tokenizing: 100 % of 300 stories"
+    lines.clear()
+    prepare(config, quiet=True)
+    assert not lines
+
+
+TEXT = "\n<|endoftext|>\n".join(STORIES).encode()
+# name -> (file, its content (None: no such file, "dir": a directory), other knobs, what the message says)
+BAD = {
+    "missing": ("x.txt", None, {}, "there is no such file"),
+    "directory": ("x", "dir", {}, "that is a directory"),
+    "empty": ("x.txt", b"", {}, "the file is empty"),
+    "separators only": ("x.txt", b"<|endoftext|>\n\n<|endoftext|>\n", {}, "holds no stories"),
+    "blanks only": ("x.txt", b" \n\t\n", {}, "holds no stories"),
+    "binary": ("x.txt", TEXT[:50] + b"\0" + TEXT, {}, "story 1 holds a NUL byte"),
+    "invalid UTF-8": ("x.txt", TEXT + b"\xff", {}, "story 300 is not valid UTF-8"),
+    "bad JSON line": ("x.jsonl", b'{"text": "a"}\nb\n', {}, "line 2 is not JSON"),
+    "row without text": ("x.jsonl", b'{"story": "a"}\n', {}, 'line 1 is no object with a "text"'),
+    "no gzip": ("x.txt.gz", TEXT, {}, "gzip data is damaged"),
+    "gzip cut short": ("x.txt.gz", gzip.compress(TEXT)[:-9], {}, "gzip data is damaged or cut short"),
+    "one story": ("x.txt", b"a story", {}, "none of its 1 stories falls into the validation part"),
+    "no validation": ("x.txt", TEXT, {"data.valid_fraction": 1e-6}, "falls into the validation part"),
+    "valid missing": ("x.txt", TEXT, {"data.valid_path": "nowhere.txt"}, "data.valid_path is 'nowhere.txt'"),
+    "valid empty": ("x.txt", TEXT, {"data.valid_path": os.devnull}, "that is no regular file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_data_files_give_one_sentence_and_write_nothing(name: str, tmp_path: Path) -> None:
+    file, content, knobs, says = BAD[name]
+    path = tmp_path / file
+    if content == "dir":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        prepare(make_config(tmp_path, **{"data.path": str(path)} | knobs), quiet=True)
+    message = str(error.value)
+    assert says in message and message.startswith("data.") and message.endswith(".") and "\n" not in message
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_corpus_shorter_than_a_window_is_refused(tmp_path: Path, config: Config) -> None:
+    n_tokens = len(prepare(config, quiet=True).train.tokens)
+    fits = {"train.seq_len": n_tokens - 1, "model.max_len": n_tokens}
+    prepare(make_config(tmp_path, **fits), quiet=True)
+    long = {"train.seq_len": n_tokens, "model.max_len": n_tokens}
+    says = rf"^train\.seq_len is {n_tokens}; .* one window needs .*: lower --config\.train\.seq_len"
+    with pytest.raises(UserError, match=says):
+        prepare(make_config(tmp_path, **long), quiet=True)
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(UserError, match=says):
+        prepare(make_config(tmp_path, **long), quiet=True)
+    assert not list((tmp_path / "cache" / "tokens").iterdir())
+
+
+def test_embedded_stories_are_prepared_without_a_file(tmp_path: Path) -> None:
+    prepared = prepare(make_config(tmp_path, **{"data.path": ""}), quiet=True)
+    assert (prepared.train.n_stories, prepared.valid.n_stories) == (300, 30)
+    assert json.dumps(prepared.stats)
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not TINYSTORIES.is_dir(), reason="no TinyStories in ../shared/data/tinystories")
+def test_real_tinystories(tmp_path: Path) -> None:
+    knobs = {"data.path": str(TINYSTORIES / "train.txt"), "data.valid_path": str(TINYSTORIES / "valid.txt")}
+    prepared = prepare(make_config(tmp_path, **knobs, **{"tokenizer.vocab_size": 8192}), quiet=True)
+    assert (prepared.train.n_stories, prepared.valid.n_stories) == (18_810, 1_445)
+    assert prepared.tokenizer.vocab_size == 8192
+    texts = (TINYSTORIES / "valid.txt").read_text(encoding="utf-8").split("<|endoftext|>")
+    assert decoded(prepared, "valid") == [text.strip("\n") for text in texts if text.strip()]
+    assert 3.5 < prepared.train.n_bytes / len(prepared.train.tokens) < 4.5

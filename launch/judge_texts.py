@@ -22,9 +22,7 @@ CUT_WORDS = 30
 def read_stories(path: Path) -> list[str]:
     """Stories of a text file in the layout of TinyStories."""
     if not path.is_file():
-        raise UserError(
-            f"--stories {path} is no file: give a text file with lines <|endoftext|> between stories."
-        )
+        raise UserError(f"--stories {path} is no file: give a text file with lines <|endoftext|> between stories.")
     parts = path.read_text(encoding="utf-8", errors="replace").split("<|endoftext|>")
     return [part.strip() for part in parts if part.strip()]
 
@@ -46,9 +44,7 @@ def stand_ins(stories: list[str]) -> list[RunToJudge]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stories", type=Path, required=True)
     parser.add_argument("--base_url", required=True)
     parser.add_argument("--judge_model", required=True)

@@ -45,6 +45,5 @@ if [ "$1" = --stories ]; then
 else
   workdirs=()
   for run in "$@"; do workdirs+=(--workdir "$run"); done
-  "$python" -m mla_jax.main --mode judge "${workdirs[@]}" --base_url "$url" --judge_model smollm2-135m-instruct \
-    --config.judge.concurrency=2 --config.judge.timeout_s=120 --yes
+  "$python" -m mla_jax.main --mode judge "${workdirs[@]}" --base_url "$url" --judge_model smollm2-135m-instruct --yes
 fi

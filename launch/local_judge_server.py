@@ -26,9 +26,7 @@ def find_weights() -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=8642)
     parser.add_argument("--parallel", type=int, default=2, help="requests answered at a time")
     parser.add_argument("--weights", type=Path, default=None, help="another .gguf file")
@@ -44,6 +42,8 @@ def main() -> None:
     params.port = flags.port
     params.n_parallel = flags.parallel
     params.n_ctx = 2048 * flags.parallel
+    # by default its threads spin while they wait for each other, which other work on the machine turns into minutes
+    params.cpuparams.poll = params.cpuparams_batch.poll = 0
     server = xllamacpp.Server(params)
     print(f"serving {params.model.path} at {server.listening_address}/v1", flush=True)
     with contextlib.suppress(KeyboardInterrupt):

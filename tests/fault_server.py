@@ -164,9 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _do(self, kind: str, body: dict, user: str) -> None:
         good = self._judgement(body, user)
         if kind == "429":
-            return self._error(
-                429, "Rate limit reached", "rate_limit", {"Retry-After": self.owner.retry_after}
-            )
+            return self._error(429, "Rate limit reached", "rate_limit", {"Retry-After": self.owner.retry_after})
         if kind == "500":
             return self._error(500, f"The server had an error {self.owner.echo}")
         if kind == "reject":
@@ -205,9 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
             reply["age_group"] = "6-7"
         return json.dumps(reply)
 
-    def _payload(
-        self, content: str | None, body: dict, finish: str = "stop", refusal: str | None = None
-    ) -> bytes:
+    def _payload(self, content: str | None, body: dict, finish: str = "stop", refusal: str | None = None) -> bytes:
         message = {"role": "assistant", "content": content, "refusal": refusal}
         reply = {
             "id": "chatcmpl-1",

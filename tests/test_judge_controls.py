@@ -57,9 +57,7 @@ def test_names_change_places_from_the_middle_on():
 
 def test_a_single_name_becomes_a_strangers_and_none_cannot_be_swapped():
     text = "It was red. He was glad. So Tim ran. Then Tim slept, and Tim woke."
-    assert C.swap_names("One day Tim had a ball.", text).endswith(
-        "So Zara ran. Then Zara slept, and Zara woke."
-    )
+    assert C.swap_names("One day Tim had a ball.", text).endswith("So Zara ran. Then Zara slept, and Zara woke.")
     assert C.swap_names("A cat sat.", "It was red. It ran. It slept.") is None
 
 
@@ -70,12 +68,8 @@ def test_controls_share_their_beginning_and_depend_on_the_seed_only():
     for group in (rows[i : i + 5] for i in range(0, 40, 5)):
         assert [r["source"] for r in group] == [C.REAL, *C.DAMAGED]
         assert len({r["prompt"] for r in group}) == 1 and len({r["text"] for r in group}) == 5
-        assert (
-            group[0]["text"].split() == next(s for s in STORIES if s.startswith(group[0]["prompt"])).split()
-        )
-        assert all(
-            r["text"].startswith(r["prompt"]) and set(r) >= {"id", "text", "facts", "source"} for r in group
-        )
+        assert group[0]["text"].split() == next(s for s in STORIES if s.startswith(group[0]["prompt"])).split()
+        assert all(r["text"].startswith(r["prompt"]) and set(r) >= {"id", "text", "facts", "source"} for r in group)
 
 
 def test_too_few_stories_for_controls_is_said():

@@ -14,7 +14,7 @@ from judge_helpers import ENVIRONMENT, KEY, make_run, make_stories, rows, settin
 
 from mla_jax.errors import UserError
 from mla_jax.judge import controls, judging, tasks
-from mla_jax.judge.evaluate import RunToJudge, default_out, judge_run_folders, run, shared_held_out
+from mla_jax.judge.evaluate import RunToJudge, run, shared_held_out
 
 STORIES = make_stories(200)
 
@@ -61,10 +61,7 @@ def test_a_study_from_end_to_end(tmp_path):
     assert [r["name"] for r in results] == ["a", "b", controls.REAL, *controls.DAMAGED, "a - b"]
     contract = {"name", "config_hash", "metrics", "device", "versions"}
     assert set(results[0]) == contract | {"data_fingerprint", "tokenizer_sha256", "command", "time"}
-    assert (
-        results[0]["config_hash"] == "ca"
-        and results[0]["metrics"]["overall"] > results[1]["metrics"]["overall"]
-    )
+    assert results[0]["config_hash"] == "ca" and results[0]["metrics"]["overall"] > results[1]["metrics"]["overall"]
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -78,9 +75,7 @@ def test_the_judge_never_learns_who_wrote_a_story(tmp_path):
     for body in server.bodies[1:]:
         assert parts_of(body["messages"][1]["content"])[0] in prompts  # beginning and completion apart
     pairs = [r for r in judged(tmp_path) if r["kind"] == "pair"]
-    assert len(pairs) == 20 and {(r["story"], r["other"]) for r in pairs} == {
-        (r["other"], r["story"]) for r in pairs
-    }
+    assert len(pairs) == 20 and {(r["story"], r["other"]) for r in pairs} == {(r["other"], r["story"]) for r in pairs}
 
 
 def test_a_thousand_judgements_with_every_fault_are_all_accounted_for(tmp_path):
@@ -131,9 +126,7 @@ def test_kill_9_at_any_point_loses_nothing_and_repeats_nothing(tmp_path, kills, 
         command += [server.url, str(out), str(cache), str(prompts)]
         total, said = 4 * prompts + 100, b""
         for kill in range(kills):
-            process = subprocess.Popen(
-                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-            )
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             goal = total * (kill + 1) // (kills + 2)
             while _lines(out) < goal and process.poll() is None:
                 time.sleep(0.005)
@@ -237,9 +230,7 @@ def test_nothing_is_spent_without_a_yes(tmp_path, capsys):
         with pytest.raises(UserError, match="not judged, as you said"):
             study(server, tmp_path, yes=False, confirm=lambda q: questions.append(q))
         assert server.requests.total() == 0 and len(rows(tmp_path / "stories.jsonl")) == 50
-        assert (
-            "judgements by judge-1" in questions[0] and "$0.0" in questions[0] and "tokens in" in questions[0]
-        )
+        assert "judgements by judge-1" in questions[0] and "$0.0" in questions[0] and "tokens in" in questions[0]
         study(server, tmp_path, yes=False, confirm=lambda q: True)
         spent = sum(r["cost_usd"] for r in judged(tmp_path))
     estimated = float(questions[0].split("about $")[1].split()[0])
@@ -253,9 +244,7 @@ def test_a_server_that_stops_answering_stops_the_run_and_is_asked_again(tmp_path
     with server:
         timer = threading.Timer(0.4, lambda: setattr(server, "always", "500"))
         timer.start()
-        with pytest.raises(
-            UserError, match="5 judgements in a row got no answer .*continues once it answers"
-        ):
+        with pytest.raises(UserError, match="5 judgements in a row got no answer .*continues once it answers"):
             study(server, tmp_path, num_prompts=60, max_retries=1, give_up_after=5)
         broken = judged(tmp_path)
         assert {"ok", "error"} == {r["status"] for r in broken}
@@ -298,6 +287,7 @@ BAD_SETTINGS = [
     (dict(base_url="ftp://host/v1"), "judge.base_url"),
     (dict(num_prompts=0), "judge.num_prompts is 0"),
     (dict(num_prompts=3), "judge.builtin_prompts is 4, more than"),
+    (dict(num_controls=5), "judge.num_controls is 5, but must be a whole number from 8"),
     (dict(concurrency=0), "judge.concurrency is 0"),
     (dict(concurrency=2.5), "judge.concurrency is 2.5"),
     (dict(timeout_s=0), "judge.timeout_s is 0"),
@@ -337,15 +327,6 @@ def test_bad_surroundings_are_one_sentence_and_write_nothing(tmp_path):
             assert not out.exists() and server.requests.total() == 0
 
 
-def test_run_folders_without_a_model(tmp_path):
-    with pytest.raises(UserError, match="nothing is no folder"):
-        judge_run_folders([tmp_path / "nothing"], settings(), {}, {}, tmp_path / "out")
-    (tmp_path / "r").mkdir()
-    with pytest.raises(UserError, match="holds no model"):
-        judge_run_folders([tmp_path / "r"], settings(), {}, {}, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_sampler_that_drops_a_story_is_found_out(tmp_path):
     short = RunToJudge("a", lambda prompts, **_: prompts[1:], STORIES)
     with FaultServer() as server, pytest.raises(UserError, match="gave 9 stories for 10 prompts"):
@@ -361,17 +342,14 @@ def test_samples_are_drawn_alike_for_all_runs_and_saved_first(tmp_path):
         return ["So it went."] * len(prompts)
 
     def saved_first(_):
-        assert (
-            len(rows(tmp_path / "stories.jsonl")) == 2 * 30 + 40
-            and not (tmp_path / "judgements.jsonl").read_text()
-        )
+        assert len(rows(tmp_path / "stories.jsonl")) == 2 * 30 + 40 and not (tmp_path / "judgements.jsonl").read_text()
         return True
 
     runs = [RunToJudge(name, generate, STORIES) for name in "ab"]
     with FaultServer() as server:
         study(server, tmp_path, runs, stories_per_prompt=3, yes=False, confirm=saved_first)
     seeds = [k.pop("seed") for _, k in calls]
-    assert seeds == [0, 1, 2] * 2 and all(c == calls[0] for c in calls)
+    assert seeds == [0, 10, 20] * 2 and all(c == calls[0] for c in calls)
     assert calls[0][1] == dict(max_new_tokens=60, temperature=0.8, top_k=0)
 
 
@@ -382,16 +360,9 @@ def test_only_what_every_run_held_out_is_used():
 
 def test_order_of_judging_mixes_the_runs(tmp_path):
     with FaultServer() as server:
-        study(
-            server, tmp_path, [make_run("a", STORIES), make_run("b", STORIES)], num_prompts=40, concurrency=1
-        )
+        study(server, tmp_path, [make_run("a", STORIES), make_run("b", STORIES)], num_prompts=40, concurrency=1)
     sources = [r["source"] for r in judged(tmp_path)]
     assert max(len(list(g)) for _, g in itertools.groupby(sources)) < 15
-
-
-def test_where_a_study_goes():
-    assert default_out([Path("r/x")], settings(model="a/b:1")) == Path("r/x/judge/paper_a_a_b_1")
-    assert default_out([Path("r/x"), Path("r/y")], settings()) == Path("r/judge_x_y/paper_a_judge-1")
 
 
 @pytest.mark.slow
@@ -407,10 +378,16 @@ def test_memory_stays_flat_while_judging(tmp_path):
             seen.append(resident())
 
     judging._Run._write, old = watch, on_row
+
+    def distinct(prompts, *, seed, **_):
+        return [f"{p} {seed} came to tea, and then there were {seed + i}." for i, p in enumerate(prompts)]
+
     try:
         with FaultServer() as server:
-            study(server, tmp_path, stories_per_prompt=500, concurrency=32)
+            writer = RunToJudge("a", distinct, STORIES)
+            study(server, tmp_path, [writer], stories_per_prompt=400, concurrency=32, repeat_share=0.0)
     finally:
         judging._Run._write = old
+    assert not any(r["cached"] for r in judged(tmp_path))
     print("resident MiB every 500 judgements:", [round(x, 1) for x in seen])
-    assert len(seen) >= 10 and seen[-1] - seen[1] < 8
+    assert len(seen) == 8 and seen[-1] - seen[1] < 8

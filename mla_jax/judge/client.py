@@ -87,9 +87,7 @@ def resolve_key(settings: JudgeSettings, environment: dict[str, str]) -> str:
             "(it is neither logged nor written), or set it to 'none' for a server that needs none."
         )
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError(
-            "OPENAI_API_KEY holds blanks, line breaks or non-ASCII characters: copy the key again."
-        )
+        raise UserError("OPENAI_API_KEY holds blanks, line breaks or non-ASCII characters: copy the key again.")
     return key
 
 
@@ -105,12 +103,8 @@ class JudgeClient:
         self._client = openai.AsyncOpenAI(api_key=key, base_url=settings.url(), max_retries=0)
         self._gate = Gate()
         self._form = like._form if like else 0  # index into _SCHEMA_FORMS
-        self._dropped: set[str] = (
-            set(like._dropped) if like else set()
-        )  # optional parameters this server does not take
-        self.notes: list[str] = (
-            list(like.notes) if like else []
-        )  # what was given up for this server, in words
+        self._dropped: set[str] = set(like._dropped) if like else set()  # optional parameters this server does not take
+        self.notes: list[str] = list(like.notes) if like else []  # what was given up for this server, in words
 
     async def aclose(self) -> None:
         await self._client.close()
@@ -127,9 +121,7 @@ class JudgeClient:
         schema["additionalProperties"] = False
         try:
             # a server may have to load its model first
-            await self.ask(
-                hello, schema, 0, retries=min(2, self._s.max_retries), timeout_s=max(60, self._s.timeout_s)
-            )
+            await self.ask(hello, schema, 0, retries=min(2, self._s.max_retries), timeout_s=max(60, self._s.timeout_s))
         except (TransientError, RejectedError) as error:
             raise UserError(
                 f"the judge's server {self._s.public_url()} gives no answer ({error}): check judge.base_url "
@@ -215,21 +207,15 @@ class JudgeClient:
         if used != (self._form, frozenset(self._dropped)):
             return True  # another request has found the simpler form meanwhile
         said = _server_message(error).lower()
-        unknown = any(
-            w in said for w in ("support", "unrecognized", "unknown", "unexpected", "extra", "permitted")
-        )
+        unknown = any(w in said for w in ("support", "unrecognized", "unknown", "unexpected", "extra", "permitted"))
         for name in ("max_tokens", "temperature", "seed"):
             if unknown and name in said and name not in self._dropped:
                 self._dropped.add(name)
                 self.notes.append(f"the server does not take {name!r}: asked without it")
                 return True
-        about_schema = any(
-            w in said for w in ("response_format", "json_schema", "schema", "json_object", "grammar")
-        )
+        about_schema = any(w in said for w in ("response_format", "json_schema", "schema", "json_object", "grammar"))
         if about_schema and self._form < len(_SCHEMA_FORMS) - 1:
-            self.notes.append(
-                f"the server does not take {_SCHEMA_FORMS[self._form]} replies: asked more simply"
-            )
+            self.notes.append(f"the server does not take {_SCHEMA_FORMS[self._form]} replies: asked more simply")
             self._form += 1
             return True
         return False
@@ -247,9 +233,7 @@ class JudgeClient:
                 f"{where} refuses the key in OPENAI_API_KEY (status 401: {said}): set a valid one; every "
                 "judgement so far is kept."
             ) from None
-        missing = "model" in lower and any(
-            w in lower for w in ("not found", "not exist", "unknown", "no such")
-        )
+        missing = "model" in lower and any(w in lower for w in ("not found", "not exist", "unknown", "no such"))
         if status == 404 or code == "model_not_found" or (status in (400, 422) and missing):
             raise UserError(
                 f"judge.model is {self._s.model!r}, which {where} does not serve (status {status}: {said}): "
@@ -278,9 +262,7 @@ class JudgeClient:
             refusal=redact(getattr(message, "refusal", None) or "", self._key),
             finish=choices[0].finish_reason or "",
             served_model=redact(reply.model or "", self._key),
-            tokens_in=usage.prompt_tokens
-            if counted
-            else sum(estimate_tokens(m["content"]) for m in messages),
+            tokens_in=usage.prompt_tokens if counted else sum(estimate_tokens(m["content"]) for m in messages),
             tokens_out=(usage.completion_tokens or 0) if counted else estimate_tokens(text),
             counted=counted,
             attempts=attempt,

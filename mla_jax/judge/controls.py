@@ -26,6 +26,7 @@ PREFIX = "control:"
 
 MIN_SENTENCES = 5
 MIN_SWAPS = 2
+MIN_STORIES = 8  # below 7 pairs no difference whatsoever can reach p < 0.01
 _NAMES = ("Zara", "Hugo", "Olga", "Felix", "Greta", "Boris")
 _NOT_NAMES = frozenset(
     ["I", "Mr", "Mrs", "Ms", "Dr", "The", "A", "An", "And", "But", "So", "Then", "One", "Yes", "No"]
@@ -105,7 +106,7 @@ def build_controls(held_out: Sequence[str], count: int, seed: int) -> list[dict[
     second half. Order and choice depend on `seed` only.
 
     Raises:
-      UserError: fewer than 5 stories are fit, too few to say anything about a judge.
+      UserError: fewer than `MIN_STORIES` stories are fit, too few to say anything about a judge.
     """
     rng = np.random.default_rng(seed)
     rows: list[dict[str, Any]] = []
@@ -130,10 +131,10 @@ def build_controls(held_out: Sequence[str], count: int, seed: int) -> list[dict[
         rows += [story_row(source, prompt, make(), 0) for source, make in forms.items()]
         if len(rows) == 5 * count:
             break
-    if len(rows) < 5 * 5:
+    if len(rows) < 5 * MIN_STORIES:
         raise UserError(
             f"only {len(rows) // 5} of {len(held_out)} held-out stories can serve as controls (at least "
             f"{MIN_SENTENCES} sentences and a name that comes back): a judge cannot be tested on fewer than "
-            "5; give a larger validation set."
+            f"{MIN_STORIES}; give a larger validation set."
         )
     return rows

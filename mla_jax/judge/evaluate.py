@@ -1,10 +1,9 @@
-"""A judged study from end to end: sample, save, estimate, judge, report. `run` is what `--mode judge`
-calls.
-"""
+"""A judged study from end to end: sample, save, estimate, judge, report."""
 
 import dataclasses
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -45,9 +44,7 @@ class RunToJudge:
 
     def facts(self) -> dict[str, Any]:
         return {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(self)
-            if f.name not in ("generate", "held_out")
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("generate", "held_out")
         }
 
 
@@ -57,9 +54,7 @@ def shared_held_out(runs: Sequence[RunToJudge]) -> list[str]:
     return [story for story in dict.fromkeys(runs[0].held_out) if story in common]
 
 
-def collect_samples(
-    runs: Sequence[RunToJudge], prompts: Sequence[str], s: JudgeSettings
-) -> list[dict[str, Any]]:
+def collect_samples(runs: Sequence[RunToJudge], prompts: Sequence[str], s: JudgeSettings) -> list[dict[str, Any]]:
     """Story rows: `stories_per_prompt` completions of every prompt by every run, same seeds and settings
     for all.
 
@@ -74,7 +69,8 @@ def collect_samples(
                 max_new_tokens=s.max_new_tokens,
                 temperature=s.temperature,
                 top_k=s.top_k,
-                seed=s.seed + index,
+                # the sampler draws row i with seed + i: no two stories of a run share their noise
+                seed=s.seed + index * len(prompts),
             )
             if len(completions) != len(prompts):
                 raise UserError(
@@ -100,7 +96,7 @@ def run(
     """Judges `runs` into the folder `out`, or goes on where an earlier call stopped.
 
     Args:
-      command: the command line, for the result rows.
+      command: the command line, for the report and the result rows; default: this process's.
       checker: scores that need no LLM, reported beside the judge's.
       confirm: asked with the estimate before anything is spent, unless `settings.yes`; default: a question
         on the terminal.
@@ -113,6 +109,7 @@ def run(
         study. Before the first sample is drawn nothing is written; afterwards everything so far is kept.
     """
     validate(settings)
+    command = command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     _check_names(runs)
     study = _study(settings, runs)
     _check_same_study(out, study)
@@ -121,7 +118,6 @@ def run(
         held_out = shared_held_out(runs)
         control_rows = controls.build_controls(held_out, settings.num_controls, settings.seed)
         client = _connect(settings, environment)
-        out.mkdir(parents=True, exist_ok=True)
         _save_stories(out, study, runs, held_out, control_rows, settings, command)
     stories = list(store.read_rows(out / "stories.jsonl"))
     if checker is not None and not (out / "checker.jsonl").exists():
@@ -180,57 +176,6 @@ def _judge(
     finally:
         _say(client.notes[said:])
         cache.close()
-
-
-def judge_run_folders(
-    workdirs: Sequence[Path],
-    settings: JudgeSettings,
-    held_out_by_run: Mapping[str, Sequence[str]],
-    facts_by_run: Mapping[str, Mapping[str, Any]],
-    out: Path,
-    **kwargs: Any,
-) -> Path:
-    """`run` on run folders; their samplers are opened one at a time, when their turn comes.
-
-    Args:
-      held_out_by_run: folder name -> texts of stories that the run did not train on.
-      facts_by_run: folder name -> fields of `RunToJudge` (config_hash, data_fingerprint, tokenizer_sha256,
-      step ...).
-
-    Raises:
-      UserError: a folder that is missing or holds no model, and whatever `run` raises.
-    """
-    for workdir in workdirs:
-        if not workdir.is_dir():
-            raise UserError(f"--workdir {workdir} is no folder: give the folder of a finished run.")
-        if not (workdir / "config.json").is_file() or not any((workdir / "checkpoints").glob("*")):
-            raise UserError(
-                f"--workdir {workdir} holds no model (config.json and a checkpoint are needed): train it "
-                "first."
-            )
-    runs = [
-        RunToJudge(w.name, _lazy_generate(w), held_out_by_run[w.name], **facts_by_run.get(w.name, {}))
-        for w in workdirs
-    ]
-    return run(settings, runs, out, **kwargs)
-
-
-def _lazy_generate(workdir: Path) -> Generate:
-    def generate(prompts: list[str], **settings: Any) -> list[str]:
-        from mla_jax.sample import Sampler  # JAX is imported only by a study that samples
-
-        return Sampler.from_run(workdir).generate(prompts, **settings)
-
-    return generate
-
-
-def default_out(workdirs: Sequence[Path], settings: JudgeSettings) -> Path:
-    """Where a study goes unless told otherwise: inside the run folder, or beside the first of several."""
-    model = "".join(c if c.isalnum() or c in "-._" else "_" for c in settings.model)
-    study = f"{settings.rubric}_{model}"
-    if len(workdirs) == 1:
-        return workdirs[0] / "judge" / study
-    return workdirs[0].parent / f"judge_{'_'.join(w.name for w in workdirs)[:80]}" / study
 
 
 def _study(s: JudgeSettings, runs: Sequence[RunToJudge]) -> dict[str, Any]:
@@ -304,6 +249,7 @@ def _save_stories(
     if len(prompts) < s.num_prompts:
         _say([f"only {len(prompts)} of {s.num_prompts} prompts: held-out stories and openings ran out."])
     stories = collect_samples(runs, prompts, s) + control_rows
+    out.mkdir(parents=True, exist_ok=True)
     about = study | {
         "base_url": s.public_url(),
         "command": command,

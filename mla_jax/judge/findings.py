@@ -20,6 +20,7 @@ from mla_jax.judge.study import Study
 
 MIN_PARSED = 0.95
 SENSITIVE_P = 0.01
+MIN_PAIRS = 7  # 2^-7 < SENSITIVE_P: with fewer pairs nothing can be told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Findings:
         names = {d.b: d.b.removeprefix(controls.PREFIX).replace("_", " ") for d in self.separations}
         if not any(d.intervals[0].n for d in self.separations):
             return "The judge is untested: none of its judgements of the controls gave a score."
-        missed = [f"{names[d.b]} (p = {d.p:.2g})" for d in self.missed]
+        said = {d.b: f"p = {d.p:.2g}" if d.intervals[0].n >= MIN_PAIRS else "too few pairs" for d in self.separations}
+        missed = [f"{names[d.b]} ({said[d.b]})" for d in self.missed]
         if not missed:
             return (
                 "The judge is sensitive: it rates real stories above each of the damaged forms "
@@ -77,7 +79,7 @@ class Findings:
                 "The judge is insensitive: it tells real stories from none of their damaged forms at "
                 f"p < {SENSITIVE_P:g}: {', '.join(missed)}. Its scores say nothing about quality."
             )
-        seen = [f"{names[d.b]} (p = {d.p:.2g})" for d in self.separations if d not in self.missed]
+        seen = [f"{names[d.b]} ({said[d.b]})" for d in self.separations if d not in self.missed]
         return (
             f"The judge is insensitive to {', '.join(missed)}: differences of that kind are invisible in "
             f"its scores. It does see {', '.join(seen)}."
@@ -89,9 +91,7 @@ def find(study: Study, resamples: int) -> Findings:
     means = {source: study.by_prompt(source) for source in study.sources}
     real = means[controls.REAL]
     # a damaged form that got no score at all is not separated: p = 1
-    separations = [
-        _difference(controls.REAL, form, real, means[form], resamples, 1) for form in controls.DAMAGED
-    ]
+    separations = [_difference(controls.REAL, form, real, means[form], resamples, 1) for form in controls.DAMAGED]
     differences = [
         _difference(a, b, means[a], means[b], resamples, 2) for a, b in itertools.combinations(study.runs, 2)
     ]
@@ -100,9 +100,7 @@ def find(study: Study, resamples: int) -> Findings:
         separations=separations,
         differences=differences,
         agreement=_self_agreement(study),
-        ratings=pairwise.bradley_terry(study.comparisons, len(study.runs), resamples)
-        if study.comparisons
-        else None,
+        ratings=pairwise.bradley_terry(study.comparisons, len(study.runs), resamples) if study.comparisons else None,
         win_rates=[
             (study.runs[a], study.runs[b], pairwise.win_rate(study.comparisons, a, b, resamples))
             for a, b in itertools.combinations(range(len(study.runs)), 2)

@@ -36,9 +36,7 @@ class Estimate:
         )
 
 
-def estimate(
-    stories: list[dict[str, Any]], todo: list[T.Task], s: JudgeSettings, cache: ReplyCache
-) -> Estimate:
+def estimate(stories: list[dict[str, Any]], todo: list[T.Task], s: JudgeSettings, cache: ReplyCache) -> Estimate:
     rubric = get_rubric(s.rubric)
     result = Estimate(len(todo), 0, 0, 0, 0.0)
     for task in todo:

@@ -170,9 +170,7 @@ def _checker(study: Study, findings: Findings) -> str:
             cells.append(number(sum(values) / len(values), 3) if values else "-")
         rows.append([measure, *cells, number(everything), number(runs)])
     header = ["measure", *study.sources, "rank correlation with the judge", "the same, runs only"]
-    return "## Beside the machine checker\n\nMeans, and Spearman's rank correlation.\n\n" + table(
-        header, rows
-    )
+    return "## Beside the machine checker\n\nMeans, and Spearman's rank correlation.\n\n" + table(header, rows)
 
 
 def _failures(study: Study) -> str:
@@ -211,12 +209,9 @@ def _extremes(study: Study, run: str) -> str:
 
 def _story(study: Study, story_id: str) -> str:
     story = study.stories[story_id]
-    quoted = (story["prompt"] + " **|** " + story["text"][len(story["prompt"]) :].strip()).replace(
-        "\n", "\n> "
-    )
+    quoted = (story["prompt"] + " **|** " + story["text"][len(story["prompt"]) :].strip()).replace("\n", "\n> ")
     grades = ", ".join(
-        f"{name} {value:g}"
-        for name, value in zip(study.columns, study.scores[story_id].round(2), strict=True)
+        f"{name} {value:g}" for name, value in zip(study.columns, study.scores[story_id].round(2), strict=True)
     )
     reason = _cell(study.reasons.get(story_id, ""))
     return f"> {quoted}\n\n{grades}. {reason}"

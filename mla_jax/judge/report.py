@@ -2,12 +2,9 @@
 
 import importlib.metadata
 import math
-import platform
-import time
 from pathlib import Path
 from typing import Any
 
-import mla_jax
 from mla_jax.judge import controls, markdown
 from mla_jax.judge.findings import Findings, find
 from mla_jax.judge.statistics import Interval
@@ -43,7 +40,7 @@ def result_rows(study: Study, findings: Findings, command: str = "") -> list[dic
     A refused headline has no `overall` metric; the dimensions' figures stay, as they are in the report.
     """
     facts = {r["name"]: r for r in study.about["runs"]}
-    shared = {"versions": _versions(), "command": command or study.about.get("command", ""), "time": _now()}
+    command = command or study.about["command"]
     rows = []
     for score in findings.scores:
         metrics: dict[str, Any] = {
@@ -57,18 +54,23 @@ def result_rows(study: Study, findings: Findings, command: str = "") -> list[dic
         for name, interval in zip(study.columns, score.intervals, strict=True):
             if not (name == study.columns[0] and score.refused):
                 metrics |= _metrics(name, interval)
-        rows.append(_row(score.source, metrics, facts.get(score.source, {})) | shared)
+        rows.append(_row(score.source, metrics, facts.get(score.source, {}), command))
     for d in findings.differences:
         metrics = {"prompts": d.intervals[0].n, "p": d.p}
         for name, interval in zip(study.columns, d.intervals, strict=False):
             metrics |= _metrics(name, interval)
-        rows.append(_row(f"{d.a} - {d.b}", metrics, {}) | shared)
+        rows.append(_row(f"{d.a} - {d.b}", metrics, {}, command))
     return rows
 
 
-def _row(name: str, metrics: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    keys = ("config_hash", "device", "data_fingerprint", "tokenizer_sha256")
-    return {"name": name, "metrics": metrics} | {k: facts.get(k, "") for k in keys}
+def _row(name: str, metrics: dict[str, Any], facts: dict[str, Any], command: str) -> dict[str, Any]:
+    """`device` is that of the sampling, where it is known; `versions` tells the client's too."""
+    from mla_jax.rows import result_row  # brings in JAX, which nothing else of the judge needs
+
+    keys = ("config_hash", "data_fingerprint", "tokenizer_sha256")
+    row = result_row(name, metrics=metrics, **{key: facts.get(key, "") for key in keys})
+    row["versions"]["openai"] = importlib.metadata.version("openai")
+    return row | {"device": facts.get("device") or row["device"], "command": command}
 
 
 def _metrics(name: str, interval: Interval) -> dict[str, Any]:
@@ -82,20 +84,6 @@ def _metrics(name: str, interval: Interval) -> dict[str, Any]:
 def _number(value: float) -> float | None:
     """JSON has no NaN."""
     return round(value, 6) if math.isfinite(value) else None
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "mla_jax": mla_jax.__version__}
-    for name in ("jax", "numpy", "openai"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _plot(path: Path, study: Study, findings: Findings) -> None:

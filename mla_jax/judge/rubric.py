@@ -91,8 +91,7 @@ class Rubric:
 
 
 _SINGLE = (
-    "BEGINNING (given to the student):\n<<<\n{prompt}\n>>>\n\n"
-    "COMPLETION (written by the student):\n<<<\n{first}\n>>>"
+    "BEGINNING (given to the student):\n<<<\n{prompt}\n>>>\n\nCOMPLETION (written by the student):\n<<<\n{first}\n>>>"
 )
 _PAIR = (
     "BEGINNING (given to both students):\n<<<\n{prompt}\n>>>\n\nFIRST completion:\n<<<\n{first}\n>>>\n\n"

@@ -5,6 +5,7 @@ import math
 from urllib.parse import urlsplit
 
 from mla_jax.errors import UserError
+from mla_jax.judge.controls import MIN_STORIES
 from mla_jax.judge.rubric import get_rubric
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -82,7 +83,7 @@ def validate(s: JudgeSettings) -> None:
         ("stories_per_prompt", 1, 1000),
         ("max_new_tokens", 1, 100_000),
         ("top_k", 0, 10**9),
-        ("num_controls", 5, 100_000),
+        ("num_controls", MIN_STORIES, 100_000),
         ("repeats", 1, 100),
         ("max_reply_tokens", 16, 100_000),
         ("concurrency", 1, 1000),
@@ -124,11 +125,7 @@ def validate(s: JudgeSettings) -> None:
 def _check_url(s: JudgeSettings) -> None:
     try:
         parts = urlsplit(s.url())
-        good = (
-            parts.scheme in ("http", "https")
-            and bool(parts.hostname)
-            and (parts.port is None or parts.port > 0)
-        )
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
         good = False
     if not good:

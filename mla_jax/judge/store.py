@@ -122,13 +122,9 @@ class JudgementFile:
                     file.writelines(line if line.endswith("\n") else line + "\n" for line in lines)
         write_atomically(self.path, "".join(good))
         if failed:
-            self.notes.append(
-                f"{len(failed)} judgements got no answer last time and are asked again (retried.jsonl)"
-            )
+            self.notes.append(f"{len(failed)} judgements got no answer last time and are asked again (retried.jsonl)")
         if damaged:
-            self.notes.append(
-                f"{len(damaged)} damaged lines were set aside in damaged.txt and are asked again"
-            )
+            self.notes.append(f"{len(damaged)} damaged lines were set aside in damaged.txt and are asked again")
 
 
 def _lock(folder: Path) -> Any:

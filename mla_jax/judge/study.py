@@ -90,9 +90,7 @@ def load_study(out: Path) -> Study:
     """
     path = out / "judge.json"
     if not path.exists() or not (out / "stories.jsonl").exists():
-        raise UserError(
-            f"{out} holds no judged study (judge.json and stories.jsonl are missing): judge first."
-        )
+        raise UserError(f"{out} holds no judged study (judge.json and stories.jsonl are missing): judge first.")
     about = json.loads(path.read_text())
     rubric = RUBRICS[about["settings"]["rubric"]]
     stories = {row["id"]: row for row in read_rows(out / "stories.jsonl")}

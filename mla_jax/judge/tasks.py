@@ -77,9 +77,7 @@ def cache_key(task: Task, asked: list[dict[str, str]], s: JudgeSettings, rubric:
 
 def estimate(asked: list[dict[str, str]], rubric: Rubric) -> int:
     """Tokens that a request sends, about: text, schema and the chat template's own."""
-    return sum(estimate_tokens(m["content"]) + 4 for m in asked) + estimate_tokens(
-        json.dumps(rubric.schema())
-    )
+    return sum(estimate_tokens(m["content"]) + 4 for m in asked) + estimate_tokens(json.dumps(rubric.schema()))
 
 
 def price(tokens_in: int, tokens_out: int, s: JudgeSettings) -> float:

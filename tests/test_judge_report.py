@@ -104,6 +104,11 @@ def test_a_judge_that_misses_one_damage_is_told_which(tmp_path):
     assert "It does see sentences shuffled" in findings.verdict()
 
 
+def test_a_judge_that_answers_too_seldom_to_be_tested_is_not_called_anything_else(tmp_path):
+    write_study(tmp_path, SEEN | {"a": 7.0, "b": 7.0}, failed=0.7, num_controls=12)
+    assert find(load_study(tmp_path), 400).verdict().startswith("The judge is untested: of no control can more than")
+
+
 def test_a_judge_that_prefers_damage_is_insensitive_too(tmp_path):
     write_study(tmp_path, dict.fromkeys(SEEN, 9.0) | {controls.REAL: 4.0, "a": 7.0, "b": 7.0})
     assert len(find(load_study(tmp_path), 400).missed) == 4

@@ -65,8 +65,12 @@ class Findings:
     def verdict(self) -> str:
         """What the controls say of the judge, in words."""
         names = {d.b: d.b.removeprefix(controls.PREFIX).replace("_", " ") for d in self.separations}
-        if not any(d.intervals[0].n for d in self.separations):
-            return "The judge is untested: none of its judgements of the controls gave a score."
+        most = max((d.intervals[0].n for d in self.separations), default=0)
+        if most < MIN_PAIRS:
+            return (
+                f"The judge is untested: of no control can more than {most} judgements be compared with those of the "
+                f"real stories, and at least {MIN_PAIRS} are needed. Do not rely on its scores."
+            )
         said = {d.b: f"p = {d.p:.2g}" if d.intervals[0].n >= MIN_PAIRS else "too few pairs" for d in self.separations}
         missed = [f"{names[d.b]} ({said[d.b]})" for d in self.missed]
         if not missed:

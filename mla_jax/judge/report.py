@@ -39,8 +39,11 @@ def result_rows(study: Study, findings: Findings, command: str = "") -> list[dic
 
     A refused headline has no `overall` metric; the dimensions' figures stay, as they are in the report.
     """
+    from mla_jax.rows import result_row  # brings in JAX, which nothing else of the judge needs
+
     facts = {r["name"]: r for r in study.about["runs"]}
-    command = command or study.about["command"]
+    base = result_row("", "", {}, "", "") | {"command": command or study.about["command"]}
+    base["versions"]["openai"] = importlib.metadata.version("openai")
     rows = []
     for score in findings.scores:
         metrics: dict[str, Any] = {
@@ -54,23 +57,20 @@ def result_rows(study: Study, findings: Findings, command: str = "") -> list[dic
         for name, interval in zip(study.columns, score.intervals, strict=True):
             if not (name == study.columns[0] and score.refused):
                 metrics |= _metrics(name, interval)
-        rows.append(_row(score.source, metrics, facts.get(score.source, {}), command))
+        rows.append(_row(base, score.source, metrics, facts.get(score.source, {})))
     for d in findings.differences:
         metrics = {"prompts": d.intervals[0].n, "p": d.p}
         for name, interval in zip(study.columns, d.intervals, strict=False):
             metrics |= _metrics(name, interval)
-        rows.append(_row(f"{d.a} - {d.b}", metrics, {}, command))
+        rows.append(_row(base, f"{d.a} - {d.b}", metrics, {}))
     return rows
 
 
-def _row(name: str, metrics: dict[str, Any], facts: dict[str, Any], command: str) -> dict[str, Any]:
-    """`device` is that of the sampling, where it is known; `versions` tells the client's too."""
-    from mla_jax.rows import result_row  # brings in JAX, which nothing else of the judge needs
-
+def _row(base: dict[str, Any], name: str, metrics: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """`device` is that of the sampling, where it is known."""
     keys = ("config_hash", "data_fingerprint", "tokenizer_sha256")
-    row = result_row(name, metrics=metrics, **{key: facts.get(key, "") for key in keys})
-    row["versions"]["openai"] = importlib.metadata.version("openai")
-    return row | {"device": facts.get("device") or row["device"], "command": command}
+    known = {"device": facts["device"]} if facts.get("device") else {}
+    return base | {"name": name, "metrics": metrics} | {key: facts.get(key, "") for key in keys} | known
 
 
 def _metrics(name: str, interval: Interval) -> dict[str, Any]:

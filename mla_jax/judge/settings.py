@@ -1,0 +1,135 @@
+"""What a judge run is told to do. Defaults live in configs/base.py; every rule about a value lives here."""
+
+import dataclasses
+import math
+from urllib.parse import urlsplit
+
+from mla_jax.errors import UserError
+from mla_jax.judge.controls import MIN_STORIES
+from mla_jax.judge.rubric import get_rubric
+
+OPENAI_URL = "https://api.openai.com/v1"
+# What may differ when a stopped run continues: how it is asked, never what is asked.
+_FREE = frozenset(
+    ["base_url", "concurrency", "timeout_s", "max_retries", "give_up_after", "budget_usd"]
+    + ["price_in", "price_out", "yes", "cache_dir", "resamples"]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeSettings:
+    """The `judge` section of a config. Prices are US dollars per million tokens, times are seconds."""
+
+    base_url: str  # OpenAI-compatible endpoint, ending in /v1; "" = api.openai.com
+    model: str  # the judge, by the endpoint's name
+    rubric: str
+    num_prompts: int  # beginnings a run completes: held-out first sentences and built-in openings
+    builtin_prompts: int  # how many of num_prompts come from the built-in list (at most 50)
+    stories_per_prompt: int
+    max_new_tokens: int  # length of a sampled story
+    temperature: float  # of the story model, not of the judge
+    top_k: int  # of the story model; 0 = off
+    seed: int
+    num_controls: int  # held-out stories that are judged whole and in each damaged form
+    repeats: int  # times that a repeated story is judged; 1 = no repeats
+    repeat_share: float  # share of the stories that is judged `repeats` times
+    pairwise: bool  # also compare every two runs, in both orders
+    judge_temperature: float
+    max_reply_tokens: int
+    concurrency: int
+    timeout_s: float  # of one request, from sending to the last byte
+    max_retries: int
+    give_up_after: int  # judgements in a row that fail for want of an answer before the run stops
+    budget_usd: float
+    price_in: float
+    price_out: float
+    yes: bool  # do not ask before spending
+    cache_dir: str  # replies already paid for; "" = the user's cache folder
+    resamples: int  # bootstrap and permutation resamples in the report
+
+    def url(self) -> str:
+        return (self.base_url or OPENAI_URL).rstrip("/")
+
+    def is_local(self) -> bool:
+        """Whether the endpoint is on this machine; such a server seldom wants a key."""
+        return urlsplit(self.url()).hostname in ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+
+    def public_url(self) -> str:
+        """The endpoint without user, password and query, which may be secrets."""
+        parts = urlsplit(self.url())
+        port = f":{parts.port}" if parts.port else ""
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        return f"{parts.scheme}://{host}{port}{parts.path}"
+
+    def study(self) -> dict:
+        """The settings that decide what is judged and how; a run that continues must agree with all of
+        them.
+        """
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in _FREE}
+
+
+def validate(s: JudgeSettings) -> None:
+    """Raises UserError, one sentence, for the first setting that breaks a rule."""
+    get_rubric(s.rubric)
+    if not s.model:
+        raise UserError(
+            "judge.model is empty: name the judge as its server calls it, e.g. --judge_model gpt-4o-mini "
+            "(a server lists its names at BASE_URL/models)."
+        )
+    _check_url(s)
+    for name, low, high in (
+        ("num_prompts", 1, 100_000),
+        ("builtin_prompts", 0, 50),
+        ("stories_per_prompt", 1, 1000),
+        ("max_new_tokens", 1, 100_000),
+        ("top_k", 0, 10**9),
+        ("num_controls", MIN_STORIES, 100_000),
+        ("repeats", 1, 100),
+        ("max_reply_tokens", 16, 100_000),
+        ("concurrency", 1, 1000),
+        ("max_retries", 0, 100),
+        ("give_up_after", 1, 10**9),
+        ("resamples", 200, 100_000),
+    ):
+        value = getattr(s, name)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise UserError(f"judge.{name} is {value!r}, but must be a whole number from {low} to {high}.")
+    for name, low, high in (
+        ("temperature", 0, 10),
+        ("judge_temperature", 0, 2),
+        ("repeat_share", 0, 1),
+        ("timeout_s", 0.01, 86_400),
+        ("price_in", 0, 1e6),
+        ("price_out", 0, 1e6),
+    ):
+        value = getattr(s, name)
+        if not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
+            raise UserError(f"judge.{name} is {value!r}, but must be a number from {low} to {high}.")
+    if not s.budget_usd > 0:
+        raise UserError(
+            f"judge.budget_usd is {s.budget_usd!r}, which buys no judgement at all: give the dollars that "
+            "may be spent (for a free local server any positive number will do)."
+        )
+    if s.stories_per_prompt > 1 and s.temperature == 0:
+        raise UserError(
+            f"judge.stories_per_prompt is {s.stories_per_prompt} with judge.temperature 0, which would judge "
+            "identical stories: use one story per prompt or a temperature above 0."
+        )
+    if s.builtin_prompts > s.num_prompts:
+        raise UserError(
+            f"judge.builtin_prompts is {s.builtin_prompts}, more than judge.num_prompts ({s.num_prompts}): "
+            "it counts the prompts among them that come from the built-in list."
+        )
+
+
+def _check_url(s: JudgeSettings) -> None:
+    try:
+        parts = urlsplit(s.url())
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        good = False
+    if not good:
+        raise UserError(
+            f"judge.base_url is {s.base_url!r}, which is no address of a server: it must look like "
+            "http://localhost:11434/v1 or https://api.openai.com/v1."
+        )

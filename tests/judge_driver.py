@@ -1,0 +1,26 @@
+"""A judged study in a process of its own, for tests that kill it: python judge_driver.py URL OUT CACHE
+PROMPTS
+"""
+
+import sys
+from pathlib import Path
+
+from judge_helpers import make_run, make_stories, settings
+
+from mla_jax.judge import client
+from mla_jax.judge.evaluate import run
+
+if __name__ == "__main__":
+    client.backoff = lambda attempt: 0.01
+    url, out, cache, prompts = sys.argv[1:]
+    stories = make_stories(300)
+    chosen = settings(
+        url,
+        num_prompts=int(prompts),
+        builtin_prompts=40,
+        num_controls=20,
+        cache_dir=cache,
+        timeout_s=1.0,
+        pairwise=True,
+    )
+    run(chosen, [make_run("a", stories), make_run("b", stories)], Path(out))

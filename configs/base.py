@@ -111,4 +111,32 @@ def get_config(size: str = "m") -> ConfigDict:
     s.temperature = 0.8  # 0 = greedy
     s.top_k = 40  # 0 = all
     s.seed = 0
+
+    c.judge = j = ConfigDict()
+    j.base_url = ""  # OpenAI-compatible endpoint ending in /v1; "" = api.openai.com
+    j.model = ""  # the judge, by the endpoint's name
+    j.rubric = "paper_a"  # paper_a | paper_b | tinystories
+    j.num_prompts = 100  # beginnings that a run completes: held-out first sentences and built-in openings
+    j.builtin_prompts = 50  # how many of them are built-in ones (at most 50)
+    j.stories_per_prompt = 1
+    j.max_new_tokens = 256
+    j.temperature = 0.8  # of the story model, not of the judge
+    j.top_k = 40
+    j.seed = 0
+    j.num_controls = 40  # held-out stories judged whole and in each damaged form
+    j.repeats = 2  # times that a repeated story is judged
+    j.repeat_share = 0.1  # share of the stories that is judged `repeats` times
+    j.pairwise = False  # also compare every two runs, in both orders
+    j.judge_temperature = 0.7
+    j.max_reply_tokens = 300
+    j.concurrency = 8
+    j.timeout_s = 60.0
+    j.max_retries = 5
+    j.give_up_after = 20  # judgements in a row without an answer before the run stops
+    j.budget_usd = 5.0
+    j.price_in = 0.0  # US dollars per million tokens; 0 = unknown: the budget cannot hold
+    j.price_out = 0.0
+    j.yes = False  # do not ask before spending
+    j.cache_dir = ""  # replies already paid for; "" = the user's cache folder
+    j.resamples = 2000  # bootstrap and permutation resamples in the report
     return c

@@ -1,6 +1,6 @@
 """Paper A's equations: a latent for K and one for V in every head, rotated after expansion.
 
-    python -m mla_jax.main --config configs/mla_per_head.py --workdir runs/mla_per_head --config.data.path=TinyStories-train.txt
+    python -m mla_jax.main --config configs/mla_per_head.py --workdir runs/mla_per_head
 
 KV cache: 512 numbers a token and layer at size m (2 H r): 50 % of MHA.
 """

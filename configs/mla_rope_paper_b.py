@@ -1,6 +1,6 @@
 """As mla_rope with a rotary key as wide as a head: the cache of paper B's "68 %".
 
-    python -m mla_jax.main --config configs/mla_rope_paper_b.py --workdir runs/mla_rope_paper_b --config.data.path=TinyStories-train.txt
+    python -m mla_jax.main --config configs/mla_rope_paper_b.py --workdir runs/mla_rope_paper_b
 
 KV cache: 320 numbers a token and layer at size m (C + R): 31.25 % of MHA.
 """

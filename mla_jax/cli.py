@@ -7,11 +7,11 @@ import rich.console
 from absl import flags, logging
 from ml_collections import config_flags
 
-from mla_jax import config_files
+from mla_jax import config_files, main
 from mla_jax.config import Config, from_config_dict, suggest
 from mla_jax.errors import UserError
 
-MODES = ("train", "eval", "sample")
+MODES = ("train", "eval", "sample", "judge")
 
 
 def run(argv: list[str]) -> int:
@@ -20,42 +20,58 @@ def run(argv: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)
     values = _parse(argv)
     mode = values["mode"].value
+    _check_flags_of_mode(values, mode)
     if mode == "train":
         return _train(values)
-    _only_for_train(values, argv, mode)
-    return _evaluate(values) if mode == "eval" else _sample(values)
+    return {"eval": _evaluate, "sample": _sample, "judge": _judge}[mode](values)
 
 
-def define_flags() -> flags.FlagValues:
-    """A fresh set of flags (absl's global one would remember an earlier command line)."""
+def define_flags(argv: list[str]) -> flags.FlagValues:
+    """A fresh set of flags for this argv (absl's global one would remember an earlier command line)."""
     values = flags.FlagValues()
 
     def define(kind: Any, name: str, default: Any, text: str, **more: Any) -> None:
         kind(name, default, text, flag_values=values, **more)
 
-    config_flags.DEFINE_config_file("config", None, "a config file or the bare name of one", flag_values=values)
-    define(flags.DEFINE_multi_string, "workdir", [], "the run folder; eval takes several")
+    text = "train: a config file or the bare name of one; --config.KNOB=VALUE changes a knob of it"
+    # sys_argv: it defines a flag for each --config.KNOB that it finds there, and would look into sys.argv.
+    config_flags.DEFINE_config_file("config", None, text, flag_values=values, sys_argv=argv)
+    define(flags.DEFINE_multi_string, "workdir", [], "the run folder; eval and judge take several")
     flags.DEFINE_enum("mode", "train", MODES, "what to do", flag_values=values)
     define(flags.DEFINE_multi_string, "prompt", [], "sample: how a story begins; may be repeated")
     define(flags.DEFINE_integer, "num_samples", None, "sample: stories per prompt")
-    define(flags.DEFINE_integer, "max_new_tokens", None, "sample: at most so many tokens after the prompt")
-    define(flags.DEFINE_float, "temperature", None, "sample: 0 is greedy")
-    define(flags.DEFINE_integer, "top_k", None, "sample: draw from the k likeliest tokens; 0 = from all")
-    define(flags.DEFINE_integer, "seed", None, "sample: seed of the first row")
-    define(flags.DEFINE_integer, "step", None, "sample, eval: the checkpoint to read (default: the best)")
+    define(flags.DEFINE_integer, "max_new_tokens", None, "sample, judge: at most so many tokens after the prompt")
+    define(flags.DEFINE_float, "temperature", None, "sample, judge: 0 is greedy")
+    define(flags.DEFINE_integer, "top_k", None, "sample, judge: draw from the k likeliest tokens; 0 = from all")
+    define(flags.DEFINE_integer, "seed", None, "sample, judge: seed of the first row")
+    define(flags.DEFINE_integer, "step", None, "sample, eval, judge: the checkpoint to read (default: the best)")
     define(flags.DEFINE_string, "data.path", None, "eval: a file of stories instead of the held-out part")
+    define(flags.DEFINE_integer, "fact_stories", 0, "eval: put the fact questions of so many embedded stories too")
+    define(flags.DEFINE_string, "base_url", None, "judge: an OpenAI-compatible endpoint ending in /v1")
+    define(flags.DEFINE_string, "judge_model", None, "judge: the judging model, by the endpoint's name")
+    define(flags.DEFINE_string, "rubric", None, "judge: paper_a, paper_b or tinystories")
+    define(flags.DEFINE_integer, "num_prompts", None, "judge: beginnings that each run completes")
+    define(flags.DEFINE_boolean, "pairwise", None, "judge: also compare every two runs, in both orders")
+    define(flags.DEFINE_float, "budget_usd", None, "judge: stop before spending more")
+    define(flags.DEFINE_float, "price_in", None, "judge: US dollars per million tokens read")
+    define(flags.DEFINE_float, "price_out", None, "judge: US dollars per million tokens written")
+    define(flags.DEFINE_boolean, "yes", None, "judge: do not ask before spending")
+    define(flags.DEFINE_string, "out", None, "judge: folder of the study (default: in the run folder)")
     define(flags.DEFINE_boolean, "help", False, "show this help")
     return values
 
 
 def _parse(argv: list[str]) -> flags.FlagValues:
-    values = define_flags()
     if any(a in ("--help", "-help", "-h", "--h", "-?") for a in argv[1:]):
-        print(f"{__import__('mla_jax.main').main.__doc__}\n{values.get_help()}")
+        print(f"{main.__doc__}\n{define_flags(argv[:1]).get_help()}")
         raise SystemExit(0)
-    argv = _named_config(argv)
+    values = flags.FlagValues()
     try:
+        argv = _named_config(values.read_flags_from_files(argv, force_gnu=True))
+        values = define_flags(argv)
         rest = values(argv)
+    except UserError:
+        raise
     except flags.Error as error:
         raise UserError(_flag_sentence(error, values)) from None
     except (ValueError, TypeError, AttributeError, KeyError) as error:
@@ -70,42 +86,44 @@ def _flag_sentence(error: flags.Error, values: flags.FlagValues) -> str:
     if isinstance(error, flags.UnrecognizedFlagError):
         known = [name for name in values if name != "help"]
         return f"--{error.flagname} is not a flag{suggest(error.flagname, known)}: --help lists them."
-    return " ".join(str(error).split()).removesuffix(".").replace("flag --", "--") + "."
+    return " ".join(str(error).split()).removesuffix(".").removeprefix("ERROR:: ").replace("flag --", "--") + "."
 
 
 def _named_config(argv: list[str]) -> list[str]:
     """argv with `--config NAME` as `--config=PATH`, and every --config.KNOB known to exist."""
-    argv, location = list(argv), None
-    for i, argument in enumerate(argv):
-        if argument in ("--config", "-config"):
-            if i + 1 == len(argv) or argv[i + 1].startswith("--"):
-                raise UserError(
-                    "--config has no value: give a config file or one of " + ", ".join(config_files.names()) + "."
-                )
-            location = argv[i + 1]
-            path, argument_of_file = config_files.find(location)
-            argv[i : i + 2] = [f"--config={path}" + ("" if argument_of_file is None else f":{argument_of_file}")]
-            break
-        if argument.startswith(("--config=", "-config=")):
-            location = argument.split("=", 1)[1]
-            path, argument_of_file = config_files.find(location)
-            argv[i] = f"--config={path}" + ("" if argument_of_file is None else f":{argument_of_file}")
-            break
-    overrides = [a for a in argv if a.startswith("--config.")]
-    if location is None:
+    argv = [f"-{a}" if a.startswith(("-config=", "-config.")) or a == "-config" else a for a in argv]
+    locations = [i for i, a in enumerate(argv) if a == "--config" or a.startswith("--config=")]
+    overrides = [i for i, a in enumerate(argv) if a.startswith("--config.")]
+    if len(locations) > 1:
+        raise UserError(f"--config is given {len(locations)} times: give it once.")
+    if not locations:
         if overrides:
             raise UserError(
-                f"{overrides[0]} changes a config, but there is no --config: add one, e.g. --config mla_rope."
+                f"{argv[overrides[0]]} changes a config, but there is no --config: for training add one, e.g. "
+                "--config mla_rope; the other modes have flags of their own, which --help lists."
             )
         return argv
+    location = _value(argv, locations[0], "give a config file or one of " + ", ".join(config_files.names()))
     config = config_files.load_config_dict(location)  # also proves that it runs: absl would only load it lazily
-    for i, argument in enumerate(argv):
-        if argument.startswith("--config."):
-            knob, equals, _ = argument.removeprefix("--config.").partition("=")
-            config_files.check_knob(config, knob)
-            if not equals and (i + 1 == len(argv) or argv[i + 1].startswith("--")):
-                raise UserError(f"{argument} has no value: write {argument}=VALUE.")
+    for i in overrides:
+        config_files.check_knob(config, argv[i].removeprefix("--config.").partition("=")[0])
+        _value(argv, i, f"write {argv[i]}=VALUE")
+    path, argument = config_files.find(location)
+    joined = "=" in argv[locations[0]]
+    argv[locations[0] : locations[0] + (1 if joined else 2)] = [
+        f"--config={path}" + ("" if argument is None else f":{argument}")
+    ]
     return argv
+
+
+def _value(argv: list[str], index: int, remedy: str) -> str:
+    """The value of the flag at `index`, as --flag=value or --flag value. Raises UserError when there is none."""
+    name, equals, value = argv[index].partition("=")
+    if equals:
+        return value
+    if index + 1 == len(argv) or argv[index + 1].startswith("--"):
+        raise UserError(f"{name} has no value: {remedy}.")
+    return argv[index + 1]
 
 
 def _train(values: flags.FlagValues) -> int:
@@ -113,18 +131,6 @@ def _train(values: flags.FlagValues) -> int:
         raise UserError("--config is missing: give a file or one of " + ", ".join(config_files.names()) + ".")
     config: Config = from_config_dict(values["config"].value)
     workdir = _one_workdir(values)
-    for name in (
-        "prompt",
-        "num_samples",
-        "max_new_tokens",
-        "temperature",
-        "top_k",
-        "seed",
-        "step",
-        "data.path",
-    ):
-        if values[name].present:
-            raise UserError(f"--{name} is for --mode sample or eval: for training set --config.{_TRAIN_KNOBS[name]}.")
     from mla_jax import compile_cache
     from mla_jax.train.loop import NonFiniteLoss, train
 
@@ -137,18 +143,6 @@ def _train(values: flags.FlagValues) -> int:
     return 0
 
 
-_TRAIN_KNOBS = {
-    "prompt": "sample.prompts",
-    "num_samples": "sample.num_samples",
-    "max_new_tokens": "sample.max_new_tokens",
-    "temperature": "sample.temperature",
-    "top_k": "sample.top_k",
-    "seed": "train.seed",
-    "step": "train.steps",
-    "data.path": "data.path",
-}
-
-
 def _evaluate(values: flags.FlagValues) -> int:
     workdirs = values["workdir"].value
     if not workdirs:
@@ -156,7 +150,9 @@ def _evaluate(values: flags.FlagValues) -> int:
     from mla_jax import compile_cache, eval_mode
 
     compile_cache.enable()
-    eval_mode.run(workdirs, values["data.path"].value, values["step"].value, rich.console.Console())
+    eval_mode.run(
+        workdirs, values["data.path"].value, values["step"].value, values["fact_stories"].value, rich.console.Console()
+    )
     return 0
 
 
@@ -174,9 +170,68 @@ def _sample(values: flags.FlagValues) -> int:
     return 0
 
 
-def _only_for_train(values: flags.FlagValues, argv: list[str], mode: str) -> None:
-    if values["config"].value is not None:
+def _judge(values: flags.FlagValues) -> int:
+    workdirs = values["workdir"].value
+    if not workdirs:
+        raise UserError("--workdir is missing: give the folder of a trained run, or several.")
+    from mla_jax import compile_cache
+    from mla_jax.judge import judge_mode
+
+    compile_cache.enable()
+    given = {field: values[flag].value for flag, field in _JUDGE_FLAGS.items() if values[flag].present}
+    judge_mode.run(workdirs, given, values["out"].value, values["step"].value, rich.console.Console())
+    return 0
+
+
+# Flag of --mode judge -> field of the config's `judge` section.
+_JUDGE_FLAGS = {
+    "base_url": "base_url",
+    "judge_model": "model",
+    "rubric": "rubric",
+    "num_prompts": "num_prompts",
+    "pairwise": "pairwise",
+    "budget_usd": "budget_usd",
+    "price_in": "price_in",
+    "price_out": "price_out",
+    "yes": "yes",
+    "max_new_tokens": "max_new_tokens",
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "seed": "seed",
+}
+
+# Flags that not every mode reads: the modes that do, and the knob that training has in their place.
+_FLAGS_OF_MODES = {
+    "prompt": (("sample",), "sample.prompts"),
+    "num_samples": (("sample",), "sample.num_samples"),
+    "max_new_tokens": (("sample", "judge"), "sample.max_new_tokens"),
+    "temperature": (("sample", "judge"), "sample.temperature"),
+    "top_k": (("sample", "judge"), "sample.top_k"),
+    "seed": (("sample", "judge"), "train.seed"),
+    "step": (("sample", "eval", "judge"), "train.steps"),
+    "base_url": (("judge",), ""),
+    "judge_model": (("judge",), ""),
+    "rubric": (("judge",), ""),
+    "num_prompts": (("judge",), ""),
+    "pairwise": (("judge",), ""),
+    "budget_usd": (("judge",), ""),
+    "price_in": (("judge",), ""),
+    "price_out": (("judge",), ""),
+    "yes": (("judge",), ""),
+    "out": (("judge",), ""),
+    "data.path": (("eval",), "data.path"),
+    "fact_stories": (("eval",), "data.stories"),
+}
+
+
+def _check_flags_of_mode(values: flags.FlagValues, mode: str) -> None:
+    """Raise UserError for a flag that the mode would ignore."""
+    if mode != "train" and values["config"].value is not None:
         raise UserError(f"--config is for training; --mode {mode} reads the run folder's own config: leave it out.")
+    for name, (modes, knob) in _FLAGS_OF_MODES.items():
+        if values[name].present and mode not in modes:
+            remedy = f"for training set --config.{knob}" if mode == "train" and knob else "leave it out"
+            raise UserError(f"--{name} is for --mode {' or '.join(modes)}, and this is {mode}: {remedy}.")
 
 
 def _one_workdir(values: flags.FlagValues) -> str:

@@ -15,10 +15,40 @@ from ml_collections import ConfigDict
 
 from mla_jax import config_rules
 from mla_jax.errors import UserError
+from mla_jax.judge.settings import JudgeSettings
 
-FORMAT = 1
+FORMAT = 2
 # format -> {dotted knob: value that runs of that format behaved as}; applied in order up to FORMAT.
-MIGRATIONS: dict[int, dict[str, Any]] = {}
+MIGRATIONS: dict[int, dict[str, Any]] = {
+    1: {
+        "judge.base_url": "",
+        "judge.model": "",
+        "judge.rubric": "paper_a",
+        "judge.num_prompts": 100,
+        "judge.builtin_prompts": 50,
+        "judge.stories_per_prompt": 1,
+        "judge.max_new_tokens": 256,
+        "judge.temperature": 0.8,
+        "judge.top_k": 40,
+        "judge.seed": 0,
+        "judge.num_controls": 40,
+        "judge.repeats": 2,
+        "judge.repeat_share": 0.1,
+        "judge.pairwise": False,
+        "judge.judge_temperature": 0.7,
+        "judge.max_reply_tokens": 300,
+        "judge.concurrency": 8,
+        "judge.timeout_s": 60.0,
+        "judge.max_retries": 5,
+        "judge.give_up_after": 20,
+        "judge.budget_usd": 5.0,
+        "judge.price_in": 0.0,
+        "judge.price_out": 0.0,
+        "judge.yes": False,
+        "judge.cache_dir": "",
+        "judge.resamples": 2000,
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +178,7 @@ class Config:
     eval: EvalConfig
     checkpoint: CheckpointConfig
     sample: SampleConfig
+    judge: JudgeSettings
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -158,7 +189,7 @@ class Config:
         content = self.to_dict()
         for key in ("path", "valid_path", "cache_dir", "threads"):
             del content["data"][key]  # where the data lies is not what it is: rows carry a data fingerprint beside this
-        del content["sample"], content["checkpoint"], content["tokenizer"]["path"]
+        del content["sample"], content["judge"], content["checkpoint"], content["tokenizer"]["path"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -201,7 +232,7 @@ def loads(text: str, where: str = "config.json") -> Config:
     try:
         content = json.loads(text)
         file_format, values = content["format"], content["config"]
-        if not isinstance(file_format, int) or not isinstance(values, dict):
+        if type(file_format) is not int or file_format < 1 or not isinstance(values, dict):
             raise TypeError
     except (ValueError, TypeError, KeyError, RecursionError):
         raise UserError(
@@ -253,7 +284,11 @@ def _coerce(value: Any, kind: Any, field: str) -> Any:
         if isinstance(value, (list, tuple)):
             return tuple(_coerce(item, item_kind, f"{field}[{i}]") for i, item in enumerate(value))
         raise UserError(f"{field} is {value!r}; it must be a tuple of {item_kind.__name__}, e.g. (1,).")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if type(value) is int and kind in (int, float) and abs(value) >= 2**63:
+        raise UserError(
+            f"{field} is {str(value)[:20]}... ({len(str(value))} digits); it must fit in 64 bits: lower it."
+        )
+    if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
         raise UserError(f"{field} is {value!r}; it must be of type {kind.__name__}.")

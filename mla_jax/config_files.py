@@ -55,7 +55,8 @@ def load_config_dict(name_or_path: str) -> ConfigDict:
     except UserError:
         raise
     except Exception as error:  # a config is the user's own program: whatever it raises is theirs to read
-        raise UserError(f"--config {name_or_path}: {type(error).__name__}: {error}.") from error
+        words = " ".join(str(error).split())  # one line, whatever was raised
+        raise UserError(f"--config {name_or_path}: {type(error).__name__}: {words}.") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config {name_or_path}: get_config() returned {type(config).__name__}; return a ConfigDict.")
     return config.lock()

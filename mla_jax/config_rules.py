@@ -122,7 +122,7 @@ def ranges(config: "Config") -> None:
 def heads(config: "Config") -> None:
     """Heads divide the width; key/value heads divide the heads."""
     m = config.model
-    if m.head_dim * m.n_heads != m.d_model and m.attention != "mla" and m.d_model % m.n_heads:
+    if m.d_model % m.n_heads and m.head_dim == m.d_model // m.n_heads:  # derived, and rounded down
         fail(
             config,
             "model.n_heads",
@@ -163,6 +163,9 @@ def latents(config: "Config") -> None:
         return
     if m.latent == "none":
         fail(config, "model.latent", "mla needs a latent", "use joint | per_head")
+    for name in ("kv_lora_rank", "qk_rope_head_dim"):
+        if not getattr(m, name) and (name == "kv_lora_rank" or m.rope_placement == "decoupled"):
+            fail(config, f"model.{name}", "half of such a small width leaves nothing", "set it to 2 or more")
     if m.latent == "per_head" and m.q_lora_rank:
         fail(config, "model.q_lora_rank", "per_head latents leave queries uncompressed", "set it to 0")
     if m.kv_lora_rank > m.d_model:

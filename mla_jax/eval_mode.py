@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import rich.console
+import rich.markup
 import rich.table
 
 from mla_jax import config as config_lib
-from mla_jax import runs
+from mla_jax import facts, runs
 from mla_jax.data.prepare import prepare
 from mla_jax.errors import UserError
 from mla_jax.evaluate import EvalResult
@@ -63,21 +64,35 @@ def evaluate(run: Run | str | os.PathLike, data_path: str | None = None, step: i
     }
     row = result_row(run.folder.name, config.hash, metrics, prepared.fingerprint, run.tokenizer.sha256)
     name = "valid" if not data_path else f"{Path(data_path).stem}-{_short(data_path)}"
-    run.folder.eval.mkdir(exist_ok=True)
     path = run.folder.eval / f"{name}.json"
-    runs.write_text(path, json.dumps(row, indent=1))
-    runs.write_text(run.folder.eval / f"{name}_stories.jsonl", "".join(json.dumps(story) + "\n" for story in stories))
+    try:
+        run.folder.eval.mkdir(exist_ok=True)
+        runs.write_text(path, json.dumps(row, indent=1))
+        lines = "".join(json.dumps(story) + "\n" for story in stories)
+        runs.write_text(path.with_name(f"{name}_stories.jsonl"), lines)
+    except OSError as error:
+        raise UserError(
+            f"{run.folder.eval} cannot be written to ({error.strerror}): make room, or copy the run folder elsewhere."
+        ) from None
     return Evaluation(row, result, stories, path)
 
 
-def run(workdirs: Sequence[str], data_path: str | None, step: int | None, console: rich.console.Console) -> None:
-    """Evaluate each run folder and print a table; below it, for one run, the loss by position."""
-    evaluations = [evaluate(runs.load_run(workdir, step), data_path) for workdir in workdirs]
+def run(
+    workdirs: Sequence[str], data_path: str | None, step: int | None, fact_stories: int, console: rich.console.Console
+) -> None:
+    """Evaluate each run folder; print a table, each run's loss by position and, if asked, its fact questions."""
+    if fact_stories < 0:
+        raise UserError(f"--fact_stories is {fact_stories}; it must be 0 (none) or more: e.g. 50.")
+    loaded = [runs.load_run(workdir, step) for workdir in workdirs]
+    if fact_stories:
+        for each in loaded:
+            facts.check_embedded(each)
+    evaluations = [evaluate(each, data_path) for each in loaded]
     table = rich.table.Table("run", "step", "loss", "perplexity", "bits per byte", "tokens", "tokenizer")
     for evaluation in evaluations:
         m = evaluation.row["metrics"]
         table.add_row(
-            evaluation.row["name"],
+            rich.markup.escape(evaluation.row["name"]),
             str(m["step"]),
             f"{m['valid_loss']:.4f}",
             f"{m['perplexity']:.3f}",
@@ -92,12 +107,21 @@ def run(workdirs: Sequence[str], data_path: str | None, step: int | None, consol
         by_position = evaluation.result.by_position()
         edges = [0, *(1 << i for i in range(3, 20) if 1 << i < len(by_position)), len(by_position)]
         parts = [f"{a}-{b - 1}: {by_position[a:b].mean():.3f}" for a, b in zip(edges, edges[1:], strict=False)]
-        console.print(f"{evaluation.row['name']}: loss by position {'  '.join(parts)}", highlight=False, soft_wrap=True)
+        console.print(
+            f"{evaluation.row['name']}: loss by position {'  '.join(parts)}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
         console.print(
             f"written to {evaluation.path} and {evaluation.path.stem}_stories.jsonl",
             highlight=False,
+            markup=False,
             soft_wrap=True,
         )
+
+    for each in loaded if fact_stories else []:
+        facts.ask(each, fact_stories, console)
 
 
 def _short(path: str) -> str:

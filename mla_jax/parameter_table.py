@@ -10,7 +10,7 @@ PAPER = {"xs": "17.5M", "s": "", "m": "53.9M", "l": "", "xl": "202.7M"}  # paper
 def table() -> str:
     """Total parameters at 50,000 embedding rows for the papers' block (`block=gpt`) and ours, by size and variant."""
     lines = [
-        "| size | paper | MHA, no positions, matrices only | MHA (learned, gpt) | MLA+RoPE (gpt) | MHA+RoPE | MLA+RoPE |",
+        "| size | paper | MHA, matrices only | MHA (learned, gpt) | MLA+RoPE (gpt) | MHA+RoPE | MLA+RoPE |",
         "|---|---|---|---|---|---|---|",
     ]
     for size, quoted in PAPER.items():

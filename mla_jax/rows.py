@@ -1,5 +1,6 @@
 """The result row: one JSON object that carries a figure together with what is needed to believe and repeat it."""
 
+import contextlib
 import datetime
 import json
 import shlex
@@ -37,9 +38,33 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """All whole rows of a JSON-lines file; a last line that a killed process left unfinished is dropped."""
     rows = []
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
                 rows.append(json.loads(line))
-            except ValueError:
-                continue
     return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Training rows as a Markdown table."""
+    lines = [
+        "| run | parameters | KV bytes/token | best loss | bits/byte | at step | tokens/s | MFU | device |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        m = row["metrics"]
+        mfu = f"{m['mfu']:.1%}" if "mfu" in m else "-"
+        lines.append(
+            f"| {row['name']} | {m['params']:,} | {m['kv_bytes_per_token']:,} | {m['best_valid_loss']:.4f} | "
+            f"{m['best_bits_per_byte']:.4f} | {m['best_step']} of {m['step']} | {m['tokens_per_s']:,.0f} | {mfu} | "
+            f"{row['device']} |"
+        )
+    return "\n".join(lines)
+
+
+def read_result(path: Path) -> list[dict[str, Any]]:
+    """The row of a run's result.json, or all rows of a .jsonl file."""
+    return read_rows(path) if path.suffix == ".jsonl" else [json.loads(path.read_text(encoding="utf-8"))]
+
+
+if __name__ == "__main__":
+    print(table([row for path in sys.argv[1:] for row in read_result(Path(path))]))

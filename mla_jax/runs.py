@@ -9,8 +9,11 @@ This module imports no optimizer and no trainer: sample, eval, judge and export 
 import contextlib
 import dataclasses
 import fcntl
+import gc
 import json
+import logging as python_logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,8 +91,14 @@ class RunFolder:
 @contextlib.contextmanager
 def lock(folder: RunFolder) -> Iterator[None]:
     """Hold the run folder for training; the lock dies with its process. Raises UserError when another holds it."""
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with open(folder.path / ".lock", "w") as handle:
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        handle = open(folder.path / ".lock", "w")  # noqa: SIM115 (closed by the with below)
+    except OSError as error:
+        raise UserError(
+            f"--workdir is {str(folder.path)!r}, which cannot be written to ({error.strerror}): choose another folder."
+        ) from None
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -107,14 +116,16 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def existing(workdir: str | os.PathLike) -> RunFolder:
-    """The run folder at `workdir`. Raises UserError when there is none."""
+def existing(workdir: str | os.PathLike, field: str = "--workdir") -> RunFolder:
+    """The run folder at `workdir`. Raises UserError, naming the `field` that gave it, when there is none."""
     folder = RunFolder(Path(workdir))
-    if not folder.path.is_dir():
-        raise UserError(f"--workdir is {str(workdir)!r}, but there is no such folder: train a run there first.")
+    if not os.path.isdir(folder.path):  # Path.is_dir raises for a name that is too long
+        raise UserError(f"{field} is {str(workdir)!r}, but there is no such folder: train a run there first.")
     if not folder.config.is_file():
-        raise UserError(f"--workdir is {str(workdir)!r}, which has no config.json, so it is no run folder of mla_jax: "
-                        "give the folder that --workdir named in training.")  # fmt: skip
+        raise UserError(
+            f"{field} is {str(workdir)!r}, which has no config.json, so it is no run folder of mla_jax: "
+            "give the folder that --workdir named in training."
+        )
     return folder
 
 
@@ -128,11 +139,27 @@ def read_config(folder: RunFolder) -> Config:
 
 
 def read_data(folder: RunFolder) -> dict[str, Any]:
-    """data.json: fingerprint, stats, baselines and held-out openings of the run's data."""
+    """data.json: fingerprint, stats, baselines and held-out openings of the run's data. Raises UserError."""
     try:
-        return json.loads(folder.data.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(folder.data.read_text(encoding="utf-8"))
+        if not all(isinstance(content[name], str) for name in ("fingerprint", "tokenizer_sha256")):
+            raise TypeError
+    except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"{folder.data} is missing or damaged: copy the run folder again.") from None
+    return content
+
+
+def read_tokenizer(folder: RunFolder) -> Tokenizer:
+    """The run's own tokenizer. Raises UserError when it is missing, damaged or not the one of the training."""
+    if not folder.tokenizer.is_file():
+        raise UserError(f"{folder.tokenizer} is missing: copy the run folder again.")
+    tokenizer = Tokenizer.load(folder.tokenizer)
+    if tokenizer.sha256 != read_data(folder)["tokenizer_sha256"]:
+        raise UserError(
+            f"{folder.tokenizer} is not the tokenizer that the run was trained with: "
+            "copy the tokenizer.model that belongs to these weights."
+        )
+    return tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,20 +178,15 @@ class Run:
     step: int
 
 
-def load_run(workdir: str | os.PathLike, step: int | None = None, best: bool = True) -> Run:
+def load_run(workdir: str | os.PathLike, step: int | None = None, best: bool = True, field: str = "--workdir") -> Run:
     """Load a run folder: the best checkpoint by validation loss (or the newest, or the given step).
 
     Raises UserError when the folder, its config, its tokenizer or the checkpoint is missing, damaged or newer than
     the code. Weights are restored to the default device, whatever device they were trained on.
     """
-    folder = existing(workdir)
+    folder = existing(workdir, field)
     config = read_config(folder)
-    tokenizer = Tokenizer.load(folder.tokenizer)
-    if tokenizer.vocab_size != config.tokenizer.vocab_size:
-        raise UserError(
-            f"{folder.tokenizer} has {tokenizer.vocab_size} pieces, but the run was trained with "
-            f"{config.tokenizer.vocab_size}: copy the tokenizer.model that belongs to these weights."
-        )
+    tokenizer = read_tokenizer(folder)
     step = _choose_step(folder, step, best)
     backend = backend_lib.choose(config.model)
     logging.info("%s: step %d, %s attention in %s.", folder.path, step, backend.attention_impl, backend.dtype)
@@ -178,13 +200,46 @@ def restore_weights(folder: RunFolder, model: Transformer, step: int) -> dict[st
     path = folder.checkpoints / str(step) / "model"
     abstract = {"params": abstract_params(model)}
     try:
-        with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
+        with quiet_reads(), contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
             return checkpointer.restore(path.resolve(), abstract)
     except Exception as error:  # Orbax and TensorStore raise many types for a damaged or missing file
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        others = [s for s in folder.steps() if s != step]
-        remedy = f"use another checkpoint ({', '.join(map(str, others))})" if others else "copy the run folder again"
-        raise UserError(f"checkpoint {path.parent} cannot be restored ({reason}): {remedy}.") from None
+        reason = short_reason(error)
+    drop_failed_reads()
+    others = [s for s in folder.steps() if s != step]
+    remedy = f"use another checkpoint ({', '.join(map(str, others))})" if others else "copy the run folder again"
+    raise UserError(f"checkpoint {path.parent} cannot be restored ({reason}): {remedy}.")
+
+
+def short_reason(error: Exception) -> str:
+    """The first line of a library's error, of at most 200 characters."""
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+@contextlib.contextmanager
+def quiet_reads() -> Iterator[None]:
+    """Around an Orbax restore: when it fails, the reads that it leaves behind say nothing.
+
+    TensorStore's threads report to the closed event loop at any later time, so that filter stays after a failure.
+    """
+    previous = sys.unraisablehook
+
+    def without_closed_loops(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            previous(unraisable)
+
+    sys.unraisablehook = without_closed_loops
+    yield
+    sys.unraisablehook = previous
+
+
+def drop_failed_reads() -> None:
+    """Collect, silently, what a failed restore leaves: to be called when its exception is no longer referred to."""
+    hook, asyncio_logger = sys.unraisablehook, python_logging.getLogger("asyncio")
+    disabled, asyncio_logger.disabled, sys.unraisablehook = asyncio_logger.disabled, True, lambda _: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook, asyncio_logger.disabled = hook, disabled
 
 
 def abstract_params(model: Transformer) -> Any:

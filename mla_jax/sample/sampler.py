@@ -55,6 +55,8 @@ class Sampler:
         method = Method(float(temperature), int(top_k))
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1: e.g. 256.")
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seed is {seed}; it must be between 0 and {2**32 - 1}: e.g. 0.")
         if not prompts:
             return []
         ids = [[self.tokenizer.separator_id, *self.tokenizer.encode(prompt)] for prompt in prompts]

@@ -5,6 +5,7 @@ Items: `model` (params, and the router bias where there is one: a model without 
 """
 
 import contextlib
+import itertools
 from typing import Any
 
 import grain
@@ -15,7 +16,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from mla_jax.config import CheckpointConfig
 from mla_jax.errors import UserError
-from mla_jax.runs import RunFolder
+from mla_jax.runs import RunFolder, drop_failed_reads, quiet_reads, short_reason
 from mla_jax.train.state import TrainState
 
 
@@ -68,16 +69,17 @@ class Checkpoints:
         weights = {"params": state.params}
         if state.router_bias is not None:
             weights["router_bias"] = state.router_bias
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave(weights),
-                train=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
-                data=grain.checkpoint.CheckpointSave(data),
-            ),
-            metrics=metrics,
-            force=True,
+        items = ocp.args.Composite(
+            model=ocp.args.StandardSave(weights),
+            train=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+            data=grain.checkpoint.CheckpointSave(data),
         )
+        logger = logging.get_absl_logger()
+        logger.addFilter(_is_news)
+        try:
+            self._manager.save(step, args=items, metrics=metrics, force=True)
+        finally:
+            logger.removeFilter(_is_news)
 
     def wait(self) -> None:
         """Block until every begun save is committed."""
@@ -86,28 +88,32 @@ class Checkpoints:
     def restore(self, abstract: TrainState, data: grain.DatasetIterator) -> TrainState | None:
         """The newest checkpoint that can be read, with `data` moved to its place; None when there is none at all.
 
-        A damaged checkpoint is named in the log and the one before it taken. Raises UserError when all are damaged.
+        A damaged checkpoint is named in the log and the one before it taken; its folder becomes STEP.damagedN, so that
+        the step can be saved again and nothing reads it. Raises UserError, and moves none, when all are damaged.
         """
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), abstract)
         weights = {"params": abstract.params}
         if abstract.router_bias is not None:
             weights["router_bias"] = abstract.router_bias
+        items = ocp.args.Composite(
+            model=ocp.args.StandardRestore(weights),
+            train=ocp.args.StandardRestore({"step": abstract.step, "opt_state": abstract.opt_state}),
+            data=grain.checkpoint.CheckpointRestore(data),
+        )
         steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        for number, step in enumerate(steps):
             try:
-                restored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        model=ocp.args.StandardRestore(weights),
-                        train=ocp.args.StandardRestore({"step": abstract.step, "opt_state": abstract.opt_state}),
-                        data=grain.checkpoint.CheckpointRestore(data),
-                    ),
-                )
+                with quiet_reads():
+                    restored = self._manager.restore(step, args=items)
             except Exception as error:  # Orbax and TensorStore raise many types for a damaged file
-                reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+                reason = short_reason(error)
                 logging.error("Checkpoint %s/%d cannot be restored (%s).", self._folder.checkpoints, step, reason)
+                restored = None
+            if restored is None:
+                drop_failed_reads()
                 continue
+            self._move_aside(steps[:number])
             model, train = restored["model"], restored["train"]
             return TrainState(train["step"], model["params"], train["opt_state"], model.get("router_bias"))
         if steps:
@@ -116,6 +122,20 @@ class Checkpoints:
                 "restored: copy the run folder again, or move it away to start over."
             )
         return None
+
+    def _move_aside(self, steps: list[int]) -> None:
+        for step in steps:
+            folder = self._folder.checkpoints / str(step)
+            aside = next(p for i in itertools.count(1) if not (p := folder.with_name(f"{step}.damaged{i}")).exists())
+            folder.rename(aside)
+            logging.warning("Moved the damaged checkpoint %s to %s.", folder, aside.name)
+        if steps:
+            self._manager.reload()
+
+
+def _is_news(record: Any) -> bool:
+    """False for Orbax' warning that a checkpoint has no loss: one between two evaluations has none by design."""
+    return "did not provide metrics" not in record.getMessage()
 
 
 class _KeepSteps:

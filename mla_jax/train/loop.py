@@ -162,9 +162,8 @@ class _Training:
         if result.loss < self.best[1]:
             self.best = (done, result.loss, result.bits_per_byte)
         seconds = time.perf_counter() - began
-        self.progress.say(
-            f"step {done} · validation loss {result.loss:.4f} · {result.bits_per_byte:.4f} bits per byte · {seconds:.1f} s"
-        )
+        figures = f"validation loss {result.loss:.4f} · {result.bits_per_byte:.4f} bits per byte"
+        self.progress.say(f"step {done} · {figures} · {seconds:.1f} s")
         self.clock.restart()
 
     def _save(self, done: int) -> None:

@@ -30,9 +30,10 @@ def _valid(logits: jax.Array, n_tokens: int) -> jax.Array:
 def _forward(logits: jax.Array, targets: jax.Array, n_tokens: int) -> tuple[jax.Array, tuple]:
     largest = jnp.max(_valid(logits, n_tokens), axis=-1)
     exp_sum = jnp.sum(jnp.exp(_valid(logits, n_tokens) - largest[..., None]), axis=-1)
-    log_z = largest + jnp.log(exp_sum)
+    log_sum = jnp.log(exp_sum)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0].astype(jnp.float32)
-    return log_z - chosen, (logits, targets, log_z)
+    # In this order: the difference of large logits is exact, their sum with a small logarithm is not.
+    return largest - chosen + log_sum, (logits, targets, largest + log_sum)
 
 
 def _backward(n_tokens: int, residuals: tuple, g: jax.Array) -> tuple[jax.Array, None]:

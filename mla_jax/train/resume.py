@@ -37,6 +37,7 @@ _FREE = (
     "eval.",
     "checkpoint.",
     "sample.",
+    "judge.",
     "init_from",
 )
 

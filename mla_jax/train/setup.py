@@ -16,7 +16,6 @@ from mla_jax import runs
 from mla_jax.config import Config
 from mla_jax.data.pipeline import baselines
 from mla_jax.data.prepare import Prepared, prepare
-from mla_jax.data.tokenizer import Tokenizer
 from mla_jax.errors import UserError
 from mla_jax.model import backend as backend_lib
 from mla_jax.model.transformer import Transformer
@@ -56,9 +55,9 @@ def open_run(config: Config, workdir: Path) -> Setup:
     saved = runs.read_config(folder) if resumes else None
     tokenizer = None
     if resumes:
-        tokenizer = Tokenizer.load(folder.tokenizer)
+        tokenizer = runs.read_tokenizer(folder)
     elif config.init_from:
-        tokenizer = Tokenizer.load(runs.existing(config.init_from).tokenizer)
+        tokenizer = runs.read_tokenizer(runs.existing(config.init_from, "init_from"))
     backend = backend_lib.choose(config.model)
     prepared = prepare(config, tokenizer)
     config = with_vocabulary(config, prepared.tokenizer.vocab_size)
@@ -74,9 +73,11 @@ def open_run(config: Config, workdir: Path) -> Setup:
             )
     model = Transformer(config.model, backend)
     if config.init_from and not resumes:
-        source = runs.load_run(config.init_from)
+        source = runs.load_run(config.init_from, field="init_from")
         check_same_shapes(config.init_from, source.params, runs.abstract_params(model))
-    openings = [_opening(story) for story in _first_stories(prepared, OPENINGS)]
+    _check_prompts(config, prepared)
+    candidates = (_opening(prepared, story, config.model.max_len) for story in _first_stories(prepared, 8 * OPENINGS))
+    openings = list(dict.fromkeys(candidates))[:OPENINGS]  # many stories begin alike
     return Setup(folder, config, prepared, backend, model, resumes, changes, baselines(prepared), openings)
 
 
@@ -112,7 +113,7 @@ def starting_state(
 def write_run_files(setup: Setup) -> None:
     """config.json, tokenizer.model, data.json."""
     folder, prepared = setup.folder, setup.prepared
-    if not folder.tokenizer.is_file():
+    if not setup.resumes:  # what a run that never reached a checkpoint left may belong to other data
         temporary = folder.path / ".tokenizer.tmp"
         temporary.write_bytes(prepared.tokenizer.model)
         os.replace(temporary, folder.tokenizer)
@@ -129,8 +130,12 @@ def write_run_files(setup: Setup) -> None:
 
 def _check_place(folder: RunFolder) -> None:
     path = folder.path
-    if path.exists() and not path.is_dir():
-        raise UserError(f"--workdir is {str(path)!r}, which is a file: give a folder.")
+    try:
+        inside = next((p for p in path.absolute().parents if p.is_file()), None)
+        if inside or (not path.is_dir() and (path.exists() or path.is_symlink())):
+            raise UserError(f"--workdir is {str(path)!r}, but {str(inside or path)!r} is no folder: give another path.")
+    except OSError as error:
+        raise UserError(f"--workdir is {str(path)!r}, which cannot be used ({error.strerror}): give another.") from None
     if path.is_dir():
         foreign = [p.name for p in path.iterdir() if not p.name.startswith(".")]
         if foreign and not folder.config.is_file():
@@ -157,6 +162,19 @@ def _first_stories(prepared: Prepared, count: int) -> list[str]:
     ]
 
 
-def _opening(story: str) -> str:
-    """The first words of a story: enough to start on, too few to copy."""
-    return " ".join(story.split()[:6])
+def _opening(prepared: Prepared, story: str, max_len: int) -> str:
+    """The first words of a story: enough to start on, too few to copy, and room to go on (not all scripts space)."""
+    text = " ".join(story.split()[:6])
+    ids = prepared.tokenizer.encode(text)
+    return text if len(ids) <= max_len // 4 else prepared.tokenizer.decode(ids[: max_len // 4]).rstrip("\ufffd")
+
+
+def _check_prompts(config: Config, prepared: Prepared) -> None:
+    """The samples come last: a prompt that cannot fit should not wait for them to be found out."""
+    for prompt in config.sample.prompts:
+        length = len(prepared.tokenizer.encode(prompt)) + 1
+        if length >= config.model.max_len:
+            raise UserError(
+                f"sample.prompts has {prompt[:40]!r}..., which is {length} tokens with the separator; model.max_len is "
+                f"{config.model.max_len} and a sample needs room after it: shorten the prompt."
+            )

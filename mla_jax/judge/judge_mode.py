@@ -1,0 +1,37 @@
+"""`--mode judge`: stories of one or several runs, graded by an LLM behind an OpenAI-compatible endpoint."""
+
+import dataclasses
+import functools
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import rich.console
+
+from mla_jax import runs
+from mla_jax.judge.folders import judge_run_folders
+from mla_jax.judge.machine import score_stories
+
+
+def run(
+    workdirs: Sequence[str], given: dict[str, Any], out: str | None, step: int | None, console: rich.console.Console
+) -> Path:
+    """Sample, judge and report. `given` overrides fields of the first run's `config.judge`; returns report.md's path.
+
+    The machine checker's scores stand beside the judge's; it knows facts where the runs learned the embedded stories.
+    """
+    configs = [runs.read_config(runs.existing(workdir)) for workdir in workdirs]
+    settings = dataclasses.replace(configs[0].judge, **given)
+    of_world = all(not config.data.path for config in configs)
+    report = judge_run_folders(
+        workdirs,
+        settings,
+        Path(out) if out else None,
+        step,
+        command=shlex.join(["mla-jax", *sys.argv[1:]]),
+        checker=functools.partial(score_stories, of_world=of_world),
+    )
+    console.print(f"report      {report}", highlight=False, markup=False, soft_wrap=True)
+    return report

@@ -1,0 +1,117 @@
+"""Initialisation: the product of two factors has the variance of the matrix it replaces; naive factors do not."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import quick_jit, reference_model, tiny_config
+
+from mla_jax.config import ModelConfig
+from mla_jax.model.attention import Where
+from mla_jax.model.backend import REFERENCE
+from mla_jax.model.transformer import attention_module
+from mla_jax.train.state import init_params
+
+WIDTH, HEADS, HEAD_DIM, STD = 256, 4, 64, 0.02
+
+
+def config_of(name: str, **knobs: Any) -> Any:
+    base = {"model.d_model": WIDTH, "model.n_heads": HEADS, "model.n_layers": 6}
+    return tiny_config(name, **(base | {f"model.{key}": value for key, value in knobs.items()}))
+
+
+def fresh(model: ModelConfig) -> dict[str, jax.Array]:
+    """Fresh weights of one attention layer."""
+    module = attention_module(model)(model, REFERENCE)
+    return quick_jit(module.init)(jax.random.key(0), jnp.zeros((1, 4, model.d_model)), Where())["params"]
+
+
+def products(params: dict[str, jax.Array], latent: str) -> list[np.ndarray]:
+    """The effective key and value matrices [D, H, Dh]."""
+    if latent == "joint":
+        return [np.einsum("dc,chk->dhk", params["w_dkv"], params[up]) for up in ("w_uk", "w_uv")]
+    return [np.einsum("dhr,hrk->dhk", params[d], params[u]) for d, u in (("w_dk", "w_uk"), ("w_dv", "w_uv"))]
+
+
+@pytest.mark.parametrize("rank", [2, 64])
+@pytest.mark.parametrize("latent", ["joint", "per_head"])
+def test_product_matched_factors_have_the_std_of_the_matrix_they_replace(latent: str, rank: int) -> None:
+    model = config_of("mla", latent=latent, kv_lora_rank=rank, latent_norm="none").model
+    for product in products(fresh(model), latent):
+        assert product.std() == pytest.approx(STD, rel=0.12 if rank == 2 else 0.03)
+
+
+@pytest.mark.parametrize(("rank", "paper"), [(64, 0.003), (2, 0.0005)])
+def test_naive_factors_are_far_too_small(rank: int, paper: float) -> None:
+    """papers.md: a product of two 0.02 matrices has std 0.003 at r=64 and 0.0005 at r=2 (0.02^2 sqrt(r))."""
+    model = config_of("mla", latent="per_head", kv_lora_rank=rank, latent_norm="none", init="naive").model
+    for product in products(fresh(model), "per_head"):
+        assert product.std() == pytest.approx(STD**2 * math.sqrt(rank), rel=0.12)
+        assert product.std() == pytest.approx(paper, rel=0.3)
+
+
+@pytest.mark.parametrize("rank", [16, 128])
+@pytest.mark.parametrize("latent", ["joint", "per_head"])
+def test_behind_a_norm_keys_and_values_start_as_large_as_mhas(latent: str, rank: int) -> None:
+    """The norm undoes the first factor's scale: what counts is the std of the pair's output on unit-RMS input."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 256, WIDTH)), jnp.float32)
+    model = config_of("mla", latent=latent, kv_lora_rank=rank, latent_norm="rms").model
+    module = attention_module(model)(model, REFERENCE)
+    params = fresh(model)
+
+    def keys_and_values(module: Any, x: jax.Array) -> Any:
+        return module.expand(module.latents(x, None))
+
+    for out in module.apply({"params": params}, x, method=keys_and_values):
+        assert float(out.std()) == pytest.approx(STD * math.sqrt(WIDTH), rel=0.06)
+
+
+@pytest.mark.parametrize("norm", ["rms", "none"])
+def test_compressed_queries_start_as_large_as_plain_ones(norm: str) -> None:
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 256, WIDTH)), jnp.float32)
+    sizes = []
+    for rank in (0, 48):
+        model = config_of("mla", q_lora_rank=rank, latent_norm=norm).model
+        module = attention_module(model)(model, REFERENCE)
+        q = module.apply({"params": fresh(model)}, x, Where(), method="_queries")[0]
+        sizes.append(float(q.std()))
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.06)
+
+
+@pytest.fixture(scope="module")
+def whole() -> tuple[Any, Any]:
+    config = config_of("mla_rope", vocab_size=512, n_layers=2, d_ff=128, block="gpt", d_model=128, position="learned")
+    tokens = jnp.zeros((1, 8), jnp.int32)
+    return config, quick_jit(reference_model(config).init)(jax.random.key(0), tokens)["params"]
+
+
+def test_std_of_every_other_parameter(whole: tuple[Any, Any]) -> None:
+    config, params = whole
+    residual = STD / math.sqrt(2 * config.model.n_layers)
+    expected = {"embedding": STD, "position_embedding": STD, "w_q": STD, "w_in": STD, "w_o": residual}
+    expected["w_out"] = residual
+    checked = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = path[-1].key
+        if name.endswith("gain"):
+            np.testing.assert_array_equal(leaf, 1.0)
+        elif name.startswith("b_") or name == "bias":
+            np.testing.assert_array_equal(leaf, 0.0)
+        elif name in expected:
+            assert float(leaf.std()) == pytest.approx(expected[name], rel=0.06), path
+            assert abs(float(leaf.mean())) < 0.06 * expected[name] + 3 * expected[name] / math.sqrt(leaf.size)
+            checked.add(name)
+        else:
+            assert name in ("w_dkv", "w_uk", "w_uv"), name
+    assert checked == set(expected)
+
+
+def test_weights_are_a_function_of_the_seed_and_layers_differ(whole: tuple[Any, Any]) -> None:
+    config, params = whole
+    again = init_params(reference_model(config), 0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), params, again)
+    first, second = (params[f"layer_{i}"]["attention"]["w_q"] for i in (0, 1))
+    assert float(jnp.abs(first - second).max()) > STD

@@ -1,0 +1,129 @@
+"""mla_jax.runs: the folder's layout and lock, which checkpoint is loaded, and weights equal to those saved."""
+
+import json
+import multiprocessing
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mla_jax import runs
+from mla_jax.errors import UserError
+from mla_jax.runs import RunFolder
+
+pytest_plugins = ["run_fixtures"]
+
+
+def set_losses(folder: RunFolder, losses: dict[int, float]) -> None:
+    for step, loss in losses.items():
+        (folder.checkpoints / str(step) / "metrics" / "metrics").write_text(json.dumps({"valid_loss": loss}))
+
+
+@pytest.fixture
+def copy(trained_run: Path, tmp_path: Path) -> RunFolder:
+    shutil.copytree(trained_run, tmp_path / "copy")
+    return RunFolder(tmp_path / "copy")
+
+
+def test_a_run_folder_has_what_its_layout_says(trained_run: Path) -> None:
+    folder = runs.existing(trained_run)
+    for path in (folder.config, folder.tokenizer, folder.data, folder.metrics, folder.samples, folder.report):
+        assert path.is_file(), path
+    assert folder.steps() == [5, 10]
+    assert folder.name == trained_run.name
+    data = runs.read_data(folder)
+    assert data["baselines"]["unigram"] < data["baselines"]["uniform"]
+    assert data["tokenizer_sha256"] == runs.read_tokenizer(folder).sha256
+
+
+def test_steps_are_numbers_of_folders(copy: RunFolder) -> None:
+    (copy.checkpoints / "7").write_text("a file")
+    for name in ("8.orbax-checkpoint-tmp", "9.damaged1", "best"):
+        (copy.checkpoints / name).mkdir()
+    (copy.checkpoints / "100").mkdir()
+    assert copy.steps() == [5, 10, 100]
+    assert RunFolder(copy.path / "nowhere").steps() == []
+
+
+def test_the_best_checkpoint_is_loaded_unless_told_otherwise(copy: RunFolder) -> None:
+    set_losses(copy, {5: 1.0, 10: 2.0})
+    assert runs.load_run(copy.path).step == 5
+    assert runs.load_run(copy.path, best=False).step == 10
+    assert runs.load_run(copy.path, step=10).step == 10
+    set_losses(copy, {5: 2.0, 10: 1.0})
+    assert runs.load_run(copy.path).step == 10
+
+
+def test_without_recorded_losses_the_newest_is_loaded(copy: RunFolder) -> None:
+    for step, text in ((5, "{"), (10, "{}")):
+        (copy.checkpoints / str(step) / "metrics" / "metrics").write_text(text)
+    assert runs.checkpoint_losses(copy) == {}
+    assert runs.load_run(copy.path).step == 10
+
+
+def test_the_checkpoints_differ_and_fit_the_model(trained_run: Path) -> None:
+    five, ten = runs.load_run(trained_run, 5), runs.load_run(str(trained_run), 10)
+    wanted = runs.abstract_params(ten.model)
+    for run in (five, ten):
+        assert jax.tree.structure(run.params) == jax.tree.structure(wanted)
+        assert all(
+            (a.shape, a.dtype) == (b.shape, b.dtype)
+            for a, b in zip(jax.tree.leaves(run.params), jax.tree.leaves(wanted), strict=True)
+        )
+    assert not np.array_equal(five.params["embedding"], ten.params["embedding"])
+
+
+def test_the_error_names_the_checkpoints_that_are_left(copy: RunFolder) -> None:
+    set_losses(copy, {5: 2.0, 10: 1.0})
+    shutil.rmtree(copy.checkpoints / "10" / "model")
+    with pytest.raises(UserError, match=r"10 cannot be restored .*: use another checkpoint \(5\)\."):
+        runs.load_run(copy.path)
+    assert runs.load_run(copy.path, step=5).step == 5
+
+
+def test_errors_name_the_field_that_gave_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="^init_from is .*no such folder"):
+        runs.load_run(tmp_path / "none", field="init_from")
+    with pytest.raises(UserError, match="^--workdir is .*no such folder"):
+        runs.load_run(tmp_path / ("x" * 300))
+
+
+def test_write_text_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    runs.write_text(path, "old")
+    runs.write_text(path, "new \u00e9")
+    assert path.read_text(encoding="utf-8") == "new \u00e9"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def hold(path: Path, held: multiprocessing.Event) -> None:
+    with runs.lock(RunFolder(path)):
+        held.set()
+        held.wait()
+        while True:
+            pass
+
+
+def test_the_lock_excludes_and_dies_with_its_process(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held = context.Event()
+    process = context.Process(target=hold, args=(tmp_path / "run", held), daemon=True)
+    process.start()
+    try:
+        assert held.wait(60)
+        with pytest.raises(UserError, match="another process"), runs.lock(RunFolder(tmp_path / "run")):
+            pytest.fail("two hold it")
+    finally:
+        process.kill()
+        process.join()
+    with runs.lock(RunFolder(tmp_path / "run")):
+        pass
+
+
+def test_the_lock_is_released_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), runs.lock(RunFolder(tmp_path)):
+        1 / 0  # noqa: B018
+    with runs.lock(RunFolder(tmp_path)):
+        pass

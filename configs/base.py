@@ -59,8 +59,8 @@ def get_config(size: str = "m") -> ConfigDict:
     d.valid_path = ""  # "" = valid_fraction of the stories of data.path, chosen by hash of their text
     d.valid_fraction = 0.01
     d.invalid_utf8 = "refuse"  # refuse | replace (by U+FFFD, counted)
-    d.stories = 20000  # embedded stories: how many to train on
-    d.valid_stories = 400  # embedded stories: how many to hold out
+    d.stories = 100_000  # embedded stories: how many to train on
+    d.valid_stories = 1000  # embedded stories: how many to hold out
     d.seed = 0  # embedded stories: their seed
     d.document_mask = False  # keep attention and positions inside a story
     d.cache_dir = ""  # tokenizers and token files; "" = $MLA_JAX_CACHE, else ~/.cache/mla_jax

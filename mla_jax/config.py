@@ -246,7 +246,8 @@ def loads(text: str, where: str = "config.json") -> Config:
         for dotted, value in MIGRATIONS[step].items():
             section, _, field = dotted.rpartition(".")
             target = values.setdefault(section, {}) if section else values
-            target.setdefault(field, value)
+            if isinstance(target, dict):  # the bridge says what is wrong with it otherwise
+                target.setdefault(field, value)
     try:
         return from_dict(values)
     except UserError as error:

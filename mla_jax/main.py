@@ -1,7 +1,7 @@
 """The command line, and nothing else: python -m mla_jax.main --config configs/mla_rope.py --workdir runs/mla_rope
 
-Exit codes: 0 done, or stopped on request with a checkpoint; 2 bad input (one sentence on stderr); 3 the loss stopped
-being a number; 130 interrupted where there was nothing to save.
+Exit codes: 0 done, or stopped on request with a checkpoint; 2 bad input, or too much for the device's memory (one
+sentence on stderr); 3 the loss stopped being a number; 130 interrupted where there was nothing to save.
 """
 
 import os
@@ -21,6 +21,16 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"mla_jax: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:  # JaxRuntimeError is one; importing jax here would cost --help a second
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = " ".join(str(error).split("RESOURCE_EXHAUSTED", 1)[1].split()).strip(": .")[:160]
+        print(
+            f"mla_jax: the device has too little memory ({reason}): raise --config.train.microbatches, lower "
+            "--config.train.batch_size or --config.train.seq_len, or choose a smaller --config.model.",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("mla_jax: interrupted; nothing was left half-written.", file=sys.stderr)
         return 130
@@ -28,7 +38,15 @@ def main(argv: list[str]) -> int:
 
 def console_main() -> None:
     """The console script `mla-jax`."""
-    sys.exit(main(sys.argv))
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # stories have characters that not every terminal can write
+    code = main(sys.argv)
+    if code == 130:
+        # Threads that were interrupted while compiling or reading crash an orderly exit.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

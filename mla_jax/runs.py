@@ -14,6 +14,7 @@ import json
 import logging as python_logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -237,7 +238,9 @@ def drop_failed_reads() -> None:
     hook, asyncio_logger = sys.unraisablehook, python_logging.getLogger("asyncio")
     disabled, asyncio_logger.disabled, sys.unraisablehook = asyncio_logger.disabled, True, lambda _: None
     try:
-        gc.collect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # reads that were never begun
+            gc.collect()
     finally:
         sys.unraisablehook, asyncio_logger.disabled = hook, disabled
 

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import pytest
 from run_tools import listing, train_flags, write_stories
 
@@ -320,6 +321,16 @@ def test_a_workdir_inside_a_file_is_refused(refused, stories_file: Path) -> None
     refused(*train_flags(stories_file, stories_file / "run"), words=(str(stories_file), "no folder"))
 
 
+@pytest.mark.parametrize("name", ["run[1]", "run*", "run?"])
+def test_a_workdir_that_orbax_would_take_for_a_pattern_is_refused(refused, stories_file, tmp_path, name: str) -> None:
+    """It saves checkpoints without arrays there."""
+    refused(*train_flags(stories_file, tmp_path / name), words=(name, "without * ? ["))
+    (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / name)
+    refused(*train_flags(stories_file, tmp_path / "link" / "run"), words=("full path",))
+    assert list((tmp_path / name).iterdir()) == []
+
+
 def test_a_workdir_that_cannot_be_made_is_refused(refused, stories_file: Path, tmp_path: Path) -> None:
     refused(*train_flags(stories_file, tmp_path / ("x" * 300)), words=("--workdir", "name too long"))
     closed = tmp_path / "closed"
@@ -357,3 +368,21 @@ def test_ctrl_c_before_training_is_one_line(monkeypatch: pytest.MonkeyPatch, cap
     assert main(["mla_jax", *train_flags(stories_file, tmp_path / "run")]) == 130
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_too_little_device_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, refused, stories_file, tmp_path) -> None:
+    def exhausted(*_: object) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4677632028868 bytes.\nmore")
+
+    monkeypatch.setattr("mla_jax.train.loop.train", exhausted)
+    words = ("4677632028868 bytes", "train.microbatches")
+    refused(*train_flags(stories_file, tmp_path / "run"), words=words)
+
+
+def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch, stories_file, tmp_path) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("mla_jax.train.loop.train", broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        main(["mla_jax", *train_flags(stories_file, tmp_path / "run")])

@@ -136,7 +136,7 @@ def test_every_knob_of_base_has_a_field_and_every_field_a_knob() -> None:
 def test_the_dataclasses_declare_no_default() -> None:
     """configs/base.py is the one home of defaults."""
     sections = [Config, *(f.type for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type))]
-    assert len(sections) == 9
+    assert len(sections) >= 9
     for section in sections:
         for field in dataclasses.fields(section):
             assert field.default is dataclasses.MISSING, f"{section.__name__}.{field.name}"
@@ -168,17 +168,27 @@ def test_a_stored_config_of_each_past_format_loads(file_format: int) -> None:
 
 
 def test_a_migration_fills_in_what_an_old_run_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    stored = json.loads((GOLDEN / "config_format1.json").read_text(encoding="utf-8"))
+    now = config_lib.FORMAT
+    stored = json.loads((GOLDEN / f"config_format{now}.json").read_text(encoding="utf-8"))
     del stored["config"]["model"]["qk_norm"], stored["config"]["init_from"]
     with pytest.raises(UserError, match=r"^x/config.json: .*missing"):
         loads(json.dumps(stored), "x/config.json")
-    stored["format"] = 1
-    monkeypatch.setattr(config_lib, "FORMAT", 3)
-    monkeypatch.setattr(config_lib, "MIGRATIONS", {1: {"model.qk_norm": True}, 2: {"init_from": "runs/a"}})
+    monkeypatch.setattr(config_lib, "FORMAT", now + 2)
+    steps = {now: {"model.qk_norm": True, "train.steps": 1}, now + 1: {"init_from": "runs/a"}}
+    monkeypatch.setattr(config_lib, "MIGRATIONS", config_lib.MIGRATIONS | steps)
     config = loads(json.dumps(stored))
     assert config.model.qk_norm is True
     assert config.init_from == "runs/a"
-    assert json.loads(dumps(config))["format"] == 3
+    assert config.train.steps == 700  # what the run did record stands
+    assert json.loads(dumps(config))["format"] == now + 2
+
+
+def test_an_old_config_of_the_wrong_shape_is_refused() -> None:
+    for section in {knob.partition(".")[0] for step in config_lib.MIGRATIONS.values() for knob in step}:
+        stored = json.loads((GOLDEN / "config_format1.json").read_text(encoding="utf-8"))
+        stored["config"][section] = 3
+        with pytest.raises(UserError, match=rf"{section} is 3; it must be a section"):
+            loads(json.dumps(stored))
 
 
 @pytest.mark.parametrize(

@@ -183,3 +183,25 @@ def test_bad_input_of_a_real_process_is_one_line(tmp_path: Path) -> None:
     assert process.returncode == 2
     assert out == "" and err.count("\n") == 1 and "did you mean train.steps" in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_terminal_that_writes_ascii_only(trained_run: Path, run_env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    said = call("--mode=sample", f"--workdir={trained_run}", "--prompt=caf\u00e9", "--num_samples=1", cache=run_env)
+    assert "caf?" in said
+
+
+def test_ctrl_c_while_it_compiles_exits_with_130(stories_file: Path, tmp_path: Path) -> None:
+    """Nothing to save yet: one line, no crash of the threads at work, and the same folder can be used."""
+    run = tmp_path / "run"
+    process = start(*train_flags(stories_file, run), cache=tmp_path / "cache")
+    try:
+        deadline = time.monotonic() + 120
+        while not (run / "checkpoints").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "Traceback" not in out + err and err.splitlines()[-1].startswith("mla_jax: interrupted")

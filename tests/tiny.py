@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mla_jax.config import Config
 from mla_jax.config_files import load_config
@@ -80,6 +81,12 @@ def _grid() -> dict[str, dict[str, Any]]:
 
 _PLAIN = ("none", "learned", "rope")
 GRID = _grid()
+
+# Points that repeat what others show: the expensive tests of the grid leave them to `launch/test.sh --full`.
+_REPEATS = {"gqa-none", "gqa-learned", "joint-none-norm_none", "joint-learned-norm_none", "per_head-none-norm_rms"}
+_REPEATS |= {"per_head-learned-norm_rms", "joint-decoupled-q_lora-norm_none", "joint-learned-q_lora-norm_rms"}
+_REPEATS |= {"joint-learned-gpt-qk_norm", "mha-rope-head_dim", "joint-none-norm_rms", "per_head-none-norm_none"}
+SLOW_GRID = [pytest.param(point, marks=pytest.mark.slow) if point in _REPEATS else point for point in GRID]
 
 
 def grid_config(point: str, **overrides: Any) -> Config:

@@ -136,6 +136,12 @@ def _check_place(folder: RunFolder) -> None:
             raise UserError(f"--workdir is {str(path)!r}, but {str(inside or path)!r} is no folder: give another path.")
     except OSError as error:
         raise UserError(f"--workdir is {str(path)!r}, which cannot be used ({error.strerror}): give another.") from None
+    if wild := set("*?[") & set(str(path.resolve())):
+        # Orbax gathers a checkpoint's parts with glob(): it would save one without its arrays, and not notice.
+        raise UserError(
+            f"--workdir is {str(path)!r}, whose full path has {' '.join(sorted(wild))} in it, which checkpoints cannot "
+            "be saved under: give a path without * ? [."
+        )
     if path.is_dir():
         foreign = [p.name for p in path.iterdir() if not p.name.startswith(".")]
         if foreign and not folder.config.is_file():

@@ -44,7 +44,7 @@ def evaluate(run: Run | str | os.PathLike, data_path: str | None = None, step: i
     if data_path:
         # A file that is both parts: all of it is evaluated, with the run's tokenizer.
         config = config_lib.replace(config, **{"data.path": data_path, "data.valid_path": data_path})
-    prepared = prepare(config, run.tokenizer, quiet=True)
+    prepared = prepare(config, run.tokenizer, quiet=True, to_train=not data_path)
     fingerprint = runs.read_data(run.folder)["fingerprint"]
     if not data_path and prepared.fingerprint != fingerprint:
         raise UserError(

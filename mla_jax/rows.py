@@ -61,10 +61,21 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def read_result(path: Path) -> list[dict[str, Any]]:
-    """The row of a run's result.json, or all rows of a .jsonl file."""
-    return read_rows(path) if path.suffix == ".jsonl" else [json.loads(path.read_text(encoding="utf-8"))]
+def read_result(path: Path) -> dict[str, Any] | None:
+    """The row of a run's result.json; None when there is none, or none that can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        row = json.loads(path.read_text(encoding="utf-8"))
+        return row if isinstance(row, dict) else None
+    return None
+
+
+def _main(paths: list[str]) -> None:
+    """Print the rows of result.json and .jsonl files as one table."""
+    found = []
+    for path in map(Path, paths):
+        found += read_rows(path) if path.suffix == ".jsonl" else filter(None, [read_result(path)])
+    print(table(found))
 
 
 if __name__ == "__main__":
-    print(table([row for path in sys.argv[1:] for row in read_result(Path(path))]))
+    _main(sys.argv[1:])

@@ -79,6 +79,10 @@ class RunFolder:
         return self.path / "report.md"
 
     @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
     def eval(self) -> Path:
         return self.path / "eval"
 

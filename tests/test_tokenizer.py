@@ -124,7 +124,7 @@ def test_newlines_are_pieces_of_their_own() -> None:
 
 
 def test_a_vocabulary_too_small_for_the_characters_is_refused() -> None:
-    with pytest.raises(UserError, match=r"tokenizer\.vocab_size is 300; .* need 515: .* at least that\.$"):
+    with pytest.raises(UserError, match=r"tokenizer\.vocab_size is 300; .* need 516: .* at least that\.$"):
         train_tokenizer(["".join(map(chr, range(0x4E00, 0x4F00)))], 300)
 
 
@@ -192,3 +192,10 @@ def test_a_directory_is_no_tokenizer(config: Config, tmp_path: Path) -> None:
     (tmp_path / "given.model").mkdir()
     with pytest.raises(UserError, match="is a directory"):
         prepare(config, quiet=True)
+
+
+def test_a_script_without_spaces_still_encodes_one() -> None:
+    """The space is a piece even where the corpus has none: a prompt may."""
+    tokenizer = Tokenizer(train_tokenizer(["日本語の話。猫がいました。" * 20, "犬もいました。" * 20], 300))
+    for text in ("猫 犬", " ", "日本語の話。"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text

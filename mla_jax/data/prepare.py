@@ -34,8 +34,10 @@ class Prepared:
     stats: dict[str, Any]
 
 
-def prepare(config: Config, tokenizer: Tokenizer | None = None, quiet: bool = False) -> Prepared:
+def prepare(config: Config, tokenizer: Tokenizer | None = None, quiet: bool = False, to_train: bool = True) -> Prepared:
     """Find or make the tokenizer (unless given) and the token files of `config.data`.
+
+    `to_train`: the training part must hold a window of `train.seq_len`; evaluation alone takes less.
 
     Everything unreadable in the sources raises UserError before anything is written. Preparing a corpus a
     second time is a lookup: entries are keyed by content, checked by size and hash, and made again when
@@ -50,7 +52,7 @@ def prepare(config: Config, tokenizer: Tokenizer | None = None, quiet: bool = Fa
     if tokenizer is None:
         tokenizer = _tokenizer(config, corpus, root, surveyed, quiet)
     fingerprint = _key(corpus=corpus.fingerprint, tokenizer=tokenizer.sha256, version=TOKENS_VERSION)
-    (parts, stats), cached = _tokens(config, corpus, tokenizer, root, fingerprint, surveyed, quiet)
+    (parts, stats), cached = _tokens(config, corpus, tokenizer, root, fingerprint, surveyed, quiet, to_train)
     if not quiet:
         for split in SPLITS:
             logging.info("%s part: %s", split, ", ".join(f"{k} {v:,}" for k, v in stats[split].items()))
@@ -104,7 +106,14 @@ def _tokenizer(config: Config, corpus: Corpus, root: Path, surveyed: _Once, quie
 
 
 def _tokens(
-    config: Config, corpus: Corpus, tokenizer: Tokenizer, root: Path, key: str, surveyed: _Once, quiet: bool
+    config: Config,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    root: Path,
+    key: str,
+    surveyed: _Once,
+    quiet: bool,
+    to_train: bool,
 ) -> tuple[tuple[dict[str, TokenFile], dict[str, Any]], bool]:
     def build(folder: Path) -> dict[str, Any]:
         survey = surveyed()
@@ -115,7 +124,8 @@ def _tokens(
                     folder, split, corpus.stories(split), tokenizer, progress.advance
                 )
         corpus.check_unchanged()
-        _check_window(config, corpus, meta["parts"]["train"]["n_tokens"])
+        if to_train:
+            _check_window(config, corpus, meta["parts"]["train"]["n_tokens"])
         meta["replaced_utf8"] = survey.replaced
         return meta
 
@@ -131,7 +141,8 @@ def _tokens(
     if not (root / "tokens" / key).exists():
         surveyed()
     found, cached = find_or_build(root, "tokens", key, load, build)
-    _check_window(config, corpus, len(found[0]["train"].tokens))
+    if to_train:
+        _check_window(config, corpus, len(found[0]["train"].tokens))
     return found, cached
 
 

@@ -16,7 +16,7 @@ from mla_jax.data.readers import MAX_STORY_BYTES, SEPARATOR
 from mla_jax.errors import UserError
 
 # Raise it whenever the same stories would give another model: cached tokenizers are keyed by it.
-TOKENIZER_VERSION = 1
+TOKENIZER_VERSION = 2
 # sentencepiece writes a space as U+2581, so it reads a U+2581 of the text back as a space.
 _SPACE_MARK = "\u2581"
 # Every way that a normaliser or a space rule is known to change text; a lossless model returns it as it is.
@@ -50,6 +50,7 @@ def train_tokenizer(stories: Iterable[str], vocab_size: int) -> bytes:
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
             user_defined_symbols=["\n"],
+            required_chars=_SPACE_MARK,  # a corpus in a script without spaces must still encode one
             unk_id=0,
             eos_id=1,
             eos_piece=SEPARATOR,

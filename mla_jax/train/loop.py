@@ -17,7 +17,7 @@ from mla_jax import accounting, devices
 from mla_jax.config import Config
 from mla_jax.data.pipeline import train_iterator
 from mla_jax.evaluate import EvalResult, evaluate
-from mla_jax.rows import read_rows, result_row
+from mla_jax.rows import read_result, read_rows, result_row
 from mla_jax.runs import lock
 from mla_jax.sample.sampler import Sampler
 from mla_jax.train import step as steps
@@ -79,12 +79,21 @@ class _Training:
         self.learning_rate = schedule(config.optim)
         self.pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
         self.clock = _Clock(config.train.batch_size * config.train.seq_len)
-        self.best = _best_so_far(setup)
+        self.best = _best_so_far(setup, self.start)
         self.last: tuple[int, EvalResult] | None = None
         self.skipped = 0
 
     def run(self) -> TrainResult:
         cfg, total = self.config.train, self.config.train.steps
+        if self.start >= total and (finished := read_result(self.setup.folder.result)):
+            self.console.print(
+                f"this run is finished (step {self.start}; {self.setup.folder.report}): raise --config.train.steps to "
+                "train it further.",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+            return TrainResult(finished, self.start, None)
         if self.start:
             self.console.print(f"resuming at step {self.start} of {total}", highlight=False)
         writer = MetricsWriter(self.setup.folder, self.start, cfg.tensorboard)
@@ -222,9 +231,9 @@ class _Training:
         return row
 
 
-def _best_so_far(setup: Setup) -> tuple[int, float, float]:
-    """(step, loss, bits per byte) of the best evaluation before a resume, from metrics.jsonl."""
-    rows = [r for r in read_rows(setup.folder.metrics) if r["kind"] == "eval"] if setup.resumes else []
+def _best_so_far(setup: Setup, start: int) -> tuple[int, float, float]:
+    """(step, loss, bits per byte) of the best evaluation up to the step resumed from, from metrics.jsonl."""
+    rows = [r for r in read_rows(setup.folder.metrics) if r["kind"] == "eval" and r["step"] <= start]
     best = min(rows, key=lambda r: r["loss"], default=None)
     return (best["step"], best["loss"], best["bits_per_byte"]) if best else (0, float("inf"), float("inf"))
 

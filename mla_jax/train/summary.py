@@ -54,7 +54,7 @@ def finish(
     plot = plot_loss(folder, baselines)
     stories = "\n\n".join(f"{prompt}|{completion}" for prompt, completion in samples)
     write_text(folder.samples, stories + "\n")
-    write_text(folder.path / "result.json", json.dumps(row, indent=1))
+    write_text(folder.result, json.dumps(row, indent=1))
     facts = _facts(config, row["metrics"], baselines)
     lines = [
         f"# {folder.name}",

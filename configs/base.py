@@ -25,9 +25,9 @@ def get_config(size: str = "m") -> ConfigDict:
     c.init_from = ""  # run folder whose weights (not optimizer, not step) this run starts from; "" = random
 
     c.model = m = ConfigDict()
-    m.n_layers = SIZES[size]["n_layers"]
-    m.d_model = SIZES[size]["d_model"]
-    m.n_heads = SIZES[size]["n_heads"]
+    m.n_layers = SIZES[size]["n_layers"]  # blocks, L
+    m.d_model = SIZES[size]["d_model"]  # width of the residual stream, D
+    m.n_heads = SIZES[size]["n_heads"]  # attention heads, H
     m.head_dim = 0  # 0 = d_model / n_heads
     m.vocab_size = 0  # embedding rows; 0 = the tokenizer's size; surplus rows are masked in loss and sampling
     m.max_len = 512  # positions a model can hold (position table, KV cache); >= train.seq_len
@@ -42,14 +42,14 @@ def get_config(size: str = "m") -> ConfigDict:
     m.latent_norm = "auto"  # mla only: rms | none; auto = rms (joint), none (per_head)
     m.position = "rope"  # none | learned (table added to the embeddings) | rope
     m.rope_placement = "decoupled"  # mla with rope: decoupled (own rotary key) | decompressed (rotate expanded k)
-    m.rope_theta = 10000.0
+    m.rope_theta = 10000.0  # base of the rotary wavelengths
     m.qk_norm = False  # RMS-normalise q and k per head; with mla decode then re-expands k instead of absorbing
     m.block = "default"  # default (RMSNorm, SwiGLU, no biases) | gpt (LayerNorm, tanh-GELU, biases)
     m.ffn = "dense"  # dense
     m.d_ff = 0  # 0 = 8d/3 rounded to 32 (default block), 4d (gpt block)
     m.dropout = 0.0  # on embeddings, attention output and feed-forward output
     m.init = "product_matched"  # factored matrices start so that their product has init_std | naive: each has it
-    m.init_std = 0.02
+    m.init_std = 0.02  # of matrices and embeddings; those that write to the residual stream get it / sqrt(2L)
     m.scan_layers = False  # lax.scan over layers: compiles faster, runs slower (gpu-findings: 35 %)
     m.dtype = "auto"  # computation: auto (bfloat16 where the device has it) | bfloat16 | float32; params are float32
     m.attention_impl = "auto"  # auto (cuDNN on GPUs from sm80 on) | cudnn | xla
@@ -57,7 +57,7 @@ def get_config(size: str = "m") -> ConfigDict:
     c.data = d = ConfigDict()
     d.path = ""  # text (<|endoftext|> lines), .gz, .jsonl; "" = the embedded stories
     d.valid_path = ""  # "" = valid_fraction of the stories of data.path, chosen by hash of their text
-    d.valid_fraction = 0.01
+    d.valid_fraction = 0.01  # share of the stories of data.path that is held out
     d.invalid_utf8 = "refuse"  # refuse | replace (by U+FFFD, counted)
     d.stories = 100_000  # embedded stories: how many to train on
     d.valid_stories = 1000  # embedded stories: how many to hold out
@@ -75,23 +75,23 @@ def get_config(size: str = "m") -> ConfigDict:
     r.steps = 2000  # optimizer steps
     r.batch_size = 64  # sequences in an optimizer step
     r.microbatches = 1  # parts a batch is split into; sums and counts are accumulated
-    r.seq_len = 512
+    r.seq_len = 512  # tokens of context in training, T
     r.seed = 0  # weights, dropout and data order
-    r.log_every = 10
+    r.log_every = 10  # steps between rows in metrics.jsonl and lines on the terminal
     r.eval_every = 200  # also evaluates after the last step
     r.on_nonfinite = "stop"  # stop | skip: what a non-finite loss or gradient does
-    r.tensorboard = True
+    r.tensorboard = True  # also write TensorBoard events
     r.profile_steps = 0  # > 0: write a jax.profiler trace of this many steps after step 20 to the run folder
 
     c.optim = o = ConfigDict()
     o.name = "adamw"  # adamw
     o.learning_rate = 1e-3  # peak
-    o.warmup_steps = 100
+    o.warmup_steps = -1  # steps from 0 to the peak, linearly; -1 = 100, or a tenth of decay_steps where that is less
     o.decay_steps = 0  # step at which the cosine ends; 0 = train.steps
     o.final_fraction = 0.1  # of the peak, at the end of the cosine
     o.beta1 = 0.9
     o.beta2 = 0.95
-    o.eps = 1e-8
+    o.eps = 1e-8  # of AdamW's denominator
     o.weight_decay = 0.1  # matrices only: not norms, biases, embeddings
     o.clip_norm = 1.0  # by global norm; 0 = no clipping
 
@@ -100,17 +100,17 @@ def get_config(size: str = "m") -> ConfigDict:
 
     c.checkpoint = k = ConfigDict()
     k.every = 0  # steps; 0 = train.eval_every
-    k.keep_latest = 2
+    k.keep_latest = 2  # the newest so many
     k.keep_best = 1  # by validation loss
     k.keep_steps = ()  # never delete these steps, e.g. (100, 500)
 
     c.sample = s = ConfigDict()
     s.prompts = ()  # () = the tokenizer's separator alone, or the first words of held-out stories after training
     s.num_samples = 3  # per prompt
-    s.max_new_tokens = 256
+    s.max_new_tokens = 256  # at most so many after the prompt
     s.temperature = 0.8  # 0 = greedy
     s.top_k = 40  # 0 = all
-    s.seed = 0
+    s.seed = 0  # of the first sample; the next draw with seed + 1, + 2, ...
 
     c.judge = j = ConfigDict()
     j.base_url = ""  # OpenAI-compatible endpoint ending in /v1; "" = api.openai.com
@@ -118,24 +118,24 @@ def get_config(size: str = "m") -> ConfigDict:
     j.rubric = "paper_a"  # paper_a | paper_b | tinystories
     j.num_prompts = 100  # beginnings that a run completes: held-out first sentences and built-in openings
     j.builtin_prompts = 50  # how many of them are built-in ones (at most 50)
-    j.stories_per_prompt = 1
-    j.max_new_tokens = 256
+    j.stories_per_prompt = 1  # completions of each beginning, with seeds of their own
+    j.max_new_tokens = 256  # length of a sampled story, at most
     j.temperature = 0.8  # of the story model, not of the judge
-    j.top_k = 40
-    j.seed = 0
+    j.top_k = 40  # of the story model; 0 = all tokens
+    j.seed = 0  # of sampling, of the controls and of what is repeated
     j.num_controls = 40  # held-out stories judged whole and in each damaged form
     j.repeats = 2  # times that a repeated story is judged
     j.repeat_share = 0.1  # share of the stories that is judged `repeats` times
     j.pairwise = False  # also compare every two runs, in both orders
-    j.judge_temperature = 0.7
-    j.max_reply_tokens = 300
-    j.concurrency = 8
-    j.timeout_s = 60.0
-    j.max_retries = 5
+    j.judge_temperature = 0.7  # of the judge; at 0 it repeats itself whatever its scores are worth
+    j.max_reply_tokens = 300  # a reply cut there counts as unparsed
+    j.concurrency = 8  # requests in flight
+    j.timeout_s = 60.0  # of one request, from sending to the last byte
+    j.max_retries = 5  # of a request that met a 429, a 5xx or a time-out
     j.give_up_after = 20  # judgements in a row without an answer before the run stops
-    j.budget_usd = 5.0
+    j.budget_usd = 5.0  # stop cleanly before spending more than this
     j.price_in = 0.0  # US dollars per million tokens; 0 = unknown: the budget cannot hold
-    j.price_out = 0.0
+    j.price_out = 0.0  # the same for tokens that the judge writes
     j.yes = False  # do not ask before spending
     j.cache_dir = ""  # replies already paid for; "" = the user's cache folder
     j.resamples = 2000  # bootstrap and permutation resamples in the report

@@ -71,13 +71,17 @@ def resolve(config: "Config") -> "Config":
     if model.d_ff == 0:
         changes["d_ff"] = 4 * model.d_model if model.block == "gpt" else max(1, round(8 * model.d_model / 3 / 32)) * 32
     train, tokenizer = config.train, config.tokenizer
+    decay_steps = config.optim.decay_steps or train.steps
+    warmup_steps = config.optim.warmup_steps
+    if warmup_steps == -1:
+        warmup_steps = min(100, decay_steps // 10)
     return dataclasses.replace(
         config,
         model=dataclasses.replace(model, **changes),
         tokenizer=dataclasses.replace(
             tokenizer, vocab_size=tokenizer.vocab_size or (8192 if config.data.path else 2048)
         ),
-        optim=dataclasses.replace(config.optim, decay_steps=config.optim.decay_steps or train.steps),
+        optim=dataclasses.replace(config.optim, decay_steps=decay_steps, warmup_steps=warmup_steps),
         eval=dataclasses.replace(config.eval, batch_size=config.eval.batch_size or train.batch_size),
         checkpoint=dataclasses.replace(config.checkpoint, every=config.checkpoint.every or train.eval_every),
     )

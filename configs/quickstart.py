@@ -19,12 +19,11 @@ def get_config() -> ConfigDict:
     c.data.stories = 12000
     c.data.valid_stories = 150
     t = c.train
-    t.steps = 400
+    t.steps = 500
     t.batch_size = 32
     t.seq_len = 128
     t.eval_every = 100
     c.optim.learning_rate = 4e-3
-    c.optim.warmup_steps = 30
     c.sample.num_samples = 3
     c.sample.max_new_tokens = 220
     return c

@@ -25,7 +25,6 @@ def get_config() -> ConfigDict:
     t.seq_len = 64
     t.log_every = 5
     t.eval_every = 10
-    c.optim.warmup_steps = 4
     c.sample.num_samples = 1
     c.sample.max_new_tokens = 48
     return c

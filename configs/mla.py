@@ -3,6 +3,8 @@
     python -m mla_jax.main --config configs/mla.py --workdir runs/mla --config.data.path=TinyStories-train.txt
 
 KV cache: 256 numbers a token and layer at size m (C): 25 % of MHA.
+Cost and result: 1,000 steps of 128 x 512 take about a minute on an H100 (block=gpt, dropout 0.1); best validation loss
+1.865 at step 850 on the 20k-story TinyStories subset, one seed (docs/results/tinystories_gpu.md).
 """
 
 from ml_collections import ConfigDict

@@ -1,13 +1,16 @@
 """What a run says before its first step: device, differences from base, parameters, FLOPs and KV bytes."""
 
+import contextlib
+
 import rich.console
 import rich.table
 
 from mla_jax import accounting, devices
-from mla_jax.config import Config
-from mla_jax.config_files import load_config
+from mla_jax.config import Config, replace
+from mla_jax.config_files import load_config, load_config_dict
+from mla_jax.errors import UserError
 from mla_jax.model.backend import Backend
-from mla_jax.train.resume import differences
+from mla_jax.train.resume import differences, flatten
 
 
 def print_startup(console: rich.console.Console, config: Config, backend: Backend, stats: dict) -> None:
@@ -18,9 +21,7 @@ def print_startup(console: rich.console.Console, config: Config, backend: Backen
 
     model = config.model
     say(f"device    {devices.device_name()}: {backend.attention_impl} attention in {backend.dtype} ({backend.reason})")
-    base = load_config("base")
-    changed = [f"{name}={new!r}" for name, _, new in differences(base, config) if name != "init_from"]
-    say(f"config    {config.hash}; unlike base: {', '.join(changed) or 'nothing'}")
+    say(f"config    {config.hash}; unlike base: {', '.join(chosen(config)) or 'nothing'}")
     train, valid = stats["train"], stats["valid"]
     say(
         f"data      {stats['corpus']}: {train['stories']:,} stories, {train['tokens']:,} tokens to train on; "
@@ -37,3 +38,17 @@ def print_startup(console: rich.console.Console, config: Config, backend: Backen
         f"{accounting.kv_bytes(model):,} bytes of KV cache in bfloat16 (MHA {accounting.mha_kv_bytes(model):,}: "
         f"{saved:.1%} saved)"
     )
+
+
+def chosen(config: Config) -> list[str]:
+    """ "knob=value" for what differs from configs/base.py by choice: values that follow from others are left out."""
+    raw = load_config_dict("base").to_dict()
+    lines = []
+    for name, _, value in differences(load_config("base"), config):
+        section, _, field = name.rpartition(".")
+        default = raw[section][field] if section else raw[field]
+        with contextlib.suppress(UserError):
+            if flatten(replace(config, **{name: default}))[name] == value:
+                continue  # derived: base's own setting gives the same here
+        lines.append(f"{name}={value!r}")
+    return lines

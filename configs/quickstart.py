@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     c.data.stories = 12000
     c.data.valid_stories = 150
     t = c.train
-    t.steps = 500
+    t.steps = 400
     t.batch_size = 32
     t.seq_len = 128
     t.eval_every = 100

@@ -24,7 +24,7 @@ run() { # NAME CONFIG FLAGS...
 
 for variant in mha mha_rope mla mla_rope; do
   run "$variant" "$variant" --config.train.steps=1000 --config.train.eval_every=50 --config.train.log_every=50 \
-    --config.checkpoint.every=500 --config.optim.learning_rate=1e-3 --config.optim.warmup_steps=100 \
+    --config.checkpoint.every=50 --config.optim.learning_rate=1e-3 --config.optim.warmup_steps=100 \
     --config.model.dropout=0.1
 done
 run mha_speed mha --config.train.steps=140 --config.train.eval_every=140 --config.train.log_every=20 \

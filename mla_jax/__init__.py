@@ -20,6 +20,8 @@ __all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "train":
+        return importlib.import_module("mla_jax.train")  # a package that can be called
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'mla_jax' has no attribute {name!r}")

@@ -147,6 +147,8 @@ def _evaluate(values: flags.FlagValues) -> int:
     workdirs = values["workdir"].value
     if not workdirs:
         raise UserError("--workdir is missing: give the folder of a trained run.")
+    if values["data.path"].value == "":
+        raise UserError("--data.path is empty: give a file of stories, or leave the flag out for the held-out part.")
     from mla_jax import compile_cache, eval_mode
 
     compile_cache.enable()

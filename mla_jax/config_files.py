@@ -54,6 +54,8 @@ def load_config_dict(name_or_path: str) -> ConfigDict:
         config = get_config() if argument is None else get_config(argument)
     except UserError:
         raise
+    except SystemExit as error:
+        raise UserError(f"--config {name_or_path}: it exits with {error.code!r}: let it return a ConfigDict.") from None
     except Exception as error:  # a config is the user's own program: whatever it raises is theirs to read
         words = " ".join(str(error).split())  # one line, whatever was raised
         raise UserError(f"--config {name_or_path}: {type(error).__name__}: {words}.") from error

@@ -29,6 +29,9 @@ CHOICES = {
 }
 
 
+LARGEST = 2**40  # of any number in a config: what is larger is a slip, and would only fail later and worse
+
+
 def get(config: Any, dotted: str) -> Any:
     """The value of a dotted field, e.g. `get(config, "model.d_model")`."""
     for name in dotted.split("."):
@@ -115,11 +118,16 @@ def ranges(config: "Config") -> None:
         "train.seed": (0, 2**32 - 1),
         "data.seed": (0, 2**32 - 1),
         "sample.seed": (0, 2**32 - 1),
+        "data.threads": (1, 1024),
     }
     for field, (low, high) in bounds.items():
         value = get(config, field)
-        if not low <= value <= high or value == math.inf:
-            limit = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+        if not low <= value <= min(high, LARGEST):
+            limit = (
+                f"at least {low}"
+                if high == math.inf and not value >= low
+                else f"between {low} and {min(high, LARGEST)}"
+            )
             fail(config, field, f"it must be {limit}", f"set --config.{field} to such a number")
 
 
@@ -225,7 +233,9 @@ def batches(config: "Config") -> None:
 
 
 def places(config: "Config") -> None:
-    """A held-out file needs a training file; a sampler needs room."""
+    """A held-out file needs a training file; a sampler needs room; steps to keep are steps."""
+    if any(step < 1 for step in config.checkpoint.keep_steps):
+        fail(config, "checkpoint.keep_steps", "steps count from 1", "list positive steps, e.g. (100, 500)")
     if config.data.valid_path and not config.data.path:
         fail(config, "data.valid_path", "it goes with data.path, which is empty", "set --config.data.path too")
     if config.sample.max_new_tokens >= config.model.max_len:

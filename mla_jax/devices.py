@@ -30,7 +30,8 @@ def device_name() -> str:
 def peak_flops() -> float | None:
     """The device's dense bfloat16 peak in FLOP/s, or None when it is not in the table."""
     name = device_name()
-    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+    # The longest name first: an "L40S" is no "L4".
+    return next((PEAK_FLOPS[key] for key in sorted(PEAK_FLOPS, key=len, reverse=True) if key in name), None)
 
 
 def versions() -> dict[str, str]:

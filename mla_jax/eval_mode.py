@@ -16,8 +16,8 @@ from mla_jax import config as config_lib
 from mla_jax import facts, runs
 from mla_jax.data.prepare import prepare
 from mla_jax.errors import UserError
-from mla_jax.evaluate import EvalResult
-from mla_jax.evaluate import evaluate as evaluate_tokens
+from mla_jax.evaluation import EvalResult
+from mla_jax.evaluation import evaluate as evaluate_tokens
 from mla_jax.rows import result_row
 from mla_jax.runs import Run
 from mla_jax.train.step import make_eval_step

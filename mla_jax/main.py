@@ -21,6 +21,9 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"mla_jax: {error}", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        print(f"mla_jax: this machine has too little memory ({error}): lower batch sizes or sizes.", file=sys.stderr)
+        return 2
     except RuntimeError as error:  # JaxRuntimeError is one; importing jax here would cost --help a second
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

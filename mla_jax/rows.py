@@ -23,9 +23,15 @@ def result_row(
         "versions": devices.versions(),
         "data_fingerprint": data_fingerprint,
         "tokenizer_sha256": tokenizer_sha256,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([*_program(), *sys.argv[1:]]),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _program() -> list[str]:
+    """How this program is started, without the path of this machine."""
+    name = Path(sys.argv[0]).name
+    return ["python", "-m", "mla_jax.main"] if name == "main.py" else [name]
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:

@@ -58,7 +58,7 @@ def good_configs(draw: st.DrawFn) -> Config:
         "optim.weight_decay": draw(st.integers(0, 3)),
         "train.seed": draw(st.integers(0, 2**32 - 1)),
         "data.path": draw(st.text(max_size=30)),
-        "checkpoint.keep_steps": draw(st.lists(st.integers(0, 10**9), max_size=4)),
+        "checkpoint.keep_steps": draw(st.lists(st.integers(1, 10**9), max_size=4)),
         "sample.prompts": draw(st.lists(st.text(max_size=20), max_size=3)),
     }
     if attention == "gqa":
@@ -260,6 +260,9 @@ BAD = [
     ("optim.beta2", 1.0, "between"),
     ("checkpoint.keep_steps", 100, "tuple of int"),
     ("checkpoint.keep_steps", [100.5], "type int"),
+    ("checkpoint.keep_steps", (-5,), "steps count from 1"),
+    ("data.threads", 200_000, "between 1 and 1024"),
+    ("model.d_model", 2**61, "between 1 and"),
     ("sample.prompts", "Once", "tuple of str"),
     ("sample.max_new_tokens", 512, "model.max_len (512)"),
     ("sample.temperature", -0.5, "at least 0"),

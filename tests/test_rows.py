@@ -12,7 +12,7 @@ def test_a_result_row_has_the_contract_s_fields(monkeypatch) -> None:
         *("name", "config_hash", "metrics", "device", "versions"),
         *("data_fingerprint", "tokenizer_sha256", "command", "time"),
     ]
-    assert row["command"] == "main.py --workdir 'my runs/x'"
+    assert row["command"] == "python -m mla_jax.main --workdir 'my runs/x'"
     assert "jax" in row["versions"] and row["device"]
 
 

@@ -45,7 +45,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, where: Where, scale: float,
     chex.assert_rank([q, k, v], 4)
     chex.assert_equal_shape_prefix([q, k, v], 2)
     length = q.shape[1]
-    # cuDNN's fused backward wants even lengths; only prompts and odd evaluation windows are not.
+    # cuDNN's kernels want lengths that are multiples of 8; odd ones (a prompt, an unusual window) go the plain way.
     if backend.attention_impl == "cudnn" and length % 8 == 0:
         return _attend_cudnn(q, k, v, where, scale)
     return attend_reference(q, k, v, causal_mask(where, length), scale)

@@ -1,7 +1,8 @@
 """Orbax checkpoints of a training run: asynchronous, newest N and best N kept, restored to continue bit for bit.
 
 Items: `model` (params, and the router bias where there is one: a model without it routes differently), `train`
-(step and optimizer state), `data` (the input pipeline's place), `metrics` (validation loss, for the best N).
+(step and optimizer state), `data` (the input pipeline's place), `config` (the one it was trained with, for the record:
+the run folder's config.json is what is read), `metrics` (validation loss, for the best N).
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
-from mla_jax.config import CheckpointConfig
+from mla_jax.config import CheckpointConfig, Config
 from mla_jax.errors import UserError
 from mla_jax.runs import RunFolder, drop_failed_reads, quiet_reads, short_reason
 from mla_jax.train.state import TrainState
@@ -23,7 +24,9 @@ from mla_jax.train.state import TrainState
 class Checkpoints:
     """The checkpoints of one run, for writing. Use as a context manager: leaving it waits for pending saves."""
 
-    def __init__(self, folder: RunFolder, cfg: CheckpointConfig):
+    def __init__(self, folder: RunFolder, cfg: CheckpointConfig, config: Config | None = None):
+        """config: the whole one, stored with each checkpoint for the record."""
+        self._record = config.to_dict() if config else {}
         policies: list[Any] = [checkpoint_managers.LatestN(cfg.keep_latest)]
         if cfg.keep_best:
             policies.append(
@@ -73,6 +76,7 @@ class Checkpoints:
             model=ocp.args.StandardSave(weights),
             train=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
             data=grain.checkpoint.CheckpointSave(data),
+            config=ocp.args.JsonSave(self._record),
         )
         logger = logging.get_absl_logger()
         logger.addFilter(_is_news)

@@ -16,7 +16,7 @@ from absl import logging
 from mla_jax import accounting, devices
 from mla_jax.config import Config
 from mla_jax.data.pipeline import train_iterator
-from mla_jax.evaluate import EvalResult, evaluate
+from mla_jax.evaluation import EvalResult, evaluate
 from mla_jax.rows import read_result, read_rows, result_row
 from mla_jax.runs import lock
 from mla_jax.sample.sampler import Sampler
@@ -58,9 +58,12 @@ def train(config: Config, workdir: str | os.PathLike, console: rich.console.Cons
         for line in setup.changes:
             logging.warning("Resuming with a changed config: %s", line)
         print_startup(console, setup.config, setup.backend, setup.prepared.stats)
-        write_run_files(setup)
-        with Checkpoints(setup.folder, setup.config.checkpoint) as checkpoints:
-            return _Training(setup, checkpoints, console).run()
+        with Checkpoints(setup.folder, setup.config.checkpoint, setup.config) as checkpoints:
+            training = _Training(setup, checkpoints, console)
+            if training.start >= setup.config.train.steps and (row := read_result(setup.folder.result)):
+                return training.already_finished(row)
+            write_run_files(setup)
+            return training.run()
 
 
 class _Training:
@@ -83,17 +86,19 @@ class _Training:
         self.last: tuple[int, EvalResult] | None = None
         self.skipped = 0
 
+    def already_finished(self, row: dict[str, Any]) -> TrainResult:
+        """Say so and leave the run folder as it is."""
+        self.console.print(
+            f"this run is finished (step {self.start}; {self.setup.folder.report}): raise --config.train.steps to "
+            "train it further.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        return TrainResult(row, self.start, None)
+
     def run(self) -> TrainResult:
         cfg, total = self.config.train, self.config.train.steps
-        if self.start >= total and (finished := read_result(self.setup.folder.result)):
-            self.console.print(
-                f"this run is finished (step {self.start}; {self.setup.folder.report}): raise --config.train.steps to "
-                "train it further.",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
-            return TrainResult(finished, self.start, None)
         if self.start:
             self.console.print(f"resuming at step {self.start} of {total}", highlight=False)
         writer = MetricsWriter(self.setup.folder, self.start, cfg.tensorboard)
@@ -106,12 +111,15 @@ class _Training:
                 self.state, metrics = self.train_step(self.state, batch)
                 self.pending.append((done, metrics))
                 self.clock.steps += 1
+                if done == self.start + 1 and cfg.log_every > 1:
+                    jax.block_until_ready(metrics)  # compiled now: the first figures should not count that
+                    self.clock.restart()
                 self._drain(keep=1)
                 if done % cfg.log_every == 0 or done == total:
                     self._log(done, batch)
                 if done % cfg.eval_every == 0 or done == total:
                     self._evaluate(done)
-                if done % self.config.checkpoint.every == 0 or done == total or stop.signal_name:
+                if self._is_time_to_save(done) or stop.signal_name:
                     self._save(done)
                 if stop.signal_name and done < total:
                     self.checkpoints.wait()
@@ -119,8 +127,14 @@ class _Training:
                     return TrainResult(None, done, stop.signal_name)
             if self.start >= total:
                 self._evaluate(self.start)
+            if 21 <= total - self.start < 21 + cfg.profile_steps:
+                self._stop_profile()  # the run ended inside the trace
             self.checkpoints.wait()
         return TrainResult(self._finish(), total, None)
+
+    def _is_time_to_save(self, done: int) -> bool:
+        cfg = self.config.checkpoint
+        return done % cfg.every == 0 or done in cfg.keep_steps or done == self.config.train.steps
 
     def _drain(self, keep: int) -> None:
         """Fetch metrics of all but the newest `keep` steps and look for non-finite ones."""
@@ -140,8 +154,8 @@ class _Training:
             logging.warning("Step %d: loss or gradient is not finite; update skipped (%d so far).", done, self.skipped)
 
     def _log(self, done: int, batch: dict[str, Any]) -> None:
+        self._drain(keep=0)  # before the clock is read: the newest step is still running
         tokens_per_s = self.clock.tokens_per_s()
-        self._drain(keep=0)
         peak = devices.peak_flops()
         flops = accounting.flops_per_token(self.config.model, self.config.train.seq_len)
         mfu = tokens_per_s * flops / peak if peak else None
@@ -187,8 +201,11 @@ class _Training:
             jax.block_until_ready(self.state)
             jax.profiler.start_trace(str(self.setup.folder.path / "profile"))
         if wanted and since_start == 21 + wanted:
-            jax.block_until_ready(self.state)
-            jax.profiler.stop_trace()
+            self._stop_profile()
+
+    def _stop_profile(self) -> None:
+        jax.block_until_ready(self.state)
+        jax.profiler.stop_trace()
 
     def _finish(self) -> dict[str, Any]:
         setup, (done, result) = self.setup, self.last
@@ -215,7 +232,8 @@ class _Training:
         row = result_row(setup.folder.name, self.config.hash, metrics, setup.prepared.fingerprint, tokenizer.sha256)
         sampler = Sampler(setup.model, self.state.params, tokenizer, self.config)
         sample = self.config.sample
-        prompts = list(sample.prompts) or setup.openings[: sample.num_samples]
+        prompts = [prompt for prompt in sample.prompts for _ in range(sample.num_samples)]
+        prompts = prompts or setup.openings[: sample.num_samples]
         room = self.config.model.max_len - max(len(tokenizer.encode(prompt)) for prompt in prompts) - 1
         completions = sampler.generate(
             prompts, min(sample.max_new_tokens, max(1, room)), sample.temperature, sample.top_k, sample.seed

@@ -68,7 +68,7 @@ class Progress:
             self._bar.stop()
 
     def update(self, step: int, loss: float, tokens_per_s: float, mfu: float | None, seconds_left: float) -> None:
-        text = f"loss {loss:.3f} · {tokens_per_s:,.0f} tokens/s · MFU {'-' if mfu is None else f'{mfu:.1%}'}"
+        text = f"loss {loss:.3f} · {tokens_per_s:,.0f} tokens/s" + (f" · MFU {mfu:.1%}" if mfu is not None else "")
         if self._bar:
             self._bar.update(self._task, completed=step, text=text)
         else:

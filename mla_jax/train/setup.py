@@ -16,6 +16,7 @@ from mla_jax import runs
 from mla_jax.config import Config
 from mla_jax.data.pipeline import baselines
 from mla_jax.data.prepare import Prepared, prepare
+from mla_jax.data.tokenizer import Tokenizer
 from mla_jax.errors import UserError
 from mla_jax.model import backend as backend_lib
 from mla_jax.model.transformer import Transformer
@@ -58,6 +59,13 @@ def open_run(config: Config, workdir: Path) -> Setup:
         tokenizer = runs.read_tokenizer(folder)
     elif config.init_from:
         tokenizer = runs.read_tokenizer(runs.existing(config.init_from, "init_from"))
+    if tokenizer is not None and config.tokenizer.path:
+        given = Tokenizer.load(config.tokenizer.path)
+        if given.sha256 != tokenizer.sha256:
+            raise UserError(
+                f"tokenizer.path is {config.tokenizer.path!r}, which is not the tokenizer that these weights were "
+                "trained with: leave it out."
+            )
     backend = backend_lib.choose(config.model)
     prepared = prepare(config, tokenizer)
     config = with_vocabulary(config, prepared.tokenizer.vocab_size)

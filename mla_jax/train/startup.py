@@ -17,7 +17,7 @@ def print_startup(console: rich.console.Console, config: Config, backend: Backen
     """Print the report to the console."""
 
     def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False)
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     model = config.model
     say(f"device    {devices.device_name()}: {backend.attention_impl} attention in {backend.dtype} ({backend.reason})")

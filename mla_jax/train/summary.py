@@ -104,7 +104,7 @@ def _facts(config: Config, metrics: dict[str, float], baselines: dict[str, float
         ("  uniform baseline", f"{baselines['uniform']:.4f}"),
         ("  unigram baseline", f"{baselines['unigram']:.4f}"),
         ("bits per byte", f"{metrics['bits_per_byte']:.4f}"),
-        ("KV cache", f"{kv:,} bytes per token (MHA: {mha:,}; {1 - kv / mha:.1%} saved)"),
+        ("KV cache", f"{kv:,} bytes per token in bfloat16 (MHA: {mha:,}; {1 - kv / mha:.1%} saved)"),
         ("parameters", f"{accounting.params(config.model)['total']:,}"),
         ("training speed", f"{metrics['tokens_per_s']:,.0f} tokens/s"),
     ]

@@ -1,4 +1,4 @@
-"""mla_jax.evaluate: each token counts once, and the figures are what their names say."""
+"""mla_jax.evaluation: each token counts once, and the figures are what their names say."""
 
 import math
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mla_jax.data.token_file import TokenFile
-from mla_jax.evaluate import EvalResult, evaluate
+from mla_jax.evaluation import EvalResult, evaluate
 
 SEPARATOR = 1
 

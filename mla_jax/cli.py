@@ -1,6 +1,10 @@
 """Flags of the command line and their dispatch to the modes. Every refusal is a UserError."""
 
+import contextlib
+import os
+import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import rich.console
@@ -136,11 +140,35 @@ def _train(values: flags.FlagValues) -> int:
 
     compile_cache.enable()
     try:
-        train(config, workdir)
+        with _interrupt_exits():
+            train(config, workdir)
     except NonFiniteLoss as error:
         print(f"mla_jax: {error}", file=sys.stderr)
         return 3
     return 0
+
+
+@contextlib.contextmanager
+def _interrupt_exits() -> Iterator[None]:
+    """Ctrl-C before (and after) the training loop, which has a handler of its own, ends the process at once.
+
+    A KeyboardInterrupt would be lost where Python ignores exceptions, in a garbage collector's callback of JAX say,
+    and the training would go on. Nothing is being written then that is not written atomically.
+    """
+
+    def leave(number: int, frame: Any) -> None:
+        os.write(2, b"\nmla_jax: interrupted; nothing was left half-written.\n")
+        os._exit(130)
+
+    try:
+        previous = signal.signal(signal.SIGINT, leave)
+    except ValueError:  # not the main thread: Python allows no handlers
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _evaluate(values: flags.FlagValues) -> int:

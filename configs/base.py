@@ -50,7 +50,7 @@ def get_config(size: str = "m") -> ConfigDict:
     m.dropout = 0.0  # on embeddings, attention output and feed-forward output
     m.init = "product_matched"  # factored matrices start so that their product has init_std | naive: each has it
     m.init_std = 0.02  # of matrices and embeddings; those that write to the residual stream get it / sqrt(2L)
-    m.scan_layers = False  # lax.scan over layers: compiles faster, runs slower (gpu-findings: 35 %)
+    m.scan_layers = False  # lax.scan over layers: compiles faster, runs slower on GPUs
     m.dtype = "auto"  # computation: auto (bfloat16 where the device has it) | bfloat16 | float32; params are float32
     m.attention_impl = "auto"  # auto (cuDNN on GPUs from sm80 on) | cudnn | xla
 

@@ -65,7 +65,7 @@ def row_major(x: jax.Array, backend: Backend) -> jax.Array:
     """x itself, and its gradient, kept in row-major memory order on GPUs.
 
     Left alone, XLA lays the whole residual stream out as [T, D, B], because the gradient of a learned position table
-    sums over B, and then transposes around every norm: 8 of 51 ms of a size-m step on an H100.
+    sums over B, and then transposes around every norm: about 8 of 51 ms of a size-m step on an H100.
     """
     if backend.attention_impl != "cudnn":
         return x

@@ -17,7 +17,7 @@ from mla_jax import config_rules
 from mla_jax.errors import UserError
 from mla_jax.judge.settings import JudgeSettings
 
-FORMAT = 2
+FORMAT = 3
 # format -> {dotted knob: value that runs of that format behaved as}; applied in order up to FORMAT.
 MIGRATIONS: dict[int, dict[str, Any]] = {
     1: {
@@ -48,6 +48,7 @@ MIGRATIONS: dict[int, dict[str, Any]] = {
         "judge.cache_dir": "",
         "judge.resamples": 2000,
     },
+    2: {},
 }
 
 

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 
+from mla_jax import checksums
 from mla_jax import config as config_lib
 from mla_jax.config import Config
 from mla_jax.data.tokenizer import Tokenizer
@@ -205,14 +206,23 @@ def restore_weights(folder: RunFolder, model: Transformer, step: int) -> dict[st
     path = folder.checkpoints / str(step) / "model"
     abstract = {"params": abstract_params(model)}
     try:
+        checksums.check(path.parent, "model")
         with quiet_reads(), contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
             return checkpointer.restore(path.resolve(), abstract)
     except Exception as error:  # Orbax and TensorStore raise many types for a damaged or missing file
         reason = short_reason(error)
     drop_failed_reads()
-    others = [s for s in folder.steps() if s != step]
-    remedy = f"use another checkpoint ({', '.join(map(str, others))})" if others else "copy the run folder again"
+    good = next((s for s in reversed(folder.steps()) if s != step and _is_whole(folder.checkpoints / str(s))), None)
+    remedy = "copy the run folder again" if good is None else f"the newest good one is {good}, --step={good} reads it"
     raise UserError(f"checkpoint {path.parent} cannot be restored ({reason}): {remedy}.")
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        checksums.check(checkpoint, "model")
+    except checksums.Mismatch:
+        return False
+    return (checkpoint / "model").is_dir()
 
 
 def short_reason(error: Exception) -> str:

@@ -152,6 +152,17 @@ def test_a_damaged_newest_gives_way_to_the_one_before(
     assert {path.name for path in folder.checkpoints.iterdir()} == {"3", "6", "6.damaged1", "9.damaged1"}
 
 
+def test_a_flipped_bit_gives_way_to_the_one_before(folder: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    write(folder, {3: 3.0, 6: 2.0}, keep())
+    path = max((folder.checkpoints / "6" / "train").rglob("*"), key=lambda p: p.stat().st_size * p.is_file())
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+    state, following = restore(folder, keep())
+    assert (int(state.step), following) == (3, 3)
+    assert any("does not have the content that was written" in r.getMessage() for r in caplog.records)
+
+
 def test_all_damaged_is_an_error_that_moves_nothing(folder: RunFolder) -> None:
     write(folder, {1: 2.0, 2: 1.0}, keep())
     damage(folder, 1)

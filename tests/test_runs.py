@@ -75,12 +75,29 @@ def test_the_checkpoints_differ_and_fit_the_model(trained_run: Path) -> None:
     assert not np.array_equal(five.params["embedding"], ten.params["embedding"])
 
 
-def test_the_error_names_the_checkpoints_that_are_left(copy: RunFolder) -> None:
+def test_the_error_names_the_newest_good_checkpoint(copy: RunFolder) -> None:
     set_losses(copy, {5: 2.0, 10: 1.0})
     shutil.rmtree(copy.checkpoints / "10" / "model")
-    with pytest.raises(UserError, match=r"10 cannot be restored .*: use another checkpoint \(5\)\."):
+    with pytest.raises(UserError, match=r"10 cannot be restored .*: the newest good one is 5, --step=5 reads it\."):
         runs.load_run(copy.path)
     assert runs.load_run(copy.path, step=5).step == 5
+    flip_a_bit(copy, 5)
+    with pytest.raises(UserError, match=r"10 cannot be restored .*: copy the run folder again\."):
+        runs.load_run(copy.path)
+
+
+def flip_a_bit(folder: RunFolder, step: int) -> None:
+    """In the largest file of the weights, which TensorStore would load without a word."""
+    path = max((folder.checkpoints / str(step) / "model").rglob("*"), key=lambda p: p.stat().st_size * p.is_file())
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_in_the_weights_is_found(copy: RunFolder) -> None:
+    flip_a_bit(copy, 10)
+    with pytest.raises(UserError, match=r"10 cannot be restored \(model/.* does not have the content .*one is 5"):
+        runs.load_run(copy.path, step=10)
 
 
 def test_errors_name_the_field_that_gave_the_folder(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
+from mla_jax import checksums
 from mla_jax.config import CheckpointConfig, Config
 from mla_jax.errors import UserError
 from mla_jax.runs import RunFolder, drop_failed_reads, quiet_reads, short_reason
@@ -50,6 +51,7 @@ class Checkpoints:
                 best_mode="min",
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
+                async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
             ),
         )
 
@@ -108,6 +110,7 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         for number, step in enumerate(steps):
             try:
+                checksums.check(self._folder.checkpoints / str(step))
                 with quiet_reads():
                     restored = self._manager.restore(step, args=items)
             except Exception as error:  # Orbax and TensorStore raise many types for a damaged file
@@ -126,6 +129,15 @@ class Checkpoints:
                 "restored: copy the run folder again, or move it away to start over."
             )
         return None
+
+    def _seal(self) -> None:
+        """Called by Orbax in its own thread when all is written and before the folder gets its final name: a
+        checkpoint that counts has its checksums."""
+        for folder in self._folder.checkpoints.glob("*.orbax-checkpoint-tmp*"):
+            try:
+                checksums.seal(folder)
+            except OSError as error:  # what a kill left is being swept away, or the disk is full and Orbax will say so
+                logging.info("%s has no checksums (%s).", folder, error.strerror)
 
     def _move_aside(self, steps: list[int]) -> None:
         for step in steps:

@@ -52,7 +52,7 @@ def evaluate(run: Run | str | os.PathLike, data_path: str | None = None, step: i
             f"{prepared.fingerprint[:12]} now: name the file to evaluate with --data.path."
         )
     eval_step = make_eval_step(run.model, config)
-    result = evaluate_tokens(eval_step, run.params, prepared.valid, config.train.seq_len, config.eval.batch_size)
+    result = evaluate_tokens(eval_step, run.variables, prepared.valid, config.train.seq_len, config.eval.batch_size)
     stories = result.by_story(prepared.valid)
     metrics = {
         "valid_loss": result.loss,

@@ -57,7 +57,7 @@ class EvalResult:
 
 def evaluate(
     eval_step: Callable[[Any, Any], jax.Array],
-    params: Any,
+    variables: Any,
     token_file: TokenFile,
     seq_len: int,
     batch_size: int,
@@ -65,7 +65,7 @@ def evaluate(
     """Run `train.step.make_eval_step`'s function over the file. Two batches are in flight at any time."""
     pieces: list[jax.Array | np.ndarray] = []
     for batch in eval_batches(token_file, seq_len, batch_size):
-        pieces.append(eval_step(params, batch))
+        pieces.append(eval_step(variables, batch))
         if len(pieces) > 2:
             pieces[-3] = np.asarray(pieces[-3])
     nll = np.concatenate([np.asarray(piece).reshape(-1) for piece in pieces])

@@ -41,7 +41,7 @@ def logprob_fn(run: Run) -> Callable[[Sequence[Probe]], Iterator[list[float]]]:
         tails = [[encode(candidate) for candidate in probe.candidates] for probe in probes]
         heads = [[run.tokenizer.separator_id, *encode(probe.prefix)] for probe in probes]
         rows = [(sequence(head, tail), len(tail)) for head, group in zip(heads, tails, strict=True) for tail in group]
-        scores = iter(_sum_tails(eval_step, run.params, rows, run.tokenizer.separator_id, limit))
+        scores = iter(_sum_tails(eval_step, run.variables, rows, run.tokenizer.separator_id, limit))
         for group in tails:
             yield list(itertools.islice(scores, len(group)))
 
@@ -49,7 +49,7 @@ def logprob_fn(run: Run) -> Callable[[Sequence[Probe]], Iterator[list[float]]]:
 
 
 def _sum_tails(
-    eval_step: Callable, params: Any, rows: list[tuple[list[int], int]], padding: int, limit: int
+    eval_step: Callable, variables: Any, rows: list[tuple[list[int], int]], padding: int, limit: int
 ) -> np.ndarray:
     """Log-probability of the last `tail` tokens of each row (tokens, tail), in order; float64 [len(rows)]."""
     scores = np.zeros(len(rows))
@@ -63,7 +63,7 @@ def _sum_tails(
             ids, _ = rows[i]
             tokens[slot, : len(ids)] = ids
             segments[slot, : len(ids)] = 1
-        nll = np.asarray(eval_step(params, {"tokens": tokens, "segment_ids": segments}))
+        nll = np.asarray(eval_step(variables, {"tokens": tokens, "segment_ids": segments}))
         for slot, i in enumerate(chosen):
             ids, tail = rows[i]
             scores[i] = -nll[slot, len(ids) - 1 - tail : len(ids) - 1].sum(dtype=np.float64)

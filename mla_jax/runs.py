@@ -30,7 +30,7 @@ from mla_jax.config import Config
 from mla_jax.data.tokenizer import Tokenizer
 from mla_jax.errors import UserError
 from mla_jax.model import backend as backend_lib
-from mla_jax.model.transformer import Transformer
+from mla_jax.model.transformer import Transformer, variables_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +182,11 @@ class Run:
     params: Any
     router_bias: jax.Array | None
     step: int
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `model.apply` takes: the parameters, and the router bias where there is one."""
+        return variables_of(self.params, self.router_bias)
 
 
 def load_run(workdir: str | os.PathLike, step: int | None = None, best: bool = True, field: str = "--workdir") -> Run:

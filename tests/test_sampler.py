@@ -12,6 +12,7 @@ from tiny import NAMED, quick_jit, random_params, reference_model, tiny_config
 from mla_jax import config as config_lib
 from mla_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mla_jax.errors import UserError
+from mla_jax.model.transformer import variables_of
 from mla_jax.sample import sampler as sampler_module
 from mla_jax.sample.methods import Method, draw
 from mla_jax.sample.sampler import Sampler
@@ -30,19 +31,19 @@ def tiny_sampler(name: str, max_len: int = 64) -> Sampler:
     config = tiny_config(name, **{"model.max_len": max_len, "tokenizer.vocab_size": 320, "model.vocab_size": 0})
     config = config_lib.replace(config, **{"model.vocab_size": tokenizer().vocab_size + 9})
     model = reference_model(config)
-    return Sampler(model, random_params(model), tokenizer(), config)
+    return Sampler(model, variables_of(random_params(model)), tokenizer(), config)
 
 
 def argmax_roll_out(sampler: Sampler, prompt: str, count: int) -> str:
     """`count` greedy tokens by full forward passes without a cache; the row is padded, which causality hides."""
-    forward = quick_jit(lambda params, tokens: sampler.model.apply({"params": params}, tokens)[0])
+    forward = quick_jit(lambda variables, tokens: sampler.model.apply(variables, tokens)[0])
     separator = sampler.tokenizer.separator_id
     ids = [separator, *sampler.tokenizer.encode(prompt)]
     start = len(ids)
     for _ in range(count):
         row = np.full((1, sampler.config.model.max_len), separator, np.int32)
         row[0, : len(ids)] = ids
-        logits = forward(sampler.params, jnp.asarray(row))[0, len(ids) - 1, : sampler.tokenizer.vocab_size]
+        logits = forward(sampler.variables, jnp.asarray(row))[0, len(ids) - 1, : sampler.tokenizer.vocab_size]
         ids.append(int(jnp.argmax(logits)))
         if ids[-1] == separator:
             return sampler.tokenizer.decode(ids[start:-1])
@@ -84,7 +85,7 @@ def test_a_story_ends_at_its_separator() -> None:
     tokens = np.full((64, 1), separator, np.int32)
     keys = jax.vmap(jax.random.key)(jnp.arange(64))
     rows = sampler_module._generate(
-        *(sampler.model, Method(1e6, 0), 64, count, tokenizer().vocab_size, separator, sampler.params),
+        *(sampler.model, Method(1e6, 0), 64, count, tokenizer().vocab_size, separator, sampler.variables),
         *(jnp.asarray(tokens), jnp.ones(64, jnp.int32), keys),
     )
     rows = np.asarray(rows)

@@ -210,7 +210,7 @@ def test_dropout_depends_on_the_step_and_the_seed_alone() -> None:
 def test_evaluation_gives_each_real_target_its_loss_and_padding_none(whole: Any) -> None:
     config, before, _, _, _ = whole
     batch = batch_of()
-    nll = np.asarray(make_eval_step(reference_model(config), config)(before.params, batch))
+    nll = np.asarray(make_eval_step(reference_model(config), config)(before.variables, batch))
     real = np.asarray(batch["segment_ids"])[:, 1:] > 0
     assert nll.dtype == np.float32
     np.testing.assert_array_equal(nll[~real], 0)
@@ -225,7 +225,8 @@ def test_with_the_document_mask_a_story_is_judged_alone(whole: Any) -> None:
     changes = {}
     for document_mask in (True, False):
         evaluate = make_eval_step(reference_model(config), replace(config, **{"data.document_mask": document_mask}))
-        difference = np.abs(np.asarray(evaluate(before.params, batch)) - np.asarray(evaluate(before.params, other)))
+        one, two = (np.asarray(evaluate(before.variables, each)) for each in (batch, other))
+        difference = np.abs(one - two)
         changes[document_mask] = difference[0, 5:]  # targets of the second story, asked from inside it
     assert (changes[True] == 0).all()
     assert (changes[False] > 1e-5).all()
@@ -235,9 +236,9 @@ def test_the_logit_probe_reads_the_first_row(whole: Any) -> None:
     config, before, _, _, _ = whole
     batch = batch_of()
     probe = make_logit_probe(reference_model(config), config)
-    value = probe(before.params, batch)
+    value = probe(before.variables, batch)
     apply = quick_jit(reference_model(config).apply)
     aux = apply({"params": before.params}, batch["tokens"][:1, :-1])[1]
     assert float(value) == pytest.approx(float(aux.attn_logit_max.max()), abs=1e-5)
     changed = batch | {"tokens": batch["tokens"].at[1:].set(0)}
-    assert float(probe(before.params, changed)) == float(value)
+    assert float(probe(before.variables, changed)) == float(value)

@@ -4,6 +4,8 @@
 Dropout happens where a key is passed; there is no mode flag.
 """
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,14 @@ class Aux:
     """What a forward pass tells about itself. attn_logit_max [L] float32: of the first row of the batch."""
 
     attn_logit_max: jax.Array
+
+
+def variables_of(params: Any, router_bias: jax.Array | None = None) -> dict[str, Any]:
+    """What `Transformer.apply` takes: the parameters and, with experts, the read-only router bias [L_moe, E].
+
+    The one place that knows how the two travel together; everything else passes the mapping on.
+    """
+    return {"params": params} if router_bias is None else {"params": params, "router": {"bias": router_bias}}
 
 
 def attention_module(cfg: ModelConfig) -> type[nn.Module]:

@@ -29,14 +29,15 @@ class Sampler:
     A row's text depends on its prompt, its seed and the settings, not on the other rows of the call.
     """
 
-    def __init__(self, model: Transformer, params: Any, tokenizer: Tokenizer, config: Config):
-        self.model, self.params, self.tokenizer, self.config = model, params, tokenizer, config
+    def __init__(self, model: Transformer, variables: Any, tokenizer: Tokenizer, config: Config):
+        """variables: `Run.variables` or `TrainState.variables`."""
+        self.model, self.variables, self.tokenizer, self.config = model, variables, tokenizer, config
 
     @classmethod
     def from_run(cls, workdir: str | os.PathLike | Run, step: int | None = None) -> "Sampler":
         """The best checkpoint of a run folder (or the one of `step`). Raises UserError as `runs.load_run` does."""
         run = workdir if isinstance(workdir, Run) else load_run(workdir, step)
-        return cls(run.model, run.params, run.tokenizer, run.config)
+        return cls(run.model, run.variables, run.tokenizer, run.config)
 
     def generate(
         self,
@@ -78,7 +79,7 @@ class Sampler:
             max_new_tokens,
             self.tokenizer.vocab_size,
             self.tokenizer.separator_id,
-            self.params,
+            self.variables,
             jnp.asarray(tokens),
             jnp.asarray([len(prompt) for prompt in ids], jnp.int32),
             jax.vmap(jax.random.key)(jnp.arange(len(ids), dtype=jnp.uint32) + np.uint32(seed)),
@@ -102,13 +103,12 @@ def _generate(
     max_new_tokens: int,
     n_tokens: int,
     separator_id: int,
-    params: Any,
+    variables: Any,
     tokens: jax.Array,
     lengths: jax.Array,
     keys: jax.Array,
 ) -> jax.Array:
     """tokens [B, T] right-padded, lengths [B], keys [B] -> new ids [B, max_new_tokens], separators after the end."""
-    variables = {"params": params}
     store = init_cache(model.cfg, tokens.shape[0], cache_length, model.backend.jnp_dtype)
     logits, store = model.apply(variables, tokens, lengths, store, method="prefill")
 

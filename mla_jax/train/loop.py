@@ -161,7 +161,7 @@ class _Training:
         mfu = tokens_per_s * flops / peak if peak else None
         values = {name: self.metrics[name] for name in ("loss", "grad_norm", "param_norm")}
         values |= {
-            "attn_logit_max": float(self.logit_probe(self.state.params, batch)),
+            "attn_logit_max": float(self.logit_probe(self.state.variables, batch)),
             "learning_rate": float(self.learning_rate(done - 1)),
             "tokens_per_s": tokens_per_s,
             "data_wait": self.clock.data_wait(),
@@ -178,7 +178,7 @@ class _Training:
         self._drain(keep=0)
         began = time.perf_counter()
         valid, cfg = self.setup.prepared.valid, self.config
-        result = evaluate(self.eval_step, self.state.params, valid, cfg.train.seq_len, cfg.eval.batch_size)
+        result = evaluate(self.eval_step, self.state.variables, valid, cfg.train.seq_len, cfg.eval.batch_size)
         values = {"loss": result.loss, "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
         self.writer.write("eval", done, values)
         self.last = (done, result)
@@ -230,7 +230,7 @@ class _Training:
             metrics["mfu"] = metrics["tokens_per_s"] * flops / peak
         tokenizer = setup.prepared.tokenizer
         row = result_row(setup.folder.name, self.config.hash, metrics, setup.prepared.fingerprint, tokenizer.sha256)
-        sampler = Sampler(setup.model, self.state.params, tokenizer, self.config)
+        sampler = Sampler(setup.model, self.state.variables, tokenizer, self.config)
         sample = self.config.sample
         prompts = [prompt for prompt in sample.prompts for _ in range(sample.num_samples)]
         prompts = prompts or setup.openings[: sample.num_samples]

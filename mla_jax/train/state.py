@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from mla_jax.model.transformer import Transformer
+from mla_jax.model.transformer import Transformer, variables_of
 
 
 @struct.dataclass
@@ -21,6 +21,11 @@ class TrainState:
     params: Any
     opt_state: Any
     router_bias: jax.Array | None
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `Transformer.apply` takes."""
+        return variables_of(self.params, self.router_bias)
 
 
 def init_params(model: Transformer, seed: int) -> Any:

@@ -10,7 +10,7 @@ import optax
 from mla_jax.config import Config
 from mla_jax.data.pipeline import shift
 from mla_jax.model.attention import Where
-from mla_jax.model.transformer import Transformer
+from mla_jax.model.transformer import Transformer, variables_of
 from mla_jax.train.loss import cross_entropy
 from mla_jax.train.state import TrainState
 
@@ -35,9 +35,10 @@ def make_train_step(
     n_tokens, document_mask = config.tokenizer.vocab_size, config.data.document_mask
     seed, parts = config.train.seed, config.train.microbatches
 
-    def loss_sum(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def loss_sum(params: Any, router_bias: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         shifted = shift(batch, document_mask)
-        logits, _ = model.apply({"params": params}, shifted["inputs"], where_of(shifted, document_mask), key)
+        variables = variables_of(params, router_bias)
+        logits, _ = model.apply(variables, shifted["inputs"], where_of(shifted, document_mask), key)
         mask = shifted["loss_mask"].astype(jnp.float32)
         with jax.named_scope("loss"):
             nll = cross_entropy(logits, shifted["targets"], n_tokens)
@@ -45,15 +46,15 @@ def make_train_step(
 
     gradient = jax.value_and_grad(loss_sum, has_aux=True)
 
-    def whole_batch(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Any]:
+    def whole_batch(params: Any, router_bias: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Any]:
         if parts == 1:
-            (total, count), grads = gradient(params, batch, key)
+            (total, count), grads = gradient(params, router_bias, batch, key)
             return total, count, grads
         split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
 
         def add(carry: tuple, part: tuple) -> tuple[tuple, None]:
             index, microbatch = part
-            (total, count), grads = gradient(params, microbatch, jax.random.fold_in(key, index))
+            (total, count), grads = gradient(params, router_bias, microbatch, jax.random.fold_in(key, index))
             return jax.tree.map(jnp.add, carry, (total, count, grads)), None
 
         zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
@@ -62,7 +63,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         # rbg: the device's own generator makes dropout cheap; still a pure function of (seed, step).
         key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
-        total, count, grads = whole_batch(state.params, batch, key)
+        total, count, grads = whole_batch(state.params, state.router_bias, batch, key)
         count = jnp.maximum(count, 1.0)
         grads = jax.tree.map(lambda g: g / count, grads)
         with jax.named_scope("optimizer"):
@@ -89,26 +90,26 @@ def make_train_step(
 
 
 def make_eval_step(model: Transformer, config: Config) -> Callable[[Any, Batch], jax.Array]:
-    """(params, {tokens, segment_ids [B, T+1]}) -> nll [B, T] float32 in nats; 0 where the loss mask is 0."""
+    """(variables, {tokens, segment_ids [B, T+1]}) -> nll [B, T] float32 in nats; 0 where the loss mask is 0."""
     n_tokens, document_mask = config.tokenizer.vocab_size, config.data.document_mask
 
-    def eval_step(params: Any, batch: Batch) -> jax.Array:
+    def eval_step(variables: Any, batch: Batch) -> jax.Array:
         shifted = shift(batch, document_mask)
-        logits, _ = model.apply({"params": params}, shifted["inputs"], where_of(shifted, document_mask))
+        logits, _ = model.apply(variables, shifted["inputs"], where_of(shifted, document_mask))
         return cross_entropy(logits, shifted["targets"], n_tokens) * shifted["loss_mask"]
 
     return jax.jit(eval_step)
 
 
 def make_logit_probe(model: Transformer, config: Config) -> Callable[[Any, Batch], jax.Array]:
-    """(params, batch) -> the largest attention logit of the batch's first row, over all layers and heads.
+    """(variables, batch) -> the largest attention logit of the batch's first row, over all layers and heads.
 
     Its own small program, run when metrics are logged: fused attention never shows its logits.
     """
 
-    def probe(params: Any, batch: Batch) -> jax.Array:
+    def probe(variables: Any, batch: Batch) -> jax.Array:
         shifted = shift(jax.tree.map(lambda a: a[:1], batch), config.data.document_mask)
-        _, aux = model.apply({"params": params}, shifted["inputs"], where_of(shifted, config.data.document_mask))
+        _, aux = model.apply(variables, shifted["inputs"], where_of(shifted, config.data.document_mask))
         return jnp.max(aux.attn_logit_max)
 
     return jax.jit(probe)

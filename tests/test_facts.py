@@ -14,7 +14,7 @@ from mla_jax.config_files import load_config
 from mla_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mla_jax.errors import UserError
 from mla_jax.model.backend import REFERENCE
-from mla_jax.model.transformer import Transformer
+from mla_jax.model.transformer import Transformer, variables_of
 from mla_jax.world import questions, stories
 
 
@@ -28,7 +28,8 @@ def run():
     params = model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
     params = jax.tree.map(lambda a: a + 0.05 * jax.random.normal(jax.random.key(1), a.shape), params)
     folder = types.SimpleNamespace(path="runs/x", name="x")
-    return types.SimpleNamespace(config=config, tokenizer=tokenizer, model=model, params=params, folder=folder)
+    variables = variables_of(params)
+    return types.SimpleNamespace(config=config, tokenizer=tokenizer, model=model, variables=variables, folder=folder)
 
 
 def test_logprobs_are_those_of_the_whole_text(run):
@@ -40,7 +41,7 @@ def test_logprobs_are_those_of_the_whole_text(run):
             # The whole text encoded at once, cut to the model's length as the docstring says.
             tail = len(run.tokenizer.encode(candidate))
             whole = [run.tokenizer.separator_id, *run.tokenizer.encode(probe.prefix + candidate)][-161:]
-            logits, _ = run.model.apply({"params": run.params}, jnp.asarray([whole[:-1]]))
+            logits, _ = run.model.apply(run.variables, jnp.asarray([whole[:-1]]))
             log_p = np.asarray(jax.nn.log_softmax(logits[0]))
             plain = sum(log_p[t - 1, whole[t]] for t in range(len(whole) - tail, len(whole)))
             np.testing.assert_allclose(logprob, plain, atol=1e-4)

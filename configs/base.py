@@ -84,16 +84,22 @@ def get_config(size: str = "m") -> ConfigDict:
     r.profile_steps = 0  # > 0: write a jax.profiler trace of this many steps after step 20 to the run folder
 
     c.optim = o = ConfigDict()
-    o.name = "adamw"  # adamw
+    o.name = "adamw"  # adamw | muon (hidden matrices; embeddings, norms, biases and the router stay with AdamW)
     o.learning_rate = 1e-3  # peak
     o.warmup_steps = -1  # steps from 0 to the peak, linearly; -1 = 100, or a tenth of decay_steps where that is less
-    o.decay_steps = 0  # step at which the cosine ends; 0 = train.steps
-    o.final_fraction = 0.1  # of the peak, at the end of the cosine
+    o.schedule = "cosine"  # cosine | wsd (warm-up, stable, decay: the peak is held, then falls in a straight line)
+    o.decay_steps = 0  # step at which the schedule ends; 0 = train.steps
+    o.decay_fraction = 0.2  # wsd only: last share of decay_steps, in which the rate falls
+    o.final_fraction = 0.1  # of the peak, at the end of the schedule
     o.beta1 = 0.9
     o.beta2 = 0.95
     o.eps = 1e-8  # of AdamW's denominator
     o.weight_decay = 0.1  # matrices only: not norms, biases, embeddings
     o.clip_norm = 1.0  # by global norm; 0 = no clipping
+    o.muon_beta = 0.95  # muon only: momentum (Nesterov)
+    o.muon_dtype = "auto"  # muon only, of Newton-Schulz: auto (bfloat16 where the device has it) | bfloat16 | float32
+    o.adamw_fraction = 1.0  # muon only: AdamW's share of the learning rate, for what Muon does not update
+    o.ema_decay = 0.0  # average of the weights, for evaluation, samples and checkpoints, e.g. 0.999; 0 = none
 
     c.eval = e = ConfigDict()
     e.batch_size = 0  # 0 = train.batch_size

@@ -48,7 +48,14 @@ MIGRATIONS: dict[int, dict[str, Any]] = {
         "judge.cache_dir": "",
         "judge.resamples": 2000,
     },
-    2: {},
+    2: {
+        "optim.schedule": "cosine",
+        "optim.decay_fraction": 0.2,
+        "optim.muon_beta": 0.95,
+        "optim.muon_dtype": "auto",
+        "optim.adamw_fraction": 1.0,
+        "optim.ema_decay": 0.0,
+    },
 }
 
 
@@ -134,13 +141,19 @@ class OptimConfig:
     name: str
     learning_rate: float
     warmup_steps: int
+    schedule: str
     decay_steps: int
+    decay_fraction: float
     final_fraction: float
     beta1: float
     beta2: float
     eps: float
     weight_decay: float
     clip_norm: float
+    muon_beta: float
+    muon_dtype: str
+    adamw_fraction: float
+    ema_decay: float
 
 
 @dataclasses.dataclass(frozen=True)

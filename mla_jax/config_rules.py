@@ -25,7 +25,9 @@ CHOICES = {
     "model.attention_impl": ("auto", "cudnn", "xla"),
     "data.invalid_utf8": ("refuse", "replace"),
     "train.on_nonfinite": ("stop", "skip"),
-    "optim.name": ("adamw",),
+    "optim.name": ("adamw", "muon"),
+    "optim.schedule": ("cosine", "wsd"),
+    "optim.muon_dtype": ("auto", "bfloat16", "float32"),
 }
 
 
@@ -114,6 +116,10 @@ def ranges(config: "Config") -> None:
         "optim.beta1": (0, 0.99999),
         "optim.beta2": (0, 0.9999999),
         "optim.eps": (1e-20, 1),
+        "optim.decay_fraction": (0, 1),
+        "optim.muon_beta": (0, 0.99999),
+        "optim.adamw_fraction": (0, 100),
+        "optim.ema_decay": (0, 0.9999999),
         "tokenizer.vocab_size": (300, 1_000_000),
         "train.seed": (0, 2**32 - 1),
         "data.seed": (0, 2**32 - 1),
@@ -214,7 +220,7 @@ def positions(config: "Config") -> None:
 
 
 def batches(config: "Config") -> None:
-    """Microbatches divide the batch; the cosine ends after the warm-up."""
+    """Microbatches divide the batch; the schedule ends after the warm-up."""
     t, o = config.train, config.optim
     if t.batch_size % t.microbatches:
         fail(

@@ -112,3 +112,22 @@ def test_two_steps_are_adamw_by_hand() -> None:
         direction = m / (1 - 0.8**step) / (np.sqrt(v / (1 - 0.95**step)) + 1e-3)
         value -= 1e-2 * (direction + 0.1 * value)
     np.testing.assert_allclose(params["w_q"], value, rtol=1e-5)
+
+
+def test_wsd_holds_the_peak_and_falls_in_a_straight_line() -> None:
+    rate = schedule(optim(schedule="wsd", decay_fraction=0.2))
+    values = np.asarray([float(rate(step)) for step in range(150)])
+    np.testing.assert_allclose(values[:11], np.linspace(0, 1e-2, 11), atol=1e-8)
+    np.testing.assert_allclose(values[10:81], 1e-2, rtol=1e-5)
+    np.testing.assert_allclose(values[80:101], np.linspace(1e-2, 1e-3, 21), rtol=1e-4)
+    np.testing.assert_allclose(values[100:], 1e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("warmup", "fraction"), [(0, 0.0), (0, 1.0), (10, 1.0), (10, 0.0)])
+def test_wsd_at_its_edges(warmup: int, fraction: float) -> None:
+    rate = schedule(optim(schedule="wsd", decay_fraction=fraction, warmup_steps=warmup))
+    values = np.asarray([float(rate(step)) for step in range(150)])
+    assert values.max() == pytest.approx(1e-2)
+    assert values[warmup] == pytest.approx(1e-2)
+    np.testing.assert_allclose(values[100:], 1e-3, rtol=1e-5)
+    assert (np.diff(values[warmup:]) <= 1e-9).all()

@@ -36,10 +36,8 @@ def choose(cfg: ModelConfig, device: Any = None) -> Backend:
     Raises UserError when `model.attention_impl=cudnn` is asked of a device or a config that cannot have it.
     """
     device = device or jax.devices()[0]
-    modern_gpu = device.platform in ("gpu", "cuda") and _compute_capability(device) >= (8, 0)
-    dtype = cfg.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if modern_gpu or device.platform == "tpu" else "float32"
+    modern_gpu = _is_modern_gpu(device)
+    dtype = default_dtype(device) if cfg.dtype == "auto" else cfg.dtype
 
     head_dim = max(cfg.qk_head_dim, cfg.v_head_dim)  # the narrower of the two is padded
     if not modern_gpu:
@@ -55,6 +53,16 @@ def choose(cfg: ModelConfig, device: Any = None) -> Backend:
     if cfg.attention_impl == "xla" or obstacle:
         return Backend(dtype, "xla", obstacle or "model.attention_impl=xla")
     return Backend(dtype, "cudnn", _describe(device))
+
+
+def default_dtype(device: Any = None) -> str:
+    """The dtype of matrix products on `device` (default: the first one of JAX) where nothing else is asked."""
+    device = device or jax.devices()[0]
+    return "bfloat16" if _is_modern_gpu(device) or device.platform == "tpu" else "float32"
+
+
+def _is_modern_gpu(device: Any) -> bool:
+    return device.platform in ("gpu", "cuda") and _compute_capability(device) >= (8, 0)
 
 
 def _compute_capability(device: Any) -> tuple[int, ...]:

@@ -1,8 +1,9 @@
 """Orbax checkpoints of a training run: asynchronous, newest N and best N kept, restored to continue bit for bit.
 
-Items: `model` (params, and the router bias where there is one: a model without it routes differently), `train`
-(step and optimizer state), `data` (the input pipeline's place), `config` (the one it was trained with, for the record:
-the run folder's config.json is what is read), `metrics` (validation loss, for the best N).
+Items: `model` (params, or their average with `optim.ema_decay`, and the router bias where there is one: a model without
+it routes differently), `train` (step and optimizer state), `data` (the input pipeline's place), `config` (the one it
+was trained with, for the record: the run folder's config.json is what is read), `metrics` (validation loss, for the
+best N).
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from mla_jax import checksums
 from mla_jax.config import CheckpointConfig, Config
 from mla_jax.errors import UserError
 from mla_jax.runs import RunFolder, drop_failed_reads, quiet_reads, short_reason
+from mla_jax.train.ema import swapped
 from mla_jax.train.state import TrainState
 
 
@@ -71,6 +73,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        state = swapped(state)
         weights = {"params": state.params}
         if state.router_bias is not None:
             weights["router_bias"] = state.router_bias
@@ -122,7 +125,7 @@ class Checkpoints:
                 continue
             self._move_aside(steps[:number])
             model, train = restored["model"], restored["train"]
-            return TrainState(train["step"], model["params"], train["opt_state"], model.get("router_bias"))
+            return swapped(TrainState(train["step"], model["params"], train["opt_state"], model.get("router_bias")))
         if steps:
             raise UserError(
                 f"none of the checkpoints {', '.join(map(str, sorted(steps)))} in {self._folder.checkpoints} can be "

@@ -22,6 +22,7 @@ from mla_jax.runs import lock
 from mla_jax.sample.sampler import Sampler
 from mla_jax.train import step as steps
 from mla_jax.train.checkpoint import Checkpoints
+from mla_jax.train.ema import swapped
 from mla_jax.train.metrics import MetricsWriter, Progress
 from mla_jax.train.optim import make_optimizer, schedule
 from mla_jax.train.setup import Setup, open_run, starting_state, write_run_files
@@ -178,7 +179,8 @@ class _Training:
         self._drain(keep=0)
         began = time.perf_counter()
         valid, cfg = self.setup.prepared.valid, self.config
-        result = evaluate(self.eval_step, self.state.variables, valid, cfg.train.seq_len, cfg.eval.batch_size)
+        variables = swapped(self.state).variables  # of the averaged weights, where there is an average
+        result = evaluate(self.eval_step, variables, valid, cfg.train.seq_len, cfg.eval.batch_size)
         values = {"loss": result.loss, "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
         self.writer.write("eval", done, values)
         self.last = (done, result)
@@ -230,7 +232,7 @@ class _Training:
             metrics["mfu"] = metrics["tokens_per_s"] * flops / peak
         tokenizer = setup.prepared.tokenizer
         row = result_row(setup.folder.name, self.config.hash, metrics, setup.prepared.fingerprint, tokenizer.sha256)
-        sampler = Sampler(setup.model, self.state.variables, tokenizer, self.config)
+        sampler = Sampler(setup.model, swapped(self.state).variables, tokenizer, self.config)
         sample = self.config.sample
         prompts = [prompt for prompt in sample.prompts for _ in range(sample.num_samples)]
         prompts = prompts or setup.openings[: sample.num_samples]

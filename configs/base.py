@@ -79,7 +79,9 @@ def get_config(size: str = "m") -> ConfigDict:
     r.seed = 0  # weights, dropout and data order
     r.log_every = 10  # steps between rows in metrics.jsonl and lines on the terminal
     r.eval_every = 200  # also evaluates after the last step
-    r.on_nonfinite = "stop"  # stop | skip: what a non-finite loss or gradient does
+    r.on_nonfinite = "stop"  # a non-finite loss or gradient: stop | skip the update | rollback (and skip those batches)
+    r.bad_loss = 0.0  # a loss above this (nats per token) counts as non-finite; 0 = none does
+    r.bad_grad_norm = 0.0  # the same for the gradient norm before clipping; 0 = none does
     r.tensorboard = True  # also write TensorBoard events
     r.profile_steps = 0  # > 0: write a jax.profiler trace of this many steps after step 20 to the run folder
 

@@ -55,6 +55,8 @@ MIGRATIONS: dict[int, dict[str, Any]] = {
         "optim.muon_dtype": "auto",
         "optim.adamw_fraction": 1.0,
         "optim.ema_decay": 0.0,
+        "train.bad_loss": 0.0,
+        "train.bad_grad_norm": 0.0,
     },
 }
 
@@ -132,6 +134,8 @@ class TrainConfig:
     log_every: int
     eval_every: int
     on_nonfinite: str
+    bad_loss: float
+    bad_grad_norm: float
     tensorboard: bool
     profile_steps: int
 

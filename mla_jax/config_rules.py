@@ -24,7 +24,7 @@ CHOICES = {
     "model.dtype": ("auto", "bfloat16", "float32"),
     "model.attention_impl": ("auto", "cudnn", "xla"),
     "data.invalid_utf8": ("refuse", "replace"),
-    "train.on_nonfinite": ("stop", "skip"),
+    "train.on_nonfinite": ("stop", "skip", "rollback"),
     "optim.name": ("adamw", "muon"),
     "optim.schedule": ("cosine", "wsd"),
     "optim.muon_dtype": ("auto", "bfloat16", "float32"),
@@ -103,7 +103,8 @@ def ranges(config: "Config") -> None:
     at_least_zero = (
         "model.vocab_size model.n_kv_heads model.kv_lora_rank model.q_lora_rank model.qk_nope_head_dim "
         "model.qk_rope_head_dim model.v_head_dim optim.warmup_steps optim.weight_decay optim.clip_norm "
-        "checkpoint.keep_best sample.temperature sample.top_k train.profile_steps train.seed sample.seed data.seed"
+        "checkpoint.keep_best sample.temperature sample.top_k train.profile_steps train.bad_loss train.bad_grad_norm "
+        "train.seed sample.seed data.seed"
     )
     bounds = dict.fromkeys(at_least_one.split(), (1, math.inf)) | dict.fromkeys(at_least_zero.split(), (0, math.inf))
     bounds |= {

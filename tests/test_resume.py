@@ -17,6 +17,8 @@ ALLOWED = {
     "train.log_every": 3,
     "train.eval_every": 7,
     "train.on_nonfinite": "skip",
+    "train.bad_loss": 20.0,
+    "train.bad_grad_norm": 100.0,
     "train.tensorboard": False,
     "optim.learning_rate": 0.5,
     "optim.warmup_steps": 3,

@@ -68,6 +68,11 @@ class Checkpoints:
     def latest(self) -> int | None:
         return self._manager.latest_step()
 
+    @property
+    def steps(self) -> list[int]:
+        """Steps of checkpoints that are there or being written."""
+        return list(self._manager.all_steps())
+
     def save(self, state: TrainState, data: grain.DatasetIterator, metrics: dict[str, float] | None) -> None:
         """Begin saving `state`; returns once it is copied off the device. Metrics need "valid_loss", or None."""
         step = int(state.step)

@@ -25,17 +25,14 @@ from mla_jax.train.checkpoint import Checkpoints
 from mla_jax.train.ema import swapped
 from mla_jax.train.metrics import MetricsWriter, Progress
 from mla_jax.train.optim import make_optimizer, schedule
+from mla_jax.train.rollback import BadStep, NonFiniteLoss, Rollbacks, stop_message
 from mla_jax.train.setup import Setup, open_run, starting_state, write_run_files
 from mla_jax.train.startup import print_startup
-from mla_jax.train.state import TrainState
+from mla_jax.train.state import TrainState, abstract_state
 from mla_jax.train.stop import StopOnSignal
 from mla_jax.train.summary import finish
 
 DATA_WAIT_FROM_STEP = 50  # earlier steps compile and fill the prefetch buffer
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss or the gradient stopped being a number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +48,7 @@ def train(config: Config, workdir: str | os.PathLike, console: rich.console.Cons
     """Train `config` in `workdir`, resuming from its newest checkpoint when there is one.
 
     Raises UserError for anything wrong with config, data or folder before a thing is compiled or written, and
-    NonFiniteLoss (naming the step and the last good checkpoint) when `train.on_nonfinite` is "stop".
+    NonFiniteLoss (naming the step and the last good checkpoint) where `train.on_nonfinite` leaves a bad step no way on.
     """
     console = console or rich.console.Console()
     setup = open_run(config, Path(workdir))
@@ -73,7 +70,7 @@ class _Training:
     def __init__(self, setup: Setup, checkpoints: Checkpoints, console: rich.console.Console):
         config = setup.config
         self.setup, self.config, self.checkpoints, self.console = setup, config, checkpoints, console
-        optimizer = make_optimizer(config.optim)
+        self.optimizer = optimizer = make_optimizer(config.optim)
         self.data: grain.DatasetIterator = train_iterator(setup.prepared, config)
         self.state: TrainState = starting_state(setup, optimizer, checkpoints, self.data)
         self.start = int(self.state.step)
@@ -86,6 +83,7 @@ class _Training:
         self.best = _best_so_far(setup, self.start)
         self.last: tuple[int, EvalResult] | None = None
         self.skipped = 0
+        self.rollbacks = Rollbacks()
 
     def already_finished(self, row: dict[str, Any]) -> TrainResult:
         """Say so and leave the run folder as it is."""
@@ -104,34 +102,64 @@ class _Training:
             self.console.print(f"resuming at step {self.start} of {total}", highlight=False)
         writer = MetricsWriter(self.setup.folder, self.start, cfg.tensorboard)
         progress = Progress(self.console, self.start, total)
-        with writer as self.writer, progress as self.progress, StopOnSignal() as stop:
+        with writer as self.writer, progress as self.progress, StopOnSignal() as self.stop:
             self.clock.restart()
-            for done in range(self.start + 1, total + 1):
-                batch = self.clock.timed_next(self.data, count=done - self.start > DATA_WAIT_FROM_STEP)
-                self._profile(done - self.start)
-                self.state, metrics = self.train_step(self.state, batch)
-                self.pending.append((done, metrics))
-                self.clock.steps += 1
-                if done == self.start + 1 and cfg.log_every > 1:
-                    jax.block_until_ready(metrics)  # compiled now: the first figures should not count that
-                    self.clock.restart()
-                self._drain(keep=1)
-                if done % cfg.log_every == 0 or done == total:
-                    self._log(done, batch)
-                if done % cfg.eval_every == 0 or done == total:
-                    self._evaluate(done)
-                if self._is_time_to_save(done) or stop.signal_name:
-                    self._save(done)
-                if stop.signal_name and done < total:
+            done = self.start
+            while done < total:
+                try:
+                    done = self._advance(done + 1)
+                except BadStep as bad:
+                    done = self._roll_back(bad)
+                    continue
+                if (signal_name := self.stop.signal_name) and done in self.checkpoints.steps and done < total:
                     self.checkpoints.wait()
-                    self.progress.say(f"stopped at step {done} by {stop.signal_name}; the same command continues.")
-                    return TrainResult(None, done, stop.signal_name)
+                    self.progress.say(f"stopped at step {done} by {signal_name}; the same command continues.")
+                    return TrainResult(None, done, signal_name)
             if self.start >= total:
                 self._evaluate(self.start)
             if 21 <= total - self.start < 21 + cfg.profile_steps:
                 self._stop_profile()  # the run ended inside the trace
             self.checkpoints.wait()
         return TrainResult(self._finish(), total, None)
+
+    def _advance(self, done: int) -> int:
+        """Step number `done`, with what is due after it; returns it. Raises BadStep under the policy rollback."""
+        cfg, total = self.config.train, self.config.train.steps
+        batch = self.clock.timed_next(self.data, count=done - self.start > DATA_WAIT_FROM_STEP)
+        self._profile(done - self.start)
+        self.state, metrics = self.train_step(self.state, batch)
+        self.pending.append((done, metrics))
+        self.clock.steps += 1
+        if done == self.start + 1 and cfg.log_every > 1:
+            jax.block_until_ready(metrics)  # compiled now: the first figures should not count that
+            self.clock.restart()
+        self._drain(keep=1)
+        if done % cfg.log_every == 0 or done == total:
+            self._log(done, batch)
+        if done % cfg.eval_every == 0 or done == total:
+            self._evaluate(done)
+        if self._is_time_to_save(done) or self.stop.signal_name:
+            self._save(done)
+        return done
+
+    def _roll_back(self, bad: BadStep) -> int:
+        """Back to the newest checkpoint, on with the data that comes next; returns the checkpoint's step."""
+        self.checkpoints.wait()
+        good = self.checkpoints.latest
+        if refusal := self.rollbacks.allow(good):
+            raise NonFiniteLoss(stop_message(bad.step, bad.metrics, good, self.config.train, refusal))
+        elsewhere = train_iterator(self.setup.prepared, self.config)  # the data of training stays where it is
+        self.state = self.checkpoints.restore(abstract_state(self.setup.model, self.optimizer), elsewhere)
+        done = int(self.state.step)
+        self.pending.clear()
+        self.writer.cut(done)
+        self.best, self.last = _best_so_far(self.setup, done), None
+        self.progress.say(
+            f"step {bad.step} was bad (loss {bad.metrics['loss']:.4g}, gradient norm {bad.metrics['grad_norm']:.4g}): "
+            f"rolled back to step {done}; the batches in between are skipped (rollback {self.rollbacks.total})."
+        )
+        self.clock.restart()
+        return done
 
     def _is_time_to_save(self, done: int) -> bool:
         cfg = self.config.checkpoint
@@ -144,15 +172,13 @@ class _Training:
             self.metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
             if self.metrics["finite"]:
                 continue
+            if self.config.train.on_nonfinite == "rollback":
+                raise BadStep(done, self.metrics)
             if self.config.train.on_nonfinite == "stop":
                 good = self.checkpoints.latest
-                saved = f"the last good checkpoint is step {good}" if good else "there is no checkpoint yet"
-                raise NonFiniteLoss(
-                    f"step {done}: loss {self.metrics['loss']}, gradient norm {self.metrics['grad_norm']}; {saved}. "
-                    "Lower --config.optim.learning_rate, or set --config.train.on_nonfinite=skip."
-                )
+                raise NonFiniteLoss(stop_message(done, self.metrics, good, self.config.train))
             self.skipped += 1
-            logging.warning("Step %d: loss or gradient is not finite; update skipped (%d so far).", done, self.skipped)
+            logging.warning("Step %d: loss or gradient is bad; update skipped (%d so far).", done, self.skipped)
 
     def _log(self, done: int, batch: dict[str, Any]) -> None:
         self._drain(keep=0)  # before the clock is read: the newest step is still running
@@ -167,6 +193,7 @@ class _Training:
             "tokens_per_s": tokens_per_s,
             "data_wait": self.clock.data_wait(),
             "skipped": self.skipped,
+            "rollbacks": self.rollbacks.total,
         }
         if mfu is not None:
             values["mfu"] = mfu

@@ -15,14 +15,23 @@ class MetricsWriter:
     """metrics.jsonl and TensorBoard of one run. Rows after `resume_step` (of a run that was killed) are cut off."""
 
     def __init__(self, folder: RunFolder, resume_step: int, tensorboard: bool):
-        kept = [row for row in read_rows(folder.metrics) if row["step"] <= resume_step] if resume_step else []
-        write_text(folder.metrics, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = folder.metrics.open("a", encoding="utf-8")
+        self._path = folder.metrics
+        self._open_up_to(resume_step)
         self._board = None
         if tensorboard:
             from tensorboardX import SummaryWriter  # half a second to import
 
             self._board = SummaryWriter(str(folder.tensorboard), purge_step=resume_step + 1)
+
+    def _open_up_to(self, step: int) -> None:
+        kept = [row for row in read_rows(self._path) if row["step"] <= step] if step else []
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def cut(self, step: int) -> None:
+        """Forget the rows after `step`: training went back to it. (TensorBoard keeps both branches.)"""
+        self._file.close()
+        self._open_up_to(step)
 
     def __enter__(self) -> "MetricsWriter":
         return self

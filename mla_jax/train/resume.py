@@ -26,6 +26,8 @@ _FREE = (
     "train.log_every",
     "train.eval_every",
     "train.on_nonfinite",
+    "train.bad_loss",
+    "train.bad_grad_norm",
     "train.tensorboard",
     "train.profile_steps",
     "optim.learning_rate",

@@ -30,7 +30,8 @@ def make_train_step(
 
     metrics, float32 []: loss (nats per token over the batch), grad_norm (before clipping), param_norm, finite.
     Microbatches accumulate sums of losses and gradients and the count of targets, and divide once, so that their
-    number changes nothing but rounding. `train.on_nonfinite=skip` keeps the old state where `finite` is 0.
+    number changes nothing but rounding. finite is 0 for a bad step (train/rollback.py); `train.on_nonfinite=skip`
+    then keeps the old state.
     """
     n_tokens, document_mask = config.tokenizer.vocab_size, config.data.document_mask
     seed, parts = config.train.seed, config.train.microbatches
@@ -72,6 +73,9 @@ def make_train_step(
             params = optax.apply_updates(state.params, updates)
         loss = total / count
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        for value, bound in ((loss, config.train.bad_loss), (grad_norm, config.train.bad_grad_norm)):
+            if bound:
+                finite &= value <= bound
         if config.train.on_nonfinite == "skip":
             params, opt_state = jax.tree.map(
                 lambda new, old: jnp.where(finite, new, old),

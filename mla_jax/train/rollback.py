@@ -1,0 +1,52 @@
+"""What becomes of a bad step: loss or gradient are not finite, or above `train.bad_loss` or `train.bad_grad_norm`."""
+
+from mla_jax.config import TrainConfig
+
+MAX_ROLLBACKS = 3  # to the same checkpoint: beyond it the trouble is not in the batches that were skipped
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or the gradient stopped being a number, or passed the bound set for it, and the policy is to stop."""
+
+
+class BadStep(Exception):
+    """A bad step under the policy `rollback`."""
+
+    def __init__(self, step: int, metrics: dict[str, float]):
+        super().__init__(step)
+        self.step, self.metrics = step, metrics
+
+
+def stop_message(step: int, metrics: dict[str, float], good: int | None, cfg: TrainConfig, why: str = "") -> str:
+    """One line: the step, its figures, the last good checkpoint, what to do. `why` says why nothing else was done."""
+    saved = f"the last good checkpoint is step {good}" if good else "there is no checkpoint yet"
+    bounds = [
+        f"{name}={bound}" for name, bound in (("bad_loss", cfg.bad_loss), ("bad_grad_norm", cfg.bad_grad_norm)) if bound
+    ]
+    limits = f" (bounds: {', '.join(bounds)})" if bounds else ""
+    remedy = {
+        "stop": "or set --config.train.on_nonfinite to skip or rollback",
+        "rollback": "or set --config.train.on_nonfinite=skip",
+    }[cfg.on_nonfinite]
+    return (
+        f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}{limits}; {why}{saved}. "
+        f"Lower --config.optim.learning_rate, {remedy}."
+    )
+
+
+class Rollbacks:
+    """Counts rollbacks to the newest checkpoint, so that they come to an end."""
+
+    def __init__(self) -> None:
+        self.total, self._here, self._good = 0, 0, -1
+
+    def allow(self, good: int | None) -> str:
+        """'' when a rollback to checkpoint `good` may be made (it is counted), else why not."""
+        if good is None:
+            return "there is nothing to roll back to; "
+        self._here = self._here + 1 if good == self._good else 1
+        self._good = good
+        if self._here > MAX_ROLLBACKS:
+            return f"rolled back to step {good} {MAX_ROLLBACKS} times already; "
+        self.total += 1
+        return ""

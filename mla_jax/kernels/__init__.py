@@ -1,0 +1,1 @@
+"""Pallas kernels, each with its plain twin beside it."""

@@ -1,0 +1,70 @@
+"""Decode attention over keys and values of their own: MHA, GQA, and per-head latents after folding.
+
+The baseline that latent attention is measured against, so it gets the same engine.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from mla_jax.kernels import blocks as blocks_lib
+from mla_jax.kernels.flash_decode import MASKED, Blocks, Operands, flash_decode
+
+
+def head_decode(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lengths: jax.Array,
+    softmax_scale: float,
+    q_rope: jax.Array | None = None,
+    k_rope: jax.Array | None = None,
+    k_scale: jax.Array | None = None,
+    v_scale: jax.Array | None = None,
+    blocks: Blocks | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """One query per row over its cache -> [B, H, V] in q's dtype.
+
+    q [B, H, K]; k [B, S, G, K]; v [B, S, G, V]; head h reads group h // (H/G); lengths [B] int32: positions that
+    count, 1..S. q_rope [B, H, R], k_rope [B, S, R]: a rotary part that all groups share (decoupled RoPE with per-head
+    latents), or None. k_scale, v_scale [B, S] float32: of k and v where they are int8. blocks: None = `blocks.choose`.
+    """
+    chex.assert_rank([q, k, v, lengths], [3, 4, 4, 1])
+    batch, heads, width = q.shape
+    groups, capacity = k.shape[2], k.shape[1]
+    rope = 0 if q_rope is None else q_rope.shape[-1]
+    blocks = blocks or blocks_lib.choose(width + v.shape[-1] + rope, k_scale is not None, batch, groups, capacity)
+
+    def grouped(a: jax.Array) -> jax.Array:
+        return a.reshape(batch, groups, heads // groups, a.shape[-1])
+
+    rope_operand = None if q_rope is None else grouped(q_rope)
+    operands = Operands(grouped(q), rope_operand, k, v, k_rope, k_scale, v_scale, lengths)
+    return flash_decode(operands, softmax_scale, blocks, interpret).reshape(batch, heads, v.shape[-1])
+
+
+def head_decode_reference(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lengths: jax.Array,
+    softmax_scale: float,
+    q_rope: jax.Array | None = None,
+    k_rope: jax.Array | None = None,
+    k_scale: jax.Array | None = None,
+    v_scale: jax.Array | None = None,
+) -> jax.Array:
+    """The plain twin of `head_decode`, in float32 with full precision -> [B, H, V] in q's dtype."""
+    precision = jax.lax.Precision.HIGHEST
+    repeats = q.shape[1] // k.shape[2]
+    k32, v32 = (jnp.repeat(a.astype(jnp.float32), repeats, axis=2) for a in (k, v))
+    k32 = k32 if k_scale is None else k32 * k_scale[:, :, None, None]
+    v32 = v32 if v_scale is None else v32 * v_scale[:, :, None, None]
+    scores = jnp.einsum("bhk,bshk->bhs", q.astype(jnp.float32), k32, precision=precision)
+    if q_rope is not None:
+        rotated = jnp.einsum("bhr,bsr->bhs", q_rope, k_rope, precision=precision, preferred_element_type=jnp.float32)
+        scores += rotated
+    valid = jnp.arange(k.shape[1]) < lengths[:, None]
+    weights = jax.nn.softmax(jnp.where(valid[:, None], scores * softmax_scale, MASKED), axis=-1)
+    return jnp.einsum("bhs,bshv->bhv", weights, v32, precision=precision).astype(q.dtype)

@@ -49,6 +49,7 @@ MIGRATIONS: dict[int, dict[str, Any]] = {
         "judge.resamples": 2000,
     },
     2: {
+        "model.decode_impl": "auto",  # as attention_impl: a choice of speed
         "optim.schedule": "cosine",
         "optim.decay_fraction": 0.2,
         "optim.muon_beta": 0.95,
@@ -91,6 +92,7 @@ class ModelConfig:
     scan_layers: bool
     dtype: str
     attention_impl: str
+    decode_impl: str
 
     @property
     def absorbed(self) -> bool:

@@ -1,4 +1,4 @@
-"""What the device can do: the computation dtype and the attention implementation, chosen once per process."""
+"""What the device can do: the computation dtype and the attention implementations, chosen once per process."""
 
 import dataclasses
 from typing import Any
@@ -19,6 +19,9 @@ class Backend:
     dtype: str  # "bfloat16" | "float32": of matrix products and activations; params stay float32
     attention_impl: str  # "cudnn" | "xla"
     reason: str = dataclasses.field(default="", compare=False)
+    decode_impl: str = "xla"  # "pallas" | "cudnn" | "xla": of one new token per row over the cache
+    decode_reason: str = dataclasses.field(default="", compare=False)
+    interpret: bool = False  # Pallas kernels as plain JAX: what tests on a CPU do
 
     @property
     def jnp_dtype(self) -> Any:
@@ -33,8 +36,12 @@ def choose(cfg: ModelConfig, device: Any = None) -> Backend:
 
     cuDNN attention needs an NVIDIA GPU from sm80 on, bfloat16 and a head size that is a multiple of 8 up to 128;
     bfloat16 needs sm80, a TPU or an explicit wish. Everything else gets plain XLA attention in float32.
-    Raises UserError when `model.attention_impl=cudnn` is asked of a device or a config that cannot have it.
+    One token a row over the cache (decode): the Pallas kernels from sm80 on, in bfloat16, where they pass their
+    self-check on the device that is there; else plain XLA.
+    Raises UserError when `model.attention_impl` or `model.decode_impl` asks for what the device or the config cannot
+    have.
     """
+    probe = "" if device is not None else None  # a device that is only described cannot be tried
     device = device or jax.devices()[0]
     modern_gpu = _is_modern_gpu(device)
     dtype = default_dtype(device) if cfg.dtype == "auto" else cfg.dtype
@@ -50,9 +57,45 @@ def choose(cfg: ModelConfig, device: Any = None) -> Backend:
         obstacle = ""
     if cfg.attention_impl == "cudnn" and obstacle:
         raise UserError(f"model.attention_impl is 'cudnn'; {obstacle}: use auto or xla.")
-    if cfg.attention_impl == "xla" or obstacle:
-        return Backend(dtype, "xla", obstacle or "model.attention_impl=xla")
-    return Backend(dtype, "cudnn", _describe(device))
+    impl = "xla" if cfg.attention_impl == "xla" or obstacle else "cudnn"
+    reason = (obstacle or "model.attention_impl=xla") if impl == "xla" else _describe(device)
+    decode_impl, decode_reason = _choose_decode(cfg, device, dtype, modern_gpu, probe)
+    return Backend(dtype, impl, reason, decode_impl, decode_reason)
+
+
+def _choose_decode(cfg: ModelConfig, device: Any, dtype: str, modern_gpu: bool, probe: str | None) -> tuple[str, str]:
+    """decode_impl and why. probe: the result of the kernels' self-check; None = make it, if it comes to that."""
+    wish = cfg.decode_impl
+    if wish == "xla":
+        return "xla", "model.decode_impl=xla"
+    if not modern_gpu:
+        obstacle = f"{_describe(device)} has no decode kernel (it needs an NVIDIA GPU from sm80 on)"
+    elif dtype != "bfloat16":
+        obstacle = f"the decode kernels compute in bfloat16 and model.dtype is {dtype}"
+    elif cfg.attention == "mla" and not cfg.absorbed:
+        obstacle = "this variant expands its cache at every step, so there is nothing for a decode kernel to read"
+    elif wish == "cudnn":
+        obstacle = _cudnn_decode_obstacle(cfg)
+    elif probe is None:
+        from mla_jax.kernels import probe as probe_lib
+
+        obstacle = probe_lib.obstacle()
+    else:
+        obstacle = probe
+    if not obstacle:
+        return ("pallas" if wish == "auto" else wish), _describe(device)
+    if wish == "auto":
+        return "xla", obstacle
+    raise UserError(f"model.decode_impl is {wish!r}; {obstacle}: use auto or xla.")
+
+
+def _cudnn_decode_obstacle(cfg: ModelConfig) -> str:
+    if cfg.attention == "mla" and (cfg.latent == "joint" or cfg.qk_rope_head_dim):
+        return "cuDNN has no attention over one shared latent or a shared rotary key"
+    width = cfg.kv_lora_rank if cfg.attention == "mla" else cfg.head_dim
+    if width % 8 or width > CUDNN_MAX_HEAD_DIM:
+        return f"cuDNN attention needs head sizes that are multiples of 8 up to 128, not {width}"
+    return ""
 
 
 def default_dtype(device: Any = None) -> str:

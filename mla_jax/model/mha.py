@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mla_jax.config import ModelConfig
-from mla_jax.model import attention, cache, layers
+from mla_jax.model import attention, cache, decode_attention, layers
 from mla_jax.model.attention import Where
 from mla_jax.model.backend import Backend
 
@@ -54,6 +54,9 @@ class MultiHeadAttention(nn.Module):
         length = x.shape[1]
         q, k, v = self._project(x, Where(positions=start[:, None] + jnp.arange(length)))
         store = cache.write(store, cache.HeadCache(k, v), start)
+        if decode_attention.applies(self.backend, length):
+            out = decode_attention.over_heads(q, store.k, store.v, start, self.scale, self.backend)
+            return self._output(out), store
         mask = attention.visible(start, length, store.k.shape[1])
         out = attention.attend_reference(q, store.k.astype(q.dtype), store.v.astype(q.dtype), mask, self.scale)
         return self._output(out), store

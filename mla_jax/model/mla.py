@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mla_jax.config import ModelConfig
-from mla_jax.model import attention, cache, layers
+from mla_jax.model import attention, cache, decode_attention, layers
 from mla_jax.model.attention import Where
 from mla_jax.model.backend import Backend
 
@@ -64,6 +64,12 @@ class LatentAttention(nn.Module):
         """Attention of q over the latents, mask [B, T, S] -> [B, T, H, V]."""
         raise NotImplementedError
 
+    def absorbed_fast(
+        self, q_nope: jax.Array, q_rope: jax.Array | None, store: cache.LayerCache, start: jax.Array
+    ) -> jax.Array:
+        """`absorbed` of one token a row at position start [B], by a kernel that reads the cache as it is stored."""
+        raise NotImplementedError
+
     @property
     def scale(self) -> float:
         return self.cfg.qk_head_dim**-0.5
@@ -86,6 +92,8 @@ class LatentAttention(nn.Module):
         where = Where(positions=start[:, None] + jnp.arange(length))
         q_nope, q_rope = self._queries(x, where)
         store = cache.write(store, self.latents(x, self._rotary_key(x, where)), start)
+        if self.cfg.absorbed and decode_attention.applies(self.backend, length):
+            return self._output(self.absorbed_fast(q_nope, q_rope, store, start)), store
         entries = jax.tree.map(lambda a: a.astype(x.dtype), store)
         capacity = jax.tree.leaves(store)[0].shape[1]
         mask = attention.visible(start, length, capacity)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mla_jax.model import cache, layers
+from mla_jax.model import cache, decode_attention, layers
 from mla_jax.model.mla import LatentAttention, softmax_over_cache
 
 
@@ -47,4 +47,12 @@ class JointLatentAttention(LatentAttention):
             logits += jnp.einsum("bthr,bsr->bhts", q_rope, entries.k_rope, preferred_element_type=jnp.float32)
         weights = softmax_over_cache(logits * self.scale, mask).astype(dtype)
         out = jnp.einsum("bhts,bsc->bthc", weights, entries.c_kv)
+        return jnp.einsum("bthc,chv->bthv", out, self.w_uv.astype(dtype))
+
+    def absorbed_fast(
+        self, q_nope: jax.Array, q_rope: jax.Array | None, store: cache.LatentCache, start: jax.Array
+    ) -> jax.Array:
+        dtype = self.backend.jnp_dtype
+        q_latent = jnp.einsum("bthn,chn->bthc", q_nope, self.w_uk.astype(dtype))
+        out = decode_attention.over_latents(q_latent, q_rope, store, start, self.scale, self.backend)
         return jnp.einsum("bthc,chv->bthv", out, self.w_uv.astype(dtype))

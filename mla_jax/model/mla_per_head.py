@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mla_jax.model import cache, layers
+from mla_jax.model import cache, decode_attention, layers
 from mla_jax.model.mla import LatentAttention, softmax_over_cache
 
 
@@ -52,4 +52,14 @@ class PerHeadLatentAttention(LatentAttention):
             logits += jnp.einsum("bthr,bsr->bhts", q_rope, entries.k_rope, preferred_element_type=jnp.float32)
         weights = softmax_over_cache(logits * self.scale, mask).astype(dtype)
         out = jnp.einsum("bhts,bshr->bthr", weights, entries.v_latent)
+        return jnp.einsum("bthr,hrv->bthv", out, self.w_uv.astype(dtype))
+
+    def absorbed_fast(
+        self, q_nope: jax.Array, q_rope: jax.Array | None, store: cache.PerHeadLatentCache, start: jax.Array
+    ) -> jax.Array:
+        dtype = self.backend.jnp_dtype
+        q_latent = jnp.einsum("bthn,hrn->bthr", q_nope, self.w_uk.astype(dtype))
+        out = decode_attention.over_heads(
+            q_latent, store.k_latent, store.v_latent, start, self.scale, self.backend, q_rope, store.k_rope
+        )
         return jnp.einsum("bthr,hrv->bthv", out, self.w_uv.astype(dtype))

@@ -21,6 +21,8 @@ def print_startup(console: rich.console.Console, config: Config, backend: Backen
 
     model = config.model
     say(f"device    {devices.device_name()}: {backend.attention_impl} attention in {backend.dtype} ({backend.reason})")
+    decode_reason = "" if backend.decode_reason == backend.reason else f" ({backend.decode_reason})"
+    say(f"decode    {backend.decode_impl}{decode_reason}")
     say(f"config    {config.hash}; unlike base: {', '.join(chosen(config)) or 'nothing'}")
     train, valid = stats["train"], stats["valid"]
     say(

@@ -1,0 +1,29 @@
+"""Whether the decode kernels work on this device: compiled, run and compared once per process."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mla_jax.kernels.latent_decode import latent_decode, latent_decode_reference
+
+_TOLERANCE = 0.03  # of bfloat16 results of size 1
+
+
+@functools.lru_cache(maxsize=1)
+def obstacle() -> str:
+    """ "" where the kernel computes what its plain twin does, else the reason: drivers, compilers and GPUs differ."""
+    rng = np.random.default_rng(0)
+    shapes = ((2, 8, 48), (2, 8, 16), (2, 200, 48), (2, 200, 16))
+    q, q_rope, c_kv, k_rope = (jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in shapes)
+    lengths = jnp.asarray([77, 200], jnp.int32)
+    try:
+        out = jax.jit(latent_decode, static_argnums=5)(q, q_rope, c_kv, k_rope, lengths, 0.1)
+        expected = latent_decode_reference(q, q_rope, c_kv, k_rope, lengths, 0.1)
+        error = float(jnp.max(jnp.abs(out.astype(jnp.float32) - expected.astype(jnp.float32))))
+    except Exception as failure:  # compilers raise many types
+        return f"the Pallas kernel does not run here ({' '.join(str(failure).split())[:150] or type(failure).__name__})"
+    if not error <= _TOLERANCE:
+        return f"the Pallas kernel is wrong here (error {error:.2g})"
+    return ""

@@ -11,7 +11,7 @@ from mla_jax.judge.evaluate import RunToJudge, run
 @pytest.fixture(autouse=True)
 def quick_backoff(monkeypatch, tmp_path):
     monkeypatch.setattr("mla_jax.judge.client.backoff", lambda attempt: 0.01)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("MLA_JAX_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize(

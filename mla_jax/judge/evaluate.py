@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mla_jax.cache_root import cache_root
 from mla_jax.errors import UserError
 from mla_jax.judge import controls, judging, store, tasks
 from mla_jax.judge.client import JudgeClient, resolve_key
@@ -157,7 +158,7 @@ def _judge(
     confirm: Callable[[str], bool] | None,
 ) -> None:
     said = len(client.notes)
-    cache = store.ReplyCache(Path(s.cache_dir) if s.cache_dir else store.default_cache_dir())
+    cache = store.ReplyCache(Path(s.cache_dir).expanduser() if s.cache_dir else cache_root() / "judge")
     try:
         _say([cache.note, *client.notes])
         _confirm(judging.estimate(stories, todo, s, cache).sentence(s), s, confirm)

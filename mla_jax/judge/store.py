@@ -140,11 +140,6 @@ def _lock(folder: Path) -> Any:
     return file
 
 
-def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/mla_jax/judge`, or the same under ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mla_jax" / "judge"
-
-
 class ReplyCache:
     """Replies by hash of (judge model, rubric version, story): SQLite, safe for several processes at once.
 

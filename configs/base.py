@@ -56,15 +56,16 @@ def get_config(size: str = "m") -> ConfigDict:
     m.decode_impl = "auto"  # one token over the cache: auto (pallas on GPUs from sm80 on) | pallas | cudnn | xla
 
     c.data = d = ConfigDict()
-    d.path = ""  # text (<|endoftext|> lines), .gz, .jsonl; "" = the embedded stories
-    d.valid_path = ""  # "" = valid_fraction of the stories of data.path, chosen by hash of their text
+    d.path = ""  # a file, folder or Hugging Face data set of stories (docs/how-to/own_data.md); "" = embedded stories
+    d.valid_path = ""  # "" = the data set's own validation part, else valid_fraction of the stories by hash of text
     d.valid_fraction = 0.01  # share of the stories of data.path that is held out
+    d.text_field = ""  # column or JSON field of the stories; "" = text, story or content, whichever comes first
     d.invalid_utf8 = "refuse"  # refuse | replace (by U+FFFD, counted)
     d.stories = 100_000  # embedded stories: how many to train on
     d.valid_stories = 1000  # embedded stories: how many to hold out
     d.seed = 0  # embedded stories: their seed
     d.document_mask = False  # keep attention and positions inside a story
-    d.cache_dir = ""  # tokenizers and token files; "" = $MLA_JAX_CACHE, else ~/.cache/mla_jax
+    d.cache_dir = ""  # tokenizers, tokens, data sets; "" = $MLA_JAX_CACHE, else mla_jax in $XDG_CACHE_HOME or ~/.cache
     d.threads = 2  # reader threads of the input pipeline
 
     c.tokenizer = t = ConfigDict()
@@ -146,6 +147,6 @@ def get_config(size: str = "m") -> ConfigDict:
     j.price_in = 0.0  # US dollars per million tokens; 0 = unknown: the budget cannot hold
     j.price_out = 0.0  # the same for tokens that the judge writes
     j.yes = False  # do not ask before spending
-    j.cache_dir = ""  # replies already paid for; "" = the user's cache folder
+    j.cache_dir = ""  # replies already paid for; "" = the folder judge beside data.cache_dir's default
     j.resamples = 2000  # bootstrap and permutation resamples in the report
     return c

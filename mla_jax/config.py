@@ -58,6 +58,7 @@ MIGRATIONS: dict[int, dict[str, Any]] = {
         "optim.ema_decay": 0.0,
         "train.bad_loss": 0.0,
         "train.bad_grad_norm": 0.0,
+        "data.text_field": "",
     },
 }
 
@@ -110,6 +111,7 @@ class DataConfig:
     path: str
     valid_path: str
     valid_fraction: float
+    text_field: str
     invalid_utf8: str
     stories: int
     valid_stories: int

@@ -14,7 +14,9 @@ import rich.table
 
 from mla_jax import config as config_lib
 from mla_jax import facts, runs
-from mla_jax.data.prepare import prepare
+from mla_jax.config import Config
+from mla_jax.data.prepare import prepare, prepare_file
+from mla_jax.data.token_file import TokenFile
 from mla_jax.errors import UserError
 from mla_jax.evaluation import EvalResult
 from mla_jax.evaluation import evaluate as evaluate_tokens
@@ -41,19 +43,12 @@ def evaluate(run: Run | str | os.PathLike, data_path: str | None = None, step: i
     """
     run = run if isinstance(run, Run) else runs.load_run(run, step)
     config = run.config
-    if data_path:
-        # A file that is both parts: all of it is evaluated, with the run's tokenizer.
-        config = config_lib.replace(config, **{"data.path": data_path, "data.valid_path": data_path})
-    prepared = prepare(config, run.tokenizer, quiet=True, to_train=not data_path)
-    fingerprint = runs.read_data(run.folder)["fingerprint"]
-    if not data_path and prepared.fingerprint != fingerprint:
-        raise UserError(
-            f"{run.folder.path} was trained on data with the fingerprint {fingerprint[:12]}, but its data.path holds "
-            f"{prepared.fingerprint[:12]} now: name the file to evaluate with --data.path."
-        )
+    if os.environ.get("MLA_JAX_CACHE"):  # the folder that training was told of may be another machine's
+        config = config_lib.replace(config, **{"data.cache_dir": ""})
+    tokens, fingerprint = _tokens(run, config, data_path)
     eval_step = make_eval_step(run.model, config)
-    result = evaluate_tokens(eval_step, run.variables, prepared.valid, config.train.seq_len, config.eval.batch_size)
-    stories = result.by_story(prepared.valid)
+    result = evaluate_tokens(eval_step, run.variables, tokens, config.train.seq_len, config.eval.batch_size)
+    stories = result.by_story(tokens)
     metrics = {
         "valid_loss": result.loss,
         "perplexity": result.perplexity,
@@ -62,7 +57,7 @@ def evaluate(run: Run | str | os.PathLike, data_path: str | None = None, step: i
         "step": run.step,
         "loss_by_position": [round(float(x), 5) for x in result.by_position()],
     }
-    row = result_row(run.folder.name, config.hash, metrics, prepared.fingerprint, run.tokenizer.sha256)
+    row = result_row(run.folder.name, config.hash, metrics, fingerprint, run.tokenizer.sha256)
     name = "valid" if not data_path else f"{Path(data_path).stem}-{_short(data_path)}"
     path = run.folder.eval / f"{name}.json"
     try:
@@ -75,6 +70,20 @@ def evaluate(run: Run | str | os.PathLike, data_path: str | None = None, step: i
             f"{run.folder.eval} cannot be written to ({error.strerror}): make room, or copy the run folder elsewhere."
         ) from None
     return Evaluation(row, result, stories, path)
+
+
+def _tokens(run: Run, config: Config, data_path: str | None) -> tuple[TokenFile, str]:
+    """What to evaluate on, and its fingerprint. Raises UserError when the run's own data is not there any more."""
+    if data_path:
+        return prepare_file(data_path, config, run.tokenizer, quiet=False)
+    prepared = prepare(config, run.tokenizer)
+    fingerprint = runs.read_data(run.folder)["fingerprint"]
+    if prepared.fingerprint != fingerprint:
+        raise UserError(
+            f"{run.folder.path} was trained on data with the fingerprint {fingerprint[:12]}, but its data.path holds "
+            f"{prepared.fingerprint[:12]} now: name the file to evaluate with --data.path."
+        )
+    return prepared.valid, fingerprint
 
 
 def run(

@@ -126,7 +126,9 @@ def test_a_bad_flag_is_refused(refused, tmp_path: Path, arguments: tuple, w: tup
 
 DATA_FILES = [
     ({"data.path": "none.txt"}, "data.path", "no such file"),
-    ({"data.path": ""}, "directory"),
+    ({"data.path": "nothing"}, "data.path", "a folder without story files"),
+    ({"data.path": "packed.txt"}, "data.path", "gzip", ".gz"),
+    ({"data.path": "broken.parquet"}, "data.path", "parquet"),
     ({"data.path": "empty.txt"}, "data.path", "empty"),
     ({"data.path": "binary.txt"}, "data.path", "binary.txt", "NUL"),
     ({"data.path": "latin1.txt"}, "data.path", "UTF-8", "invalid_utf8=replace"),
@@ -145,18 +147,28 @@ DATA_FILES = [
 @pytest.mark.parametrize(("files", "w"), [(row[0], row[1:]) for row in DATA_FILES], ids=lambda v: str(v)[:60])
 def test_a_bad_data_file_is_refused(refused, stories_file: Path, tmp_path: Path, files: dict, w: tuple) -> None:
     write_stories(tmp_path / "stories.txt")
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "packed.txt").write_bytes(b"\x1f\x8b\x08\x00 packed")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
     (tmp_path / "empty.txt").touch()
     (tmp_path / "blank.txt").write_text("\n<|endoftext|>\n \n")
     (tmp_path / "one.txt").write_text("Only one story.")
     (tmp_path / "binary.txt").write_bytes(b"a\0b" * 100)
     (tmp_path / "latin1.txt").write_bytes("caf\u00e9\n".encode("latin-1") * 9)
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
-    (tmp_path / "no_text.jsonl").write_text('{"story": "a"}\n')
+    (tmp_path / "no_text.jsonl").write_text('{"tale": "a"}\n')
     (tmp_path / "cut.txt.gz").write_bytes(b"\x1f\x8b\x08\x00 cut")
     before = listing(tmp_path)
     knobs = {"data.cache_dir": str(tmp_path / "cache")} | {name: f"{tmp_path}/{file}" for name, file in files.items()}
     refused(*train_flags(stories_file, tmp_path / "run", **knobs), words=w)
     assert listing(tmp_path) == before
+
+
+def test_a_line_of_100_megabytes_is_refused(refused, stories_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "line.txt").write_bytes(b"word " * 20_000_000)
+    flags = train_flags(stories_file, tmp_path / "run", **{"data.path": f"{tmp_path}/line.txt"})
+    refused(*flags, words=("data.path", "story 1 is longer than 16 MiB", "<|endoftext|>"))
+    assert [path.name for path in tmp_path.iterdir()] == ["line.txt"]
 
 
 def edit_json(path: Path, change: Callable[[dict], object]) -> None:

@@ -77,10 +77,9 @@ def test_damaged_entries_are_logged_and_made_again(name: str, config: Config, tm
 def test_an_interrupted_preparation_leaves_nothing_and_is_redone(config, tmp_path, monkeypatch, error) -> None:
     real = token_file.write
 
-    def interrupted(folder, split, *rest):
-        if split == "valid":
-            raise error
-        return real(folder, split, *rest)
+    def interrupted(*arguments):
+        real(*arguments)
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(token_file, "write", interrupted)
@@ -91,15 +90,16 @@ def test_an_interrupted_preparation_leaves_nothing_and_is_redone(config, tmp_pat
 
 
 def test_a_killed_preparation_is_redone_and_its_leftovers_go_after_a_day(config: Config, tmp_path: Path) -> None:
-    """kill -9 while the validation part is written: no cleanup of our own can run."""
+    """kill -9 when the parts are written and before they are published: no cleanup of our own can run."""
     script = f"""
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).resolve().parents[1])!r})
 from mla_jax.config import loads
 from mla_jax.data import prepare, token_file
 real = token_file.write
-def write(folder, split, *rest):
-    return os.kill(os.getpid(), signal.SIGKILL) if split == "valid" else real(folder, split, *rest)
+def write(*arguments):
+    real(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
 token_file.write = write
 prepare.prepare(loads(sys.stdin.read()))
 """
@@ -119,11 +119,11 @@ prepare.prepare(loads(sys.stdin.read()))
 def test_of_two_preparations_at_once_the_first_to_finish_wins(config: Config, tmp_path: Path, monkeypatch) -> None:
     real, others = token_file.write, []
 
-    def overtaken(folder, split, *rest):
-        if split == "valid" and not others:
+    def overtaken(*arguments):
+        if not others:
             others.append(None)  # only the outer one is overtaken
             others[0] = prepare(config, quiet=True)
-        return real(folder, split, *rest)
+        return real(*arguments)
 
     monkeypatch.setattr(token_file, "write", overtaken)
     outer = prepare(config, quiet=True)

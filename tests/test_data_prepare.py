@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import logging
 
 from mla_jax.config import Config
 from mla_jax.config_files import load_config
@@ -74,7 +73,7 @@ def same(a: Prepared, b: Prepared) -> bool:
 
 
 def test_the_stream_holds_every_story_between_separators(config: Config, monkeypatch) -> None:
-    monkeypatch.setattr(token_file, "_BATCH_BYTES", 700)  # several batches, so that positions must carry over
+    monkeypatch.setattr(token_file, "_BATCH_CHARACTERS", 700)  # several batches, so that positions must carry over
     prepared = prepare(config, quiet=True)
     assert sorted(decoded(prepared, "train") + decoded(prepared, "valid")) == sorted(STORIES)
     for split in ("train", "valid"):
@@ -85,19 +84,20 @@ def test_the_stream_holds_every_story_between_separators(config: Config, monkeyp
         assert part.story_bytes.tolist() == [len(s.encode()) for s in decoded(prepared, split)]
         assert part.n_bytes == sum(part.story_bytes) and part.n_stories == len(separators) - 1
         assert part.tokens.dtype == np.uint16 and part.story_starts.dtype == part.story_bytes.dtype == np.int64
+        stats = prepared.stats[split]
         counts = {"stories": part.n_stories, "bytes": part.n_bytes, "tokens": len(part.tokens)}
-        assert prepared.stats[split] == counts
+        assert {name: stats[name] for name in counts} == counts
 
 
 def test_large_vocabularies_get_four_bytes_a_token(tmp_path: Path) -> None:
     class Large:
         vocab_size, separator_id = 2**16 + 1, 1
 
-        def encode_batch(self, texts):
-            return [[2**16]] * len(texts)
+        def encode_arrays(self, texts):
+            return [np.asarray([2**16], np.int32)] * len(texts)
 
-    meta = token_file.write(tmp_path, "train", ["a", "b"], Large())
-    tokens = token_file.read(tmp_path, "train", meta, separator_id=1).tokens
+    meta = token_file.write(tmp_path, [("train", "a"), ("train", "b")], ["train"], Large())
+    tokens = token_file.read(tmp_path, "train", meta["train"], separator_id=1).tokens
     assert tokens.dtype == np.uint32 and tokens.tolist() == [1, 2**16, 1, 2**16, 1]
 
 
@@ -165,9 +165,9 @@ def test_the_cache_folder_comes_from_the_environment_when_not_configured(config:
 
 def test_progress_is_plain_lines_without_a_terminal(config: Config, monkeypatch) -> None:
     lines = []
-    monkeypatch.setattr(logging, "info", lambda text, *args: lines.append(text % args))
+    monkeypatch.setattr(progress, "say", lines.append)
     monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
-    monkeypatch.setattr(token_file, "_BATCH_BYTES", 10_000)
+    monkeypatch.setattr(token_file, "_BATCH_CHARACTERS", 10_000)
     prepare(config)
     shares = [line for line in lines if line.startswith("Tokenizing: ")]
     assert len(shares) > 2 and shares[-1] == "Tokenizing: 100 % of 300 stories"
@@ -180,14 +180,14 @@ TEXT = "\n<|endoftext|>\n".join(STORIES).encode()
 # name -> (file, its content (None: no such file, "dir": a directory), other knobs, what the message says)
 BAD = {
     "missing": ("x.txt", None, {}, "there is no such file"),
-    "directory": ("x", "dir", {}, "that is a directory"),
+    "directory": ("x", "dir", {}, "that is a folder without story files"),
     "empty": ("x.txt", b"", {}, "the file is empty"),
     "separators only": ("x.txt", b"<|endoftext|>\n\n<|endoftext|>\n", {}, "holds no stories"),
     "blanks only": ("x.txt", b" \n\t\n", {}, "holds no stories"),
     "binary": ("x.txt", TEXT[:50] + b"\0" + TEXT, {}, "story 1 holds a NUL byte"),
     "invalid UTF-8": ("x.txt", TEXT + b"\xff", {}, "story 300 is not valid UTF-8"),
     "bad JSON line": ("x.jsonl", b'{"text": "a"}\nb\n', {}, "line 2 is not JSON"),
-    "row without text": ("x.jsonl", b'{"story": "a"}\n', {}, 'line 1 is no object with a "text"'),
+    "row without text": ("x.jsonl", b'{"tale": "a"}\n', {}, 'line 1 is no object with a "text"'),
     "no gzip": ("x.txt.gz", TEXT, {}, "gzip data is damaged"),
     "gzip cut short": ("x.txt.gz", gzip.compress(TEXT)[:-9], {}, "gzip data is damaged or cut short"),
     "one story": ("x.txt", b"a story", {}, "none of its 1 stories falls into the validation part"),

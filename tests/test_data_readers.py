@@ -94,7 +94,7 @@ BAD = {
     "huge number": ("s.jsonl", b'{"text": ' + b"1" * 900 + b"}", 'line 1 is no object with a "text"'),
     "deep JSON": ("s.jsonl", b"[" * 900, "line 1 is not JSON"),
     "array": ("s.jsonl", ROW * 3 + b'["a"]', 'line 4 is no object with a "text"'),
-    "no text": ("s.jsonl", b'{"story": "a"}', 'line 1 is no object with a "text"'),
+    "no text": ("s.jsonl", b'{"tale": "a"}', 'line 1 is no object with a "text"'),
     "text is null": ("s.jsonl", b'{"text": null}', 'line 1 is no object with a "text"'),
     "NUL in JSON": ("s.jsonl", b'{"text": "\0"}', "line 1 holds a NUL byte"),
 }

@@ -22,11 +22,6 @@ META = "meta.json"
 T = TypeVar("T")
 
 
-def cache_dir(configured: str) -> Path:
-    """data.cache_dir, else $MLA_JAX_CACHE, else ~/.cache/mla_jax."""
-    return Path(os.path.expanduser(configured or os.environ.get("MLA_JAX_CACHE") or "~/.cache/mla_jax"))
-
-
 def find_or_build(
     root: Path,
     kind: str,
@@ -124,11 +119,11 @@ def _disk_errors(root: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             rule, remedy = (
                 "the disk is full",
-                "free some space or set --config.data.cache_dir to another disk",
+                "free some space, or set MLA_JAX_CACHE (or --config.data.cache_dir) to a folder on another disk",
             )
         else:
             rule, remedy = (
                 f"it cannot be used ({error.strerror})",
-                "set --config.data.cache_dir to a folder of yours",
+                "set MLA_JAX_CACHE (or --config.data.cache_dir) to a folder of yours",
             )
         raise UserError(f"The cache folder is '{root}'; {rule}: {remedy}.") from error

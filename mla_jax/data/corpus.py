@@ -4,13 +4,14 @@ import abc
 import dataclasses
 import hashlib
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mla_jax.cache_root import cache_root
 from mla_jax.config import Config
 from mla_jax.data.readers import Count, Source
+from mla_jax.data.sources import Found, find
 
 SPLITS = ("train", "valid")
 # Raise it whenever the same sources would give other stories: caches are keyed by the fingerprint.
@@ -28,6 +29,7 @@ class Survey:
 class Corpus(abc.ABC):
     """Stories by split. `name` is for people, `fingerprint` (sha256, hex) for caches and result rows."""
 
+    splits: tuple[str, ...] = SPLITS
     name: str
     fingerprint: str
 
@@ -39,11 +41,15 @@ class Corpus(abc.ABC):
         """Stream the texts of one split, "train" or "valid", always in the same order."""
         return (text for part, text in self.rows() if part == split)
 
-    def survey(self) -> Survey:
-        """Read everything once. Raises UserError for any unreadable story and for a part without stories."""
-        stories, count = dict.fromkeys(SPLITS, 0), Count()
+    def survey(self, advance: Callable[[], None] = lambda: None) -> Survey:
+        """Read everything once, calling `advance` after each story.
+
+        Raises UserError for any unreadable story and for a part without stories.
+        """
+        stories, count = dict.fromkeys(self.splits, 0), Count()
         for split, _ in self.rows(count):
             stories[split] += 1
+            advance()
         self.check_parts(stories)
         return Survey(stories, count.replaced)
 
@@ -55,54 +61,68 @@ class Corpus(abc.ABC):
 
 
 class FileCorpus(Corpus):
-    """One file, split by the hash of each story's text, or a training and a validation file."""
+    """Files: a training and a validation part; one part, split by the hash of each story; or one to evaluate on."""
 
-    def __init__(self, train: Source, valid: Source | None, valid_fraction: float):
-        self.sources = {"train": train} if valid is None else {"train": train, "valid": valid}
-        for source in self.sources.values():
-            source.check()
-        self.name = ", ".join(str(source.path) for source in self.sources.values())
+    def __init__(self, parts: dict[str, Found], valid_fraction: float):
+        """parts: {"train", "valid"}, {"train"} (its own held-out files, or a split by hash), or {"valid"} alone."""
+        self._named = {split: found.named for split, found in parts.items()}
+        self.files = {split: found.files if split == "train" else found.held_out for split, found in parts.items()}
+        if "valid" not in parts and parts["train"].valid:
+            self.files["valid"] = parts["train"].valid
+            self._named["valid"] = self._named["train"]
+        self._by_hash = "valid" not in self.files
+        self.splits = SPLITS if "train" in self.files else ("valid",)
+        self.name = ", ".join(map(_name, parts.values()))
         self._threshold = int(valid_fraction * 2**64)
-        self._stats = {split: _stat(source) for split, source in self.sources.items()}
+        self._stats = {source: _stat(source) for sources in self.files.values() for source in sources}
+        like = next(iter(self._named.values()))
         self.fingerprint = _fingerprint(
-            files={split: _sha256_file(source) for split, source in self.sources.items()},
-            formats={split: source.reader.__name__ for split, source in self.sources.items()},
-            gzip=[source.path.suffix.lower() == ".gz" for source in self.sources.values()],
-            valid_fraction=valid_fraction if valid is None else None,
-            invalid_utf8=train.invalid_utf8,
+            files=self._each(_sha256_file),
+            formats=self._each(lambda source: source.reader.__name__),
+            gzip=[source.path.suffix.lower() == ".gz" for sources in self.files.values() for source in sources],
+            valid_fraction=valid_fraction if self._by_hash else None,
+            invalid_utf8=like.invalid_utf8,
+            **({"text_field": like.text_field} if like.text_field else {}),
         )
 
     def rows(self, count: Count | None = None) -> Iterator[tuple[str, str]]:
-        for split, source in self.sources.items():
-            for text in source.stories(count):
-                yield self._split_of(text) if len(self.sources) == 1 else split, text
+        for split in self.files:
+            for text in self._texts(split, count):
+                yield self._split_of(text) if self._by_hash else split, text
 
     def stories(self, split: str) -> Iterator[str]:
-        if len(self.sources) == 1:
-            return super().stories(split)
-        return self.sources[split].stories()
+        return super().stories(split) if self._by_hash else self._texts(split)
 
     def check_parts(self, stories: dict[str, int]) -> None:
-        train = self.sources["train"]
         if not any(stories.values()):
-            raise train.fail("it holds no stories, only separators and blanks", "give it at least one story")
-        if len(self.sources) == 2:
-            for split, source in self.sources.items():
-                if not stories[split]:
-                    raise source.fail("it holds no stories, only separators and blanks", "give it some stories")
+            named = next(iter(self._named.values()))
+            raise named.fail("it holds no stories, only separators and blanks", "give it at least one story")
+        empty = next((split for split in self.splits if not stories[split]), None)
+        if empty is None:
             return
-        part = "validation" if not stories["valid"] else "training"
-        if not all(stories.values()):
-            raise train.fail(
-                f"none of its {sum(stories.values()):,} stories falls into the {part} part",
-                "give more stories (separated by <|endoftext|> lines), another --config.data.valid_fraction, "
-                "or a file of their own with --config.data.valid_path",
-            )
+        if not self._by_hash:
+            raise self._named[empty].fail("it holds no stories, only separators and blanks", "give it some stories")
+        part = "validation" if empty == "valid" else "training"
+        raise self._named["train"].fail(
+            f"none of its {sum(stories.values()):,} stories falls into the {part} part",
+            "give more stories (separated by <|endoftext|> lines), another --config.data.valid_fraction, "
+            "or a file of their own with --config.data.valid_path",
+        )
 
     def check_unchanged(self) -> None:
-        for split, source in self.sources.items():
-            if _stat(source) != self._stats[split]:
+        for source, stat in self._stats.items():
+            if _stat(source) != stat:
                 raise source.fail("the file changed while it was read", "start again when it is complete")
+
+    def _texts(self, split: str, count: Count | None = None) -> Iterator[str]:
+        for source in self.files[split]:
+            yield from source.stories(count)
+
+    def _each(self, function: Callable[[Source], str]) -> dict[str, str | list[str]]:
+        """{split: what `function` says of its file, or of each of its files}"""
+        said = {split: [function(source) for source in sources] for split, sources in self.files.items()}
+        # One file stands for itself, as it always did: runs are held to the fingerprint that they began with.
+        return {split: values[0] if len(values) == 1 else values for split, values in said.items()}
 
     def _split_of(self, text: str) -> str:
         digest = hashlib.sha256(text.encode("utf-8")).digest()
@@ -129,25 +149,35 @@ class WorldCorpus(Corpus):
 
         return (row["text"] for row in stories(self._counts[split], self._seed, split=split))
 
-    def survey(self) -> Survey:
+    def survey(self, advance: Callable[[], None] = lambda: None) -> Survey:
         return Survey(self._counts, replaced=0)  # config.validate saw to it that there are some
 
 
-def open_corpus(config: Config) -> Corpus:
+def open_corpus(config: Config, quiet: bool = True) -> Corpus:
     """The corpus that `config.data` names; nothing but bytes for the fingerprint has been read yet.
 
-    Raises UserError for a file that is missing, a directory, empty or not readable.
+    Raises UserError for a path that leads to no readable file of stories (sources.find).
     """
     data = config.data
     if not data.path:
         return WorldCorpus(data.stories, data.valid_stories, data.seed)
-    train = Source(_path(data.path), "data.path", data.invalid_utf8)
-    valid = Source(_path(data.valid_path), "data.valid_path", data.invalid_utf8) if data.valid_path else None
-    return FileCorpus(train, valid, data.valid_fraction)
+    root = cache_root(data.cache_dir)
+    parts = {}
+    for split, field, path in (("train", "data.path", data.path), ("valid", "data.valid_path", data.valid_path)):
+        if path:
+            parts[split] = find(path, Source(Path(path), field, data.invalid_utf8, data.text_field), root, quiet)
+    return FileCorpus(parts, data.valid_fraction)
 
 
-def _path(text: str) -> Path:
-    return Path(os.path.expanduser(text))
+def open_to_evaluate(path: str, config: Config, quiet: bool = True) -> Corpus:
+    """Everything at `path` as one validation part, read as `config.data` says. Raises UserError as `open_corpus`."""
+    like = Source(Path(path), "--data.path", config.data.invalid_utf8, config.data.text_field, trains=False)
+    return FileCorpus({"valid": find(path, like, cache_root(config.data.cache_dir), quiet)}, config.data.valid_fraction)
+
+
+def _name(found: Found) -> str:
+    files = len(found.files) + len(found.valid)
+    return str(found.named.path) + (f" ({files:,} files)" if files > 1 and not found.valid else "")
 
 
 def _fingerprint(**content: Any) -> str:

@@ -10,11 +10,12 @@ from typing import Any
 
 from absl import logging
 
+from mla_jax.cache_root import cache_root
 from mla_jax.config import Config
-from mla_jax.data import token_file
-from mla_jax.data.cache import cache_dir, find_or_build
-from mla_jax.data.corpus import SPLITS, Corpus, open_corpus
-from mla_jax.data.progress import Progress
+from mla_jax.data import statistics, token_file
+from mla_jax.data.cache import find_or_build
+from mla_jax.data.corpus import Corpus, Survey, open_corpus, open_to_evaluate
+from mla_jax.data.progress import Progress, say
 from mla_jax.data.token_file import TOKENS_VERSION, TokenFile
 from mla_jax.data.tokenizer import TOKENIZER_VERSION, Tokenizer, train_tokenizer
 from mla_jax.errors import UserError
@@ -34,42 +35,49 @@ class Prepared:
     stats: dict[str, Any]
 
 
-def prepare(config: Config, tokenizer: Tokenizer | None = None, quiet: bool = False, to_train: bool = True) -> Prepared:
+def prepare(config: Config, tokenizer: Tokenizer | None = None, quiet: bool = False) -> Prepared:
     """Find or make the tokenizer (unless given) and the token files of `config.data`.
-
-    `to_train`: the training part must hold a window of `train.seq_len`; evaluation alone takes less.
 
     Everything unreadable in the sources raises UserError before anything is written. Preparing a corpus a
     second time is a lookup: entries are keyed by content, checked by size and hash, and made again when
-    damaged.
+    damaged. Unless `quiet`, progress goes to stderr.
     """
     start = time.monotonic()
     if tokenizer is None and config.tokenizer.path:
         tokenizer = Tokenizer.load(config.tokenizer.path)
-    corpus = open_corpus(config)
-    root = cache_dir(config.data.cache_dir)
-    surveyed = _Once(corpus)
+    corpus = open_corpus(config, quiet)
+    root = cache_root(config.data.cache_dir)
+    surveyed = _Once(corpus, quiet)
     if tokenizer is None:
         tokenizer = _tokenizer(config, corpus, root, surveyed, quiet)
-    fingerprint = _key(corpus=corpus.fingerprint, tokenizer=tokenizer.sha256, version=TOKENS_VERSION)
-    (parts, stats), cached = _tokens(config, corpus, tokenizer, root, fingerprint, surveyed, quiet, to_train)
-    if not quiet:
-        for split in SPLITS:
-            logging.info("%s part: %s", split, ", ".join(f"{k} {v:,}" for k, v in stats[split].items()))
-    stats |= {"corpus": corpus.name, "vocab_size": tokenizer.vocab_size, "from_cache": cached}
-    stats["seconds"] = round(time.monotonic() - start, 3)
+    fingerprint, parts, meta, cached = _tokens(corpus, tokenizer, root, surveyed, quiet, config)
+    stats: dict[str, Any] = {split: statistics.describe(part) for split, part in parts.items()}
+    stats |= {"replaced_utf8": meta["replaced_utf8"], "corpus": corpus.name, "vocab_size": tokenizer.vocab_size}
+    stats |= {"from_cache": cached, "seconds": round(time.monotonic() - start, 3)}
     return Prepared(tokenizer, parts["train"], parts["valid"], fingerprint, stats)
+
+
+def prepare_file(path: str, config: Config, tokenizer: Tokenizer, quiet: bool = True) -> tuple[TokenFile, str]:
+    """(token file, fingerprint) of everything at `path`, to evaluate on: it may be shorter than a window.
+
+    config: that of the run whose tokenizer is given; its rules for reading apply. Raises UserError as `prepare`.
+    """
+    corpus = open_to_evaluate(path, config, quiet)
+    root = cache_root(config.data.cache_dir)
+    fingerprint, parts, *_ = _tokens(corpus, tokenizer, root, _Once(corpus, quiet), quiet)
+    return parts["valid"], fingerprint
 
 
 class _Once:
     """The corpus' survey, made when it is first asked for: a cached corpus is never read again."""
 
-    def __init__(self, corpus: Corpus):
-        self._corpus, self._survey = corpus, None
+    def __init__(self, corpus: Corpus, quiet: bool):
+        self._corpus, self._quiet, self._survey = corpus, quiet, None
 
-    def __call__(self):
+    def __call__(self) -> Survey:
         if self._survey is None:
-            self._survey = self._corpus.survey()
+            with Progress("Reading", None, self._quiet) as progress:
+                self._survey = self._corpus.survey(progress.advance)
             if self._survey.replaced:
                 logging.warning(
                     "%s: %s stories held invalid UTF-8, replaced by U+FFFD.",
@@ -84,7 +92,7 @@ def _tokenizer(config: Config, corpus: Corpus, root: Path, surveyed: _Once, quie
 
     def build(folder: Path) -> dict[str, Any]:
         if not quiet:
-            logging.info("Learning at most %d pieces from %s.", knobs.vocab_size, corpus.name)
+            say(f"Learning at most {knobs.vocab_size:,} pieces from {corpus.name}.")
         model = train_tokenizer(_first_bytes(corpus.stories("train"), knobs.train_bytes), knobs.vocab_size)
         corpus.check_unchanged()
         (folder / "tokenizer.model").write_bytes(model)
@@ -106,26 +114,27 @@ def _tokenizer(config: Config, corpus: Corpus, root: Path, surveyed: _Once, quie
 
 
 def _tokens(
-    config: Config,
     corpus: Corpus,
     tokenizer: Tokenizer,
     root: Path,
-    key: str,
     surveyed: _Once,
     quiet: bool,
-    to_train: bool,
-) -> tuple[tuple[dict[str, TokenFile], dict[str, Any]], bool]:
+    to_train: Config | None = None,
+) -> tuple[str, dict[str, TokenFile], dict[str, Any], bool]:
+    """(fingerprint, token file by split, meta data, were they there?)
+
+    to_train: the config for which the training part must hold a window.
+    """
+    fingerprint = _key(corpus=corpus.fingerprint, tokenizer=tokenizer.sha256, version=TOKENS_VERSION)
+
     def build(folder: Path) -> dict[str, Any]:
         survey = surveyed()
-        meta: dict[str, Any] = {"corpus": corpus.fingerprint, "tokenizer": tokenizer.sha256, "parts": {}}
+        meta: dict[str, Any] = {"corpus": corpus.fingerprint, "tokenizer": tokenizer.sha256}
         with Progress("Tokenizing", sum(survey.stories.values()), quiet) as progress:
-            for split in SPLITS:
-                meta["parts"][split] = token_file.write(
-                    folder, split, corpus.stories(split), tokenizer, progress.advance
-                )
+            meta["parts"] = token_file.write(folder, corpus.rows(), corpus.splits, tokenizer, progress.advance)
         corpus.check_unchanged()
         if to_train:
-            _check_window(config, corpus, meta["parts"]["train"]["n_tokens"])
+            _check_window(to_train, corpus, meta["parts"]["train"]["n_tokens"])
         meta["replaced_utf8"] = survey.replaced
         return meta
 
@@ -133,17 +142,17 @@ def _tokens(
         if (meta["corpus"], meta["tokenizer"]) != (corpus.fingerprint, tokenizer.sha256):
             raise token_file.DamagedError("it was made from other data")
         parts = {
-            split: token_file.read(folder, split, meta["parts"][split], tokenizer.separator_id) for split in SPLITS
+            split: token_file.read(folder, split, meta["parts"][split], tokenizer.separator_id)
+            for split in corpus.splits
         }
-        stats: dict[str, Any] = {split: _describe(part) for split, part in parts.items()}
-        return parts, stats | {"replaced_utf8": meta["replaced_utf8"]}
+        return parts, {"replaced_utf8": meta["replaced_utf8"]}
 
-    if not (root / "tokens" / key).exists():
+    if not (root / "tokens" / fingerprint).exists():
         surveyed()
-    found, cached = find_or_build(root, "tokens", key, load, build)
+    (parts, meta), cached = find_or_build(root, "tokens", fingerprint, load, build)
     if to_train:
-        _check_window(config, corpus, len(found[0]["train"].tokens))
-    return found, cached
+        _check_window(to_train, corpus, len(parts["train"].tokens))
+    return fingerprint, parts, meta, cached
 
 
 def _check_window(config: Config, corpus: Corpus, n_tokens: int) -> None:
@@ -153,10 +162,6 @@ def _check_window(config: Config, corpus: Corpus, n_tokens: int) -> None:
             f"train.seq_len is {config.train.seq_len}; the training part of {corpus.name} has {n_tokens:,} "
             f"tokens and one window needs {needed:,}: lower --config.train.seq_len or give more stories."
         )
-
-
-def _describe(part: TokenFile) -> dict[str, int]:
-    return {"stories": part.n_stories, "bytes": part.n_bytes, "tokens": len(part.tokens)}
 
 
 def _first_bytes(stories: Iterator[str], limit: int) -> Iterator[str]:

@@ -10,12 +10,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+from mla_jax.data.parquet import read_parquet
 from mla_jax.errors import UserError
 
 SEPARATOR = "<|endoftext|>"
 MAX_STORY_BYTES = 16 * 2**20
 _BLOCK = 2**20
 _BOM = b"\xef\xbb\xbf"
+# Where a row's story is, when data.text_field does not say: the first of these that it has.
+TEXT_FIELDS = ("text", "story", "content")
+# How files begin that no ending may pass off as text, and what to do about them.
+_MAGIC = {
+    b"\x1f\x8b\x08": ("gzip", "let its name end in .gz"),
+    b"PAR1": ("parquet", "let its name end in .parquet"),
+    b"PK\x03\x04": ("zip", "unpack it first"),
+    b"\x28\xb5\x2f\xfd": ("zstandard", "unpack it first"),
+    b"BZh91AY&SY": ("bzip2", "unpack it first"),
+    b"\xfd7zXZ\0": ("xz", "unpack it first"),
+}
 
 
 @dataclasses.dataclass
@@ -27,11 +39,18 @@ class Count:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One readable file of stories. `field` is the knob that named it, for messages."""
+    """One readable file of stories. `field` is the knob or flag that named it, for messages."""
 
     path: Path
     field: str
     invalid_utf8: str  # refuse | replace
+    text_field: str = ""  # the field or column that holds the story; "" = the first of TEXT_FIELDS
+    trains: bool = True  # whether knobs can be set, or the config is that of a finished run
+
+    @property
+    def text_fields(self) -> tuple[str, ...]:
+        """Fields or columns to look for the story in, in order."""
+        return (self.text_field,) if self.text_field else TEXT_FIELDS
 
     @property
     def reader(self) -> Callable[["Source", IO[bytes], Count], Iterator[str]]:
@@ -40,18 +59,25 @@ class Source:
     def fail(self, rule: str, remedy: str) -> UserError:
         return UserError(f"{self.field} is '{self.path}'; {rule}: {remedy}.")
 
+    def or_set(self, knob: str) -> str:
+        """The part of a remedy that only training has."""
+        return f", or set --config.{knob}" if self.trains else ""
+
     def check(self) -> None:
-        """Raise UserError unless the path is a readable file that is not empty."""
+        """Raise UserError unless the path is a readable file that is not empty and is what its ending says."""
         try:
-            if self.path.is_dir():
-                raise self.fail("that is a directory", "name one file of stories in it")
             if not self.path.exists():
                 raise self.fail("there is no such file", "check the path")
             if not self.path.is_file():
                 raise self.fail("that is no regular file", "save the stories to a file first")
             with self.path.open("rb") as file:
-                if not file.read(1):
+                start = file.read(10)
+                if not start:
                     raise self.fail("the file is empty", "give it at least one story")
+                if self.path.suffix.lower() not in (".gz", ".parquet"):
+                    for magic, (kind, remedy) in _MAGIC.items():
+                        if start.startswith(magic):
+                            raise self.fail(f"its content is {kind} data, which its name does not say", remedy)
         except OSError as error:
             raise self.fail(f"it cannot be read ({error.strerror})", "check the path and its permissions") from None
 
@@ -79,8 +105,14 @@ class Source:
         count.replaced += 1
         return data.decode("utf-8", errors="replace")
 
+    def decode_row(self, data: bytes, where: str, count: Count) -> str:
+        """`decode`, for rows whose length nothing else bounds."""
+        if len(data) > MAX_STORY_BYTES:
+            raise self.too_long(data, where, "keep one story in a row")
+        return self.decode(data, where, count)
+
     def invalid(self, rule: str) -> UserError:
-        return self.fail(rule, "convert the file to UTF-8 or set --config.data.invalid_utf8=replace")
+        return self.fail(rule, f"convert the file to UTF-8{self.or_set('data.invalid_utf8=replace')}")
 
     def refuse_binary(self, data: bytes, where: str) -> None:
         if b"\0" in data:
@@ -116,7 +148,9 @@ def read_text(source: Source, file: IO[bytes], count: Count) -> Iterator[str]:
 
 
 def read_jsonl(source: Source, file: IO[bytes], count: Count) -> Iterator[str]:
-    """The "text" of each story row: one JSON object a line; blank lines are skipped."""
+    """The text of each story row: one JSON object a line; blank lines are skipped."""
+    wanted = f'a "{source.text_fields[0]}"'
+    example = f'write {{"{source.text_fields[0]}": "..."}}{source.or_set("data.text_field")}'
     for number, line in enumerate(iter(functools.partial(file.readline, MAX_STORY_BYTES + 1), b""), start=1):
         where = f"line {number}"
         if len(line) > MAX_STORY_BYTES:
@@ -130,9 +164,10 @@ def read_jsonl(source: Source, file: IO[bytes], count: Count) -> Iterator[str]:
             row = json.loads(line_text)
         except (ValueError, RecursionError):
             raise source.fail(f"{where} is not JSON", 'write one object like {"text": "..."} a line') from None
-        text = row.get("text") if isinstance(row, dict) else None
-        if not isinstance(text, str):
-            raise source.fail(f'{where} is no object with a "text"', 'write {"text": "..."}')
+        fields = source.text_fields if isinstance(row, dict) else ()
+        text = next((row[name] for name in fields if isinstance(row.get(name), str)), None)
+        if text is None:
+            raise source.fail(f"{where} is no object with {wanted}", example)
         yield _without_surrogates(source, text, where, count)
 
 
@@ -154,4 +189,10 @@ def _ending(path: Path) -> str:
 
 
 # Any other ending is read as text.
-READERS = {".txt": read_text, ".jsonl": read_jsonl, ".ndjson": read_jsonl}
+READERS = {
+    ".txt": read_text,
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".json": read_jsonl,
+    ".parquet": read_parquet,
+}

@@ -4,22 +4,24 @@ Layout of the stream: [sep story0 sep story1 ... sep story_{n-1} sep]. A separat
 one closes the stream.
 """
 
+import collections
 import contextlib
 import dataclasses
+import functools
 import hashlib
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mla_jax.data.tokenizer import Tokenizer
+from mla_jax.data.tokenizer import Tokenizer, cpus
 
 # Raise it whenever the same stories and tokenizer would give other files.
 TOKENS_VERSION = 1
-_BATCH_BYTES = 4 * 2**20
+_BATCH_CHARACTERS = 2**20
 _SUFFIXES = ("tokens", "story_starts", "story_bytes")
 
 
@@ -48,40 +50,26 @@ class TokenFile:
 
 def write(
     folder: Path,
-    split: str,
-    stories: Iterable[str],
+    rows: Iterable[tuple[str, str]],
+    splits: Iterable[str],
     tokenizer: Tokenizer,
     progress: Callable[[int], None] | None = None,
-) -> dict[str, Any]:
-    """Tokenize `stories` into `folder`, holding a few MiB of them at a time; returns what `read` needs.
+) -> dict[str, dict[str, Any]]:
+    """Tokenize (split, story) rows into `folder`; returns what `read` needs, by split.
 
+    The calling thread reads and writes, one thread a CPU encodes; two batches of a MiB or so a thread are in memory.
     `progress(n_stories)` is called after each batch with the number of stories in it.
     """
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
-    position, n_stories = 0, 0
     with contextlib.ExitStack() as stack:
-        files = {name: stack.enter_context(_Hashed(folder / f"{split}.{name}")) for name in _SUFFIXES}
-        for texts, sizes in _batches(stories):
-            ids = tokenizer.encode_batch(texts)
-            lengths = np.fromiter(map(len, ids), np.int64, len(ids)) + 1
-            starts = position + np.cumsum(lengths) - lengths
-            total = int(lengths.sum())
-            stream = itertools.chain.from_iterable(itertools.chain((tokenizer.separator_id,), story) for story in ids)
-            files["tokens"].write(np.fromiter(stream, dtype, total))
-            files["story_starts"].write(starts.astype("<i8"))
-            files["story_bytes"].write(np.asarray(sizes, "<i8"))
-            position += total
-            n_stories += len(texts)
+        parts = {split: _Part(folder, split, dtype, stack) for split in splits}
+        encode = functools.partial(_encode, tokenizer=tokenizer, dtype=dtype)
+        for encoded in _in_order(encode, _batches(rows), stack.enter_context(ThreadPoolExecutor(cpus()))):
+            for split, block in encoded.items():
+                parts[split].add(*block)
             if progress:
-                progress(len(texts))
-        files["tokens"].write(np.asarray([tokenizer.separator_id], dtype))
-        files["story_starts"].write(np.asarray([position], "<i8"))
-    return {
-        "dtype": dtype.str,
-        "n_tokens": position + 1,
-        "n_stories": n_stories,
-        "files": {file.path.name: file.summary() for file in files.values()},
-    }
+                progress(sum(len(sizes) for _, _, sizes in encoded.values()))
+        return {split: part.close(tokenizer.separator_id) for split, part in parts.items()}
 
 
 def read(folder: Path, split: str, meta: dict[str, Any], separator_id: int) -> TokenFile:
@@ -117,21 +105,72 @@ def check_file(path: Path, recorded: dict[str, Any]) -> None:
         raise DamagedError(f"{path.name} is missing") from None
 
 
-def _batches(stories: Iterable[str]) -> Iterator[tuple[list[str], list[int]]]:
-    """(texts, their UTF-8 sizes) of about _BATCH_BYTES each."""
-    texts: list[str] = []
-    sizes: list[int] = []
+def _batches(rows: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    """Rows in lists of about _BATCH_CHARACTERS each."""
+    batch: list[tuple[str, str]] = []
     total = 0
-    for text in stories:
-        size = len(text.encode("utf-8"))
-        texts.append(text)
-        sizes.append(size)
-        total += size
-        if total >= _BATCH_BYTES:
-            yield texts, sizes
-            texts, sizes, total = [], [], 0
-    if texts:
-        yield texts, sizes
+    for row in rows:
+        batch.append(row)
+        total += len(row[1])
+        if total >= _BATCH_CHARACTERS:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
+
+
+def _in_order(function: Callable, items: Iterable, pool: ThreadPoolExecutor) -> Iterator:
+    """`map` on the pool, in order, with no more than two items a thread under way."""
+    under_way: collections.deque[Future] = collections.deque()
+    for item in items:
+        under_way.append(pool.submit(function, item))
+        if len(under_way) >= 2 * cpus():
+            yield under_way.popleft().result()
+    while under_way:
+        yield under_way.popleft().result()
+
+
+def _encode(
+    batch: list[tuple[str, str]], tokenizer: Tokenizer, dtype: np.dtype
+) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """{split: (its piece of the stream, tokens of each story with its separator, UTF-8 bytes of each story)}"""
+    separator = np.asarray([tokenizer.separator_id], np.int32)
+    encoded = {}
+    for split in dict.fromkeys(split for split, _ in batch):
+        texts = [text for part, text in batch if part == split]
+        ids = tokenizer.encode_arrays(texts)
+        stream = np.concatenate([piece for story in ids for piece in (separator, story)]).astype(dtype)
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids)) + 1
+        sizes = np.fromiter((len(text.encode("utf-8")) for text in texts), np.int64, len(texts))
+        encoded[split] = stream, lengths, sizes
+    return encoded
+
+
+class _Part:
+    """The files of one split, being written."""
+
+    def __init__(self, folder: Path, split: str, dtype: np.dtype, stack: contextlib.ExitStack):
+        self._files = {name: stack.enter_context(_Hashed(folder / f"{split}.{name}")) for name in _SUFFIXES}
+        self._dtype, self._position, self._n_stories = dtype, 0, 0
+
+    def add(self, stream: np.ndarray, lengths: np.ndarray, sizes: np.ndarray) -> None:
+        starts = self._position + np.cumsum(lengths) - lengths
+        self._files["tokens"].write(stream)
+        self._files["story_starts"].write(starts.astype("<i8"))
+        self._files["story_bytes"].write(sizes.astype("<i8"))
+        self._position += len(stream)
+        self._n_stories += len(sizes)
+
+    def close(self, separator_id: int) -> dict[str, Any]:
+        """Write the closing separator; returns the part's meta data."""
+        self._files["tokens"].write(np.asarray([separator_id], self._dtype))
+        self._files["story_starts"].write(np.asarray([self._position], "<i8"))
+        return {
+            "dtype": self._dtype.str,
+            "n_tokens": self._position + 1,
+            "n_stories": self._n_stories,
+            "files": {file.path.name: file.summary() for file in self._files.values()},
+        }
 
 
 class _Hashed:

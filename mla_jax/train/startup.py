@@ -8,6 +8,7 @@ import rich.table
 from mla_jax import accounting, devices
 from mla_jax.config import Config, replace
 from mla_jax.config_files import load_config, load_config_dict
+from mla_jax.data import statistics
 from mla_jax.errors import UserError
 from mla_jax.model.backend import Backend
 from mla_jax.train.resume import differences, flatten
@@ -29,6 +30,8 @@ def print_startup(console: rich.console.Console, config: Config, backend: Backen
         f"data      {stats['corpus']}: {train['stories']:,} stories, {train['tokens']:,} tokens to train on; "
         f"{valid['stories']:,} stories held out; {stats['vocab_size']:,} pieces"
     )
+    for line in statistics.lines(train):
+        say(f"          {line}")
     parts = accounting.params(model)
     table = rich.table.Table("parameters", "", "share", box=None, pad_edge=False)
     for name in ("embedding", "position", "attention", "ffn", "norms", "total"):

@@ -1,0 +1,61 @@
+"""What a path of the user's means: a file, a folder of files, or a Hugging Face data set."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from mla_jax.data import hub
+from mla_jax.data.readers import READERS, Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a path led to. `named` is the path itself as a Source, for messages.
+
+    files: its stories, in order. valid: those that it holds out itself (data sets may).
+    """
+
+    named: Source
+    files: tuple[Source, ...]
+    valid: tuple[Source, ...] = ()
+
+    @property
+    def held_out(self) -> tuple[Source, ...]:
+        """The files to evaluate on, where all of this is for evaluation."""
+        return self.valid or self.files
+
+
+def find(name: str, like: Source, root: Path, quiet: bool = False) -> Found:
+    """Files behind `name`; a path that exists wins over a data set's name. Raises UserError when there are none.
+
+    like: a Source with the field and settings to read with. root: the cache folder, where data sets are copied to.
+    """
+    path = Path(os.path.expanduser(name))
+    named = dataclasses.replace(like, path=path)
+    explicit = name.startswith(hub.PREFIX)
+    if not explicit and os.path.isdir(path):
+        return Found(named, _in_folder(named))
+    if explicit or (not os.path.exists(path) and hub.looks_like_a_name(name)):
+        named = dataclasses.replace(like, path=Path(name.removeprefix(hub.PREFIX)))
+        copies = hub.local_copy(str(named.path), named, root, quiet)
+        parts = {split: (dataclasses.replace(like, path=copy, text_field=""),) for split, copy in copies.items()}
+        return Found(named, parts["train"], parts.get("valid", ()))
+    named.check()
+    return Found(named, (named,))
+
+
+def _in_folder(folder: Source) -> tuple[Source, ...]:
+    """Files with an ending that a reader has (or .gz), subfolders included, by path; hidden and empty ones left out."""
+    paths = []
+    for parent, folders, names in os.walk(folder.path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths += [Path(parent, name) for name in names if not name.startswith(".")]
+    paths = [path for path in paths if path.suffix.lower() in (*READERS, ".gz") and path.is_file()]
+    sources = [dataclasses.replace(folder, path=path) for path in paths if path.stat().st_size]
+    if not sources:
+        raise folder.fail(
+            "that is a folder without story files", f"give it files that end in {', '.join(READERS)} or .gz"
+        )
+    for source in sources:
+        source.check()
+    return tuple(sorted(sources, key=lambda source: source.path.relative_to(folder.path).parts))

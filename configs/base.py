@@ -77,6 +77,8 @@ def get_config(size: str = "m") -> ConfigDict:
     r.steps = 2000  # optimizer steps
     r.batch_size = 64  # sequences in an optimizer step
     r.microbatches = 1  # parts a batch is split into; sums and counts are accumulated
+    r.remat = "none"  # none | dots (keeps products with weights) | full (keeps each block's input): memory for time
+    r.loss_chunks = 1  # parts of seq_len whose logits exist at a time; 1 = whole, 0 = so many that a part is <= 1 GiB
     r.seq_len = 512  # tokens of context in training, T
     r.seed = 0  # weights, dropout and data order
     r.log_every = 10  # steps between rows in metrics.jsonl and lines on the terminal

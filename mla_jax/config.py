@@ -50,6 +50,8 @@ MIGRATIONS: dict[int, dict[str, Any]] = {
     },
     2: {
         "model.decode_impl": "auto",  # as attention_impl: a choice of speed
+        "train.remat": "none",
+        "train.loss_chunks": 1,
         "optim.schedule": "cosine",
         "optim.decay_fraction": 0.2,
         "optim.muon_beta": 0.95,
@@ -133,6 +135,8 @@ class TrainConfig:
     steps: int
     batch_size: int
     microbatches: int
+    remat: str
+    loss_chunks: int
     seq_len: int
     seed: int
     log_every: int

@@ -25,6 +25,7 @@ CHOICES = {
     "model.attention_impl": ("auto", "cudnn", "xla"),
     "model.decode_impl": ("auto", "pallas", "cudnn", "xla"),
     "data.invalid_utf8": ("refuse", "replace"),
+    "train.remat": ("none", "dots", "full"),
     "train.on_nonfinite": ("stop", "skip", "rollback"),
     "optim.name": ("adamw", "muon"),
     "optim.schedule": ("cosine", "wsd"),
@@ -81,9 +82,12 @@ def resolve(config: "Config") -> "Config":
     warmup_steps = config.optim.warmup_steps
     if warmup_steps == -1:
         warmup_steps = min(100, decay_steps // 10)
+    if train.loss_chunks == 0:
+        train = dataclasses.replace(train, loss_chunks=_loss_chunks(config))
     return dataclasses.replace(
         config,
         model=dataclasses.replace(model, **changes),
+        train=train,
         tokenizer=dataclasses.replace(
             tokenizer, vocab_size=tokenizer.vocab_size or (8192 if config.data.path else 2048)
         ),
@@ -91,6 +95,16 @@ def resolve(config: "Config") -> "Config":
         eval=dataclasses.replace(config.eval, batch_size=config.eval.batch_size or train.batch_size),
         checkpoint=dataclasses.replace(config.checkpoint, every=config.checkpoint.every or train.eval_every),
     )
+
+
+def _loss_chunks(config: "Config") -> int:
+    """The fewest parts of seq_len whose bfloat16 logits take at most 1 GiB; 0 while the vocabulary is not known."""
+    train, rows = config.train, config.model.vocab_size
+    if not rows or not 1 <= train.seq_len <= 2**20 or train.microbatches < 1:  # `ranges` refuses some of these
+        return 0
+    logits = train.batch_size // train.microbatches * train.seq_len * rows * 2
+    divisors = (n for n in range(1, train.seq_len + 1) if train.seq_len % n == 0)
+    return next((n for n in divisors if logits / n <= 2**30), train.seq_len)
 
 
 def ranges(config: "Config") -> None:
@@ -105,7 +119,7 @@ def ranges(config: "Config") -> None:
         "model.vocab_size model.n_kv_heads model.kv_lora_rank model.q_lora_rank model.qk_nope_head_dim "
         "model.qk_rope_head_dim model.v_head_dim optim.warmup_steps optim.weight_decay optim.clip_norm "
         "checkpoint.keep_best sample.temperature sample.top_k train.profile_steps train.bad_loss train.bad_grad_norm "
-        "train.seed sample.seed data.seed"
+        "train.seed sample.seed data.seed train.loss_chunks"
     )
     bounds = dict.fromkeys(at_least_one.split(), (1, math.inf)) | dict.fromkeys(at_least_zero.split(), (0, math.inf))
     bounds |= {
@@ -230,6 +244,13 @@ def batches(config: "Config") -> None:
             "train.microbatches",
             f"it must divide train.batch_size ({t.batch_size})",
             "change one of them",
+        )
+    if t.loss_chunks and t.seq_len % t.loss_chunks:
+        fail(
+            config,
+            "train.loss_chunks",
+            f"it must divide train.seq_len ({t.seq_len})",
+            "change one of them, or set it to 0",
         )
     if o.warmup_steps >= o.decay_steps:
         fail(

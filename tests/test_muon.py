@@ -145,7 +145,7 @@ def optax_muon(cfg: OptimConfig) -> optax.GradientTransformation:
     )
 
 
-@pytest.mark.parametrize("name", ["mla_rope", "mla_per_head"])
+@pytest.mark.parametrize("name", ["mla_rope", pytest.param("mla_per_head", marks=pytest.mark.slow)])
 def test_three_steps_equal_optax(name: str) -> None:
     """Of the matrices: optax gives the rest Adam with Nesterov momentum, we give it AdamW (tests/test_optim.py)."""
     config = tiny_config(name, **MUON, **{"optim.clip_norm": 0.0})

@@ -4,6 +4,7 @@
 Dropout happens where a key is passed; there is no mode flag.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -76,6 +77,23 @@ class Block(nn.Module):
         return x + self.ffn(self.ffn_norm(x)), store
 
 
+# `train.remat` -> what a block keeps for its backward pass; "none" keeps everything.
+REMAT_POLICIES = {
+    # The products with weights: attention and what is elementwise is computed again.
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,  # the block's input alone
+}
+
+
+def rematerialized(remat: str) -> Callable[..., tuple[jax.Array, Aux]]:
+    """(block, x, where, dropout_key) -> (x, Aux), its intermediates kept for the backward pass or not."""
+
+    def call(block: Block, x: jax.Array, where: Where, dropout_key: jax.Array | None) -> tuple[jax.Array, Aux]:
+        return block(x, where, dropout_key)
+
+    return call if remat == "none" else nn.remat(call, policy=REMAT_POLICIES[remat])
+
+
 class Transformer(nn.Module):
     """Tokens to logits over `cfg.vocab_size` rows (tied embeddings); logits are in the backend's dtype.
 
@@ -97,9 +115,27 @@ class Transformer(nn.Module):
         self.final_norm = layers.Norm(cfg.block)
 
     def __call__(
-        self, tokens: jax.Array, where: Where | None = None, dropout_key: jax.Array | None = None
+        self,
+        tokens: jax.Array,
+        where: Where | None = None,
+        dropout_key: jax.Array | None = None,
+        remat: str = "none",
     ) -> tuple[jax.Array, Aux]:
         """tokens [B, T] int32 -> logits [B, T, vocab], Aux. Deterministic without a dropout key."""
+        x, aux = self.hidden(tokens, where, dropout_key, remat)
+        return self._unembed(x), aux
+
+    def hidden(
+        self,
+        tokens: jax.Array,
+        where: Where | None = None,
+        dropout_key: jax.Array | None = None,
+        remat: str = "none",
+    ) -> tuple[jax.Array, Aux]:
+        """As a call, but the final norm's output [B, T, D], which the embedding turns into logits.
+
+        remat: what the backward pass computes again (`train.remat`); the numbers are the same.
+        """
         chex.assert_rank(tokens, 2)
         where = where or Where()
         keys: list[jax.Array | None] = [None] * (self.cfg.n_layers + 1)
@@ -107,14 +143,14 @@ class Transformer(nn.Module):
             keys = list(jax.random.split(dropout_key, self.cfg.n_layers + 1))
         x = layers.dropout(self._embed(tokens, where), self.cfg.dropout, keys[-1])
         if self.cfg.scan_layers and not self.is_initializing():
-            x, aux = self._scan(x, where, keys[:-1])
+            x, aux = self._scan(x, where, keys[:-1], remat)
         else:
-            each = []
+            each, call = [], rematerialized(remat)
             for i in range(self.cfg.n_layers):
-                x, layer_aux = self._layer(i)(x, where, keys[i])
+                x, layer_aux = call(self._layer(i), x, where, keys[i])
                 each.append(layer_aux)
             aux = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-        return self._logits(x), aux
+        return self.final_norm(x), aux
 
     def prefill(self, tokens: jax.Array, lengths: jax.Array, store: cache.Cache) -> tuple[jax.Array, cache.Cache]:
         """Right-padded prompts tokens [B, T], lengths [B] (1..T) -> logits [B, vocab] after each last token, cache.
@@ -152,10 +188,13 @@ class Transformer(nn.Module):
         return layers.row_major(x.astype(self.backend.jnp_dtype), self.backend)
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        with jax.named_scope("logits"):
-            return jnp.einsum("btd,vd->btv", self.final_norm(x), self.embedding.astype(self.backend.jnp_dtype))
+        return self._unembed(self.final_norm(x))
 
-    def _scan(self, x: jax.Array, where: Where, keys: list[jax.Array | None]) -> tuple[jax.Array, Aux]:
+    def _unembed(self, x: jax.Array) -> jax.Array:
+        with jax.named_scope("logits"):
+            return jnp.einsum("btd,vd->btv", x, self.embedding.astype(self.backend.jnp_dtype))
+
+    def _scan(self, x: jax.Array, where: Where, keys: list[jax.Array | None], remat: str) -> tuple[jax.Array, Aux]:
         """The same layers by lax.scan over their stacked parameters: parameters are stored alike in both forms."""
         params = [self.variables["params"][f"layer_{i}"] for i in range(self.cfg.n_layers)]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
@@ -166,4 +205,6 @@ class Transformer(nn.Module):
             layer_params, key = layer
             return block.apply({"params": layer_params}, carry, where, key)
 
+        if remat != "none":
+            body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
         return jax.lax.scan(body, x, (stacked, layer_keys))

@@ -24,6 +24,8 @@ _FREE = (
     "tokenizer.train_bytes",
     "train.steps",
     "train.microbatches",
+    "train.remat",
+    "train.loss_chunks",
     "train.log_every",
     "train.eval_every",
     "train.on_nonfinite",

@@ -11,7 +11,7 @@ from mla_jax.config import Config
 from mla_jax.data.pipeline import shift
 from mla_jax.model.attention import Where
 from mla_jax.model.transformer import Transformer, variables_of
-from mla_jax.train.loss import cross_entropy
+from mla_jax.train.loss import chunked_cross_entropy, cross_entropy
 from mla_jax.train.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -34,13 +34,19 @@ def make_train_step(
     then keeps the old state.
     """
     n_tokens, document_mask = config.tokenizer.vocab_size, config.data.document_mask
-    seed, parts = config.train.seed, config.train.microbatches
+    seed, parts, chunks = config.train.seed, config.train.microbatches, config.train.loss_chunks
 
     def loss_sum(params: Any, router_bias: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         shifted = shift(batch, document_mask)
         variables = variables_of(params, router_bias)
-        logits, _ = model.apply(variables, shifted["inputs"], where_of(shifted, document_mask), key)
+        arguments = (shifted["inputs"], where_of(shifted, document_mask), key, config.train.remat)
         mask = shifted["loss_mask"].astype(jnp.float32)
+        if chunks > 1:
+            x, _ = model.apply(variables, *arguments, method="hidden")
+            with jax.named_scope("loss"):
+                total = chunked_cross_entropy(x, params["embedding"], shifted["targets"], mask, n_tokens, chunks)
+            return total, jnp.sum(mask)
+        logits, _ = model.apply(variables, *arguments)
         with jax.named_scope("loss"):
             nll = cross_entropy(logits, shifted["targets"], n_tokens)
         return jnp.sum(nll * mask), jnp.sum(mask)

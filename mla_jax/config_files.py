@@ -73,6 +73,8 @@ def apply_overrides(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict
     """Set dotted knobs, e.g. {"train.steps": 100}. Raises UserError for a knob that does not exist."""
     for dotted, value in overrides.items():
         check_knob(config, dotted)
+        if isinstance(value, dict):  # ConfigDict would make a section of it, or fail in words of its own
+            raise UserError(f"{dotted} is {str(value)[:60]}; it must be one value: set knobs one by one.")
         *sections, field = dotted.split(".")
         target = config
         for section in sections:

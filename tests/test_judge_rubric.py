@@ -71,6 +71,8 @@ def test_reply_is_found_in_what_surrounds_it(wrap):
         (json.dumps({"reason": "x", "grammar": 5}), "'creativity' is missing"),
         (json.dumps(GOOD | {"grammar": 0}), "outside 1 to 10"),
         (json.dumps(GOOD | {"grammar": 11}), "outside 1 to 10"),
+        (json.dumps(GOOD | {"grammar": 10**400}), "outside 1 to 10"),
+        ('{"grammar": ' + "9" * 5000 + "}", "cut short"),
         (json.dumps(GOOD | {"grammar": "7"}), "not a number"),
         (json.dumps(GOOD | {"grammar": True}), "not a number"),
         (json.dumps(GOOD | {"grammar": None}), "not a number"),

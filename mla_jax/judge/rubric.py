@@ -14,7 +14,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import math
 from typing import Any
 
 from mla_jax.errors import UserError
@@ -218,10 +217,10 @@ def _grade(data: dict[str, Any], name: str) -> float:
     if name not in data:
         raise ReplyError(f"{name!r} is missing")
     value = data[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ReplyError(f"{name!r} is {value!r}, not a number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        raise ReplyError(f"{name!r} is {str(value)[:60]!r}, not a number")
     if not SCALE[0] <= value <= SCALE[1]:
-        raise ReplyError(f"{name!r} is {value!r}, outside {SCALE[0]} to {SCALE[1]}")
+        raise ReplyError(f"{name!r} is {str(value)[:20]}, outside {SCALE[0]} to {SCALE[1]}")
     return float(value)
 
 
@@ -232,7 +231,7 @@ def _last_object(text: str) -> dict[str, Any]:
     while at >= 0:
         try:
             value, end = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # ValueError: no JSON, or a number of more than 4,300 digits
             end = at + 1
         else:
             found = value if isinstance(value, dict) else found

@@ -45,8 +45,23 @@ def get_config(size: str = "m") -> ConfigDict:
     m.rope_theta = 10000.0  # base of the rotary wavelengths
     m.qk_norm = False  # RMS-normalise q and k per head; with mla decode then re-expands k instead of absorbing
     m.block = "default"  # default (RMSNorm, SwiGLU, no biases) | gpt (LayerNorm, tanh-GELU, biases)
-    m.ffn = "dense"  # dense
-    m.d_ff = 0  # 0 = 8d/3 rounded to 32 (default block), 4d (gpt block)
+    m.ffn = "dense"  # dense | moe
+    m.d_ff = 0  # of dense layers; 0 = 8d/3 rounded to 32 (default block), 4d (gpt block)
+    m.n_routed_experts = 0  # moe only: experts E of a layer that the router chooses from, e.g. 62
+    m.n_shared_experts = 0  # moe only: experts that see every token, computed as one wide feed-forward
+    m.top_k = 0  # moe only: routed experts K of a token, e.g. 6
+    m.d_expert = 0  # moe only: hidden width F of one expert, shared or routed
+    m.first_k_dense = 0  # moe only: leading layers that keep the dense feed-forward
+    m.router_score = "sigmoid"  # sigmoid (DeepSeek-V3) | softmax: of the router's logits, in float32
+    m.router_renormalize = True  # weights of a token's chosen experts are divided by their sum
+    m.routed_scaling_factor = 1.0  # multiplies the weights of routed experts
+    m.router_bias_rate = -1.0  # step of the selection bias; 0 = no bias; -1 = 1e-3 (sigmoid), 4e-3/E (softmax)
+    m.router_bias_rule = "sign"  # sign (DeepSeek-V3) | proportional (to the load's distance from the mean)
+    m.router_aux_weight = 0.0  # of the Switch-style balance loss over the batch, e.g. 0.01; 0 = off
+    m.router_sequence_weight = 0.0  # of the same loss within each sequence, e.g. 1e-4 (DeepSeek-V3); 0 = off
+    m.router_z_weight = 0.0  # of the router z-loss (ST-MoE), e.g. 1e-3; 0 = off
+    m.moe_impl = "auto"  # auto (by cost: model/moe_choice.py) | reference | masked_dense | grouped | gathered
+    m.grouped_impl = "auto"  # of grouped: auto (tokamax on GPUs that have it, else xla) | tokamax | pallas | xla
     m.dropout = 0.0  # on embeddings, attention output and feed-forward output
     m.init = "product_matched"  # factored matrices start so that their product has init_std | naive: each has it
     m.init_std = 0.02  # of matrices and embeddings; those that write to the residual stream get it / sqrt(2L)

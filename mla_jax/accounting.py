@@ -57,34 +57,61 @@ def attention_vectors(cfg: ModelConfig) -> int:
 
 
 def ffn_matrices(cfg: ModelConfig) -> int:
-    """Matrix parameters of one feed-forward layer."""
-    return (2 if cfg.block == "gpt" else 3) * cfg.d_model * cfg.d_ff
+    """Matrix parameters of one dense feed-forward layer."""
+    return _matrices(cfg) * cfg.d_model * cfg.d_ff
+
+
+def moe_matrices(cfg: ModelConfig, active: bool = False) -> int:
+    """Matrix parameters of one layer of experts, router included; `active`: of those that one token meets."""
+    routed = cfg.top_k if active else cfg.n_routed_experts
+    experts = (cfg.n_shared_experts + routed) * _matrices(cfg) * cfg.d_model * cfg.d_expert
+    return experts + cfg.d_model * cfg.n_routed_experts
+
+
+def _matrices(cfg: ModelConfig) -> int:
+    """Matrices of a feed-forward layer or of an expert: GELU has 2, SwiGLU 3."""
+    return 2 if cfg.block == "gpt" else 3
+
+
+def _ffn(cfg: ModelConfig) -> int:
+    """Parameters of all feed-forward and expert layers; with block=gpt biases, which routed experts do not have."""
+    dense, moe = cfg.n_layers - cfg.n_moe_layers, cfg.n_moe_layers
+    total = dense * ffn_matrices(cfg) + moe * (moe_matrices(cfg) if moe else 0)
+    if cfg.block == "gpt":
+        total += dense * (cfg.d_ff + cfg.d_model)
+        if cfg.n_shared_experts:
+            total += moe * (cfg.n_shared_experts * cfg.d_expert + cfg.d_model)
+    return total
 
 
 def params(cfg: ModelConfig) -> dict[str, int]:
-    """Parameters by part: embedding, position, attention, ffn, norms, total, non_embedding.
+    """Parameters by part: embedding, position, attention, ffn, norms, total, non_embedding, active.
 
-    `non_embedding` leaves out the token embedding only, which is also the output matrix (tied).
+    `non_embedding` leaves out the token embedding only, which is also the output matrix (tied). `active` leaves out
+    the routed experts that a token does not go to: equal to `total` without experts. The router bias is in none.
     """
     norm = cfg.d_model * (2 if cfg.block == "gpt" else 1)
     parts = {
         "embedding": cfg.vocab_size * cfg.d_model,
         "position": cfg.max_len * cfg.d_model if cfg.position == "learned" else 0,
         "attention": cfg.n_layers * (attention_matrices(cfg) + attention_vectors(cfg)),
-        "ffn": cfg.n_layers * (ffn_matrices(cfg) + (cfg.d_ff + cfg.d_model if cfg.block == "gpt" else 0)),
+        "ffn": _ffn(cfg),
         "norms": norm * (2 * cfg.n_layers + 1),
     }
     total = sum(parts.values())
-    return parts | {"total": total, "non_embedding": total - parts["embedding"]}
+    idle = cfg.n_moe_layers * (moe_matrices(cfg) - moe_matrices(cfg, active=True))
+    return parts | {"total": total, "non_embedding": total - parts["embedding"], "active": total - idle}
 
 
 def flops_per_token(cfg: ModelConfig, seq_len: int) -> int:
     """Floating-point operations of one training step per token: forward and backward, 3 times the forward pass.
 
     A multiply-add counts as two; attention counts the full square, not the causal half, as PaLM (appendix B) and
-    nanoGPT do, so that MFU compares with theirs; norms, biases and softmax are left out, recomputation too.
+    nanoGPT do, so that MFU compares with theirs; norms, biases and softmax are left out, recomputation too. Of
+    experts it counts the ones that a token goes to, whatever path computes them.
     """
     value_dim = cfg.v_head_dim if cfg.attention == "mla" else cfg.head_dim
     attention = cfg.n_heads * (cfg.qk_head_dim + value_dim) * seq_len
-    layer = attention_matrices(cfg) + ffn_matrices(cfg) + attention
-    return 3 * 2 * (cfg.n_layers * layer + cfg.vocab_size * cfg.d_model)
+    ffn = (cfg.n_layers - cfg.n_moe_layers) * ffn_matrices(cfg) + cfg.n_moe_layers * moe_matrices(cfg, active=True)
+    layers = cfg.n_layers * (attention_matrices(cfg) + attention) + ffn
+    return 3 * 2 * (layers + cfg.vocab_size * cfg.d_model)

@@ -61,6 +61,21 @@ MIGRATIONS: dict[int, dict[str, Any]] = {
         "train.bad_loss": 0.0,
         "train.bad_grad_norm": 0.0,
         "data.text_field": "",
+        "model.n_routed_experts": 0,
+        "model.n_shared_experts": 0,
+        "model.top_k": 0,
+        "model.d_expert": 0,
+        "model.first_k_dense": 0,
+        "model.router_score": "sigmoid",
+        "model.router_renormalize": True,
+        "model.routed_scaling_factor": 1.0,
+        "model.router_bias_rate": -1.0,
+        "model.router_bias_rule": "sign",
+        "model.router_aux_weight": 0.0,
+        "model.router_sequence_weight": 0.0,
+        "model.router_z_weight": 0.0,
+        "model.moe_impl": "auto",
+        "model.grouped_impl": "auto",
     },
 }
 
@@ -89,6 +104,21 @@ class ModelConfig:
     block: str
     ffn: str
     d_ff: int
+    n_routed_experts: int
+    n_shared_experts: int
+    top_k: int
+    d_expert: int
+    first_k_dense: int
+    router_score: str
+    router_renormalize: bool
+    routed_scaling_factor: float
+    router_bias_rate: float
+    router_bias_rule: str
+    router_aux_weight: float
+    router_sequence_weight: float
+    router_z_weight: float
+    moe_impl: str
+    grouped_impl: str
     dropout: float
     init: str
     init_std: float
@@ -101,6 +131,11 @@ class ModelConfig:
     def absorbed(self) -> bool:
         """Whether decode can fold the up-projections into the query (design.md's table)."""
         return self.attention == "mla" and self.rope_placement != "decompressed" and not self.qk_norm
+
+    @property
+    def n_moe_layers(self) -> int:
+        """Layers with experts, L_moe: the last ones."""
+        return self.n_layers - self.first_k_dense if self.ffn == "moe" else 0
 
     @property
     def qk_head_dim(self) -> int:

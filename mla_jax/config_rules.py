@@ -19,7 +19,11 @@ CHOICES = {
     "model.position": ("none", "learned", "rope"),
     "model.rope_placement": ("decoupled", "decompressed", "none"),
     "model.block": ("default", "gpt"),
-    "model.ffn": ("dense",),
+    "model.ffn": ("dense", "moe"),
+    "model.router_score": ("sigmoid", "softmax"),
+    "model.router_bias_rule": ("sign", "proportional"),
+    "model.moe_impl": ("auto", "reference", "masked_dense", "grouped", "gathered"),
+    "model.grouped_impl": ("auto", "tokamax", "pallas", "xla"),
     "model.init": ("product_matched", "naive"),
     "model.dtype": ("auto", "bfloat16", "float32"),
     "model.attention_impl": ("auto", "cudnn", "xla"),
@@ -77,6 +81,11 @@ def resolve(config: "Config") -> "Config":
             changes["n_kv_heads"] = model.n_kv_heads or model.n_heads
     if model.d_ff == 0:
         changes["d_ff"] = 4 * model.d_model if model.block == "gpt" else max(1, round(8 * model.d_model / 3 / 32)) * 32
+    if model.ffn == "moe" and model.router_bias_rate == -1:
+        # One step moves a selection score as far as 4e-3 of a logit would: d score / d logit is 1/4 at sigmoid(0) and
+        # near 1/E for a softmax over E experts, so a rate good for one is 15 times too large for the other at E = 62.
+        softmax = model.router_score == "softmax"
+        changes["router_bias_rate"] = 4e-3 / max(1, model.n_routed_experts) if softmax else 1e-3
     train, tokenizer = config.train, config.tokenizer
     decay_steps = config.optim.decay_steps or train.steps
     warmup_steps = config.optim.warmup_steps
@@ -117,7 +126,9 @@ def ranges(config: "Config") -> None:
     )
     at_least_zero = (
         "model.vocab_size model.n_kv_heads model.kv_lora_rank model.q_lora_rank model.qk_nope_head_dim "
-        "model.qk_rope_head_dim model.v_head_dim optim.warmup_steps optim.weight_decay optim.clip_norm "
+        "model.qk_rope_head_dim model.v_head_dim model.n_routed_experts model.n_shared_experts model.top_k "
+        "model.d_expert model.first_k_dense model.router_aux_weight model.router_sequence_weight "
+        "model.router_z_weight optim.warmup_steps optim.weight_decay optim.clip_norm "
         "checkpoint.keep_best sample.temperature sample.top_k train.profile_steps train.bad_loss train.bad_grad_norm "
         "train.seed sample.seed data.seed train.loss_chunks"
     )
@@ -126,6 +137,8 @@ def ranges(config: "Config") -> None:
         "model.dropout": (0, 0.99),
         "model.init_std": (1e-6, 1),
         "model.rope_theta": (1, math.inf),
+        "model.routed_scaling_factor": (1e-6, 1e6),
+        "model.router_bias_rate": (-1, 1),
         "data.valid_fraction": (1e-6, 0.5),
         "optim.learning_rate": (1e-12, 10),
         "optim.final_fraction": (0, 1),
@@ -235,6 +248,46 @@ def positions(config: "Config") -> None:
         )
 
 
+def experts(config: "Config") -> None:
+    """Expert fields belong to ffn=moe, which needs them; a token's experts are among those that exist."""
+    m = config.model
+
+    def refuse(name: str, rule: str, remedy: str) -> None:
+        fail(config, f"model.{name}", rule, remedy)
+
+    if m.ffn == "dense":
+        for name in ("n_routed_experts", "n_shared_experts", "top_k", "d_expert", "first_k_dense"):
+            if getattr(m, name):
+                refuse(name, "ffn=dense has no experts", "set it to 0, or --config.model.ffn=moe")
+        return
+    if not m.n_routed_experts:
+        refuse(
+            "n_routed_experts", "ffn=moe routes tokens to experts", "set it to at least 1, e.g. 62, or use ffn=dense"
+        )
+    if not 1 <= m.top_k <= m.n_routed_experts:
+        refuse(
+            "top_k",
+            f"a token goes to at least 1 and at most model.n_routed_experts ({m.n_routed_experts}) experts",
+            "set --config.model.top_k to such a number",
+        )
+    if not m.d_expert:
+        refuse("d_expert", "an expert needs hidden units", "set it to at least 1, e.g. 256")
+    if m.n_shared_experts > m.n_routed_experts:
+        refuse(
+            "n_shared_experts",
+            f"shared experts are the smaller part: at most model.n_routed_experts ({m.n_routed_experts})",
+            "lower it, or use ffn=dense for a model without routing",
+        )
+    if m.first_k_dense >= m.n_layers:
+        refuse(
+            "first_k_dense", f"it leaves no layer of model.n_layers ({m.n_layers}) to experts", "lower it, or ffn=dense"
+        )
+    if m.first_k_dense and m.scan_layers:
+        refuse("first_k_dense", "scan_layers needs layers that are all alike", "set it to 0, or scan_layers=False")
+    if -1 <= m.router_bias_rate < 0:
+        refuse("router_bias_rate", "a rate is 0 (off) or more", "set it to such a number, or -1 for the default")
+
+
 def batches(config: "Config") -> None:
     """Microbatches divide the batch; the schedule ends after the warm-up."""
     t, o = config.train, config.optim
@@ -276,4 +329,4 @@ def places(config: "Config") -> None:
         )
 
 
-RULES = (ranges, heads, latents, positions, batches, places)
+RULES = (ranges, heads, latents, positions, experts, batches, places)

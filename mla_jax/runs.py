@@ -30,6 +30,7 @@ from mla_jax.config import Config
 from mla_jax.data.tokenizer import Tokenizer
 from mla_jax.errors import UserError
 from mla_jax.model import backend as backend_lib
+from mla_jax.model.moe import initial_router_bias
 from mla_jax.model.transformer import Transformer, variables_of
 
 
@@ -208,11 +209,19 @@ def load_run(workdir: str | os.PathLike, step: int | None = None, best: bool = T
 
 
 def restore_weights(folder: RunFolder, model: Transformer, step: int) -> dict[str, Any]:
-    """The `model` item of a checkpoint: {"params": float32 pytree}. Raises UserError when it does not fit."""
+    """The `model` item of a checkpoint: {"params": float32 pytree} and, with experts, "router_bias" [L_moe, E].
+
+    Raises UserError when it does not fit.
+    """
     path = folder.checkpoints / str(step) / "model"
     abstract = {"params": abstract_params(model)}
+    if model.cfg.n_moe_layers:
+        bias = jax.eval_shape(lambda: initial_router_bias(model.cfg))
+        abstract["router_bias"] = jax.ShapeDtypeStruct(bias.shape, bias.dtype, sharding=_one_device())
     try:
         checksums.check(path.parent, "model")
+        if model.cfg.n_moe_layers:
+            check_router_bias(path)
         with quiet_reads(), contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
             return checkpointer.restore(path.resolve(), abstract)
     except Exception as error:  # Orbax and TensorStore raise many types for a damaged or missing file
@@ -221,6 +230,14 @@ def restore_weights(folder: RunFolder, model: Transformer, step: int) -> dict[st
     good = next((s for s in reversed(folder.steps()) if s != step and _is_whole(folder.checkpoints / str(s))), None)
     remedy = "copy the run folder again" if good is None else f"the newest good one is {good}, --step={good} reads it"
     raise UserError(f"checkpoint {path.parent} cannot be restored ({reason}): {remedy}.")
+
+
+def check_router_bias(item: Path) -> None:
+    """Raise ValueError, a clause, when the checkpoint item `item` holds params without a router bias."""
+    with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
+        tree = checkpointer.metadata(item.resolve()).item_metadata.tree
+    if "params" in tree and "router_bias" not in tree:
+        raise ValueError("it has no router_bias, without which a model with experts routes differently")
 
 
 def _is_whole(checkpoint: Path) -> bool:
@@ -267,9 +284,13 @@ def drop_failed_reads() -> None:
 
 def abstract_params(model: Transformer) -> Any:
     """Shapes and dtypes of the parameters, with the default device's sharding."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = _one_device()
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes)
+
+
+def _one_device() -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 def checkpoint_losses(folder: RunFolder) -> dict[int, float]:

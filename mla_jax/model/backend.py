@@ -1,6 +1,7 @@
 """What the device can do: the computation dtype and the attention implementations, chosen once per process."""
 
 import dataclasses
+import importlib.util
 from typing import Any
 
 import jax
@@ -22,6 +23,8 @@ class Backend:
     decode_impl: str = "xla"  # "pallas" | "cudnn" | "xla": of one new token per row over the cache
     decode_reason: str = dataclasses.field(default="", compare=False)
     interpret: bool = False  # Pallas kernels as plain JAX: what tests on a CPU do
+    platform: str = "cpu"  # "gpu" | "tpu" | "cpu": whose rates choose among the paths of experts
+    grouped_impl: str = "xla"  # "tokamax" | "pallas" | "xla": of grouped products
 
     @property
     def jnp_dtype(self) -> Any:
@@ -60,7 +63,9 @@ def choose(cfg: ModelConfig, device: Any = None) -> Backend:
     impl = "xla" if cfg.attention_impl == "xla" or obstacle else "cudnn"
     reason = (obstacle or "model.attention_impl=xla") if impl == "xla" else _describe(device)
     decode_impl, decode_reason = _choose_decode(cfg, device, dtype, modern_gpu, probe)
-    return Backend(dtype, impl, reason, decode_impl, decode_reason)
+    platform = "gpu" if device.platform in ("gpu", "cuda", "rocm") else device.platform
+    grouped_impl = _grouped_impl(cfg, device, dtype)
+    return Backend(dtype, impl, reason, decode_impl, decode_reason, platform=platform, grouped_impl=grouped_impl)
 
 
 def _choose_decode(cfg: ModelConfig, device: Any, dtype: str, modern_gpu: bool, probe: str | None) -> tuple[str, str]:
@@ -106,6 +111,28 @@ def default_dtype(device: Any = None) -> str:
 
 def _is_modern_gpu(device: Any) -> bool:
     return device.platform in ("gpu", "cuda") and _compute_capability(device) >= (8, 0)
+
+
+def _grouped_impl(cfg: ModelConfig, device: Any, dtype: str) -> str:
+    """Which grouped product; only looked for where there are experts. Raises UserError for one that cannot be had."""
+    wanted = cfg.grouped_impl
+    if cfg.ffn != "moe" or wanted == "xla":
+        return "xla"
+    gpu = _is_modern_gpu(device)
+    found = gpu and importlib.util.find_spec("tokamax") is not None
+    if wanted == "auto":
+        return "tokamax" if found and dtype == "bfloat16" and _compute_capability(device) >= (9, 0) else "xla"
+    if wanted == "tokamax" and not found:
+        raise UserError(
+            f"model.grouped_impl is 'tokamax', which needs an NVIDIA GPU from sm80 on (this is {_describe(device)}) "
+            "and the package: pip install 'mla-jax[gpu]', or use auto."
+        )
+    if wanted == "pallas" and not gpu:
+        raise UserError(
+            f"model.grouped_impl is 'pallas', whose kernels need an NVIDIA GPU from sm80 on, not "
+            f"{_describe(device)}: use auto."
+        )
+    return wanted
 
 
 def _compute_capability(device: Any) -> tuple[int, ...]:

@@ -110,11 +110,12 @@ class FeedForward(nn.Module):
 
     cfg: ModelConfig
     backend: Backend
+    hidden: int  # F
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         cfg, dtype = self.cfg, self.backend.jnp_dtype
-        width, hidden = cfg.d_model, cfg.d_ff
+        width, hidden = cfg.d_model, self.hidden
         if cfg.block == "gpt":
             w_in = self.param("w_in", normal(cfg.init_std), (width, hidden))
             b_in = self.param("b_in", nn.initializers.zeros, (hidden,))

@@ -4,6 +4,7 @@
 Dropout happens where a key is passed; there is no mode flag.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,13 +21,18 @@ from mla_jax.model.backend import Backend
 from mla_jax.model.mha import MultiHeadAttention
 from mla_jax.model.mla_joint import JointLatentAttention
 from mla_jax.model.mla_per_head import PerHeadLatentAttention
+from mla_jax.model.moe import MoE, RouterAux, initial_router_bias
 
 
 @struct.dataclass
 class Aux:
-    """What a forward pass tells about itself. attn_logit_max [L] float32: of the first row of the batch."""
+    """What a forward pass tells about itself. attn_logit_max [L] float32: of the first row of the batch.
+
+    router: what the experts' routers did, with [L_moe] in front; None without experts.
+    """
 
     attn_logit_max: jax.Array
+    router: RouterAux | None
 
 
 def variables_of(params: Any, router_bias: jax.Array | None = None) -> dict[str, Any]:
@@ -45,36 +51,52 @@ def attention_module(cfg: ModelConfig) -> type[nn.Module]:
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: attention, then feed-forward. x [B, T, D] -> [B, T, D]."""
+    """Pre-norm residual block: attention, then feed-forward or experts. x [B, T, D] -> [B, T, D].
+
+    The calls of a block with experts (`moe`) take its router_bias [E]; the others None.
+    """
 
     cfg: ModelConfig
     backend: Backend
+    moe: bool
 
     def setup(self) -> None:
         self.attention_norm = layers.Norm(self.cfg.block)
         self.attention = attention_module(self.cfg)(self.cfg, self.backend)
         self.ffn_norm = layers.Norm(self.cfg.block)
-        self.ffn = layers.FeedForward(self.cfg, self.backend)
+        dense = functools.partial(layers.FeedForward, hidden=self.cfg.d_ff)
+        self.ffn = (MoE if self.moe else dense)(self.cfg, self.backend)
 
-    def __call__(self, x: jax.Array, where: Where, dropout_key: jax.Array | None = None) -> tuple[jax.Array, Aux]:
+    def __call__(
+        self, x: jax.Array, where: Where, dropout_key: jax.Array | None, router_bias: jax.Array | None
+    ) -> tuple[jax.Array, Aux]:
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         x = layers.row_major(x, self.backend)
         with jax.named_scope("attention"):
             out, logit_max = self.attention(self.attention_norm(x), where)
             x = x + layers.dropout(out, self.cfg.dropout, keys[0])
         with jax.named_scope("ffn"):
-            x = x + layers.dropout(self.ffn(self.ffn_norm(x)), self.cfg.dropout, keys[1])
-        return x, Aux(logit_max)
+            out, router = self._ffn(x, router_bias)
+            x = x + layers.dropout(out, self.cfg.dropout, keys[1])
+        return x, Aux(logit_max, router)
 
-    def prefill(self, x: jax.Array, where: Where, store: cache.LayerCache) -> tuple[jax.Array, cache.LayerCache]:
+    def _ffn(self, x: jax.Array, router_bias: jax.Array | None) -> tuple[jax.Array, RouterAux | None]:
+        normed = self.ffn_norm(x)
+        return self.ffn(normed, router_bias) if self.moe else (self.ffn(normed), None)
+
+    def prefill(
+        self, x: jax.Array, where: Where, store: cache.LayerCache, router_bias: jax.Array | None
+    ) -> tuple[jax.Array, cache.LayerCache]:
         out, store = self.attention.prefill(self.attention_norm(x), where, store)
         x = x + out
-        return x + self.ffn(self.ffn_norm(x)), store
+        return x + self._ffn(x, router_bias)[0], store
 
-    def decode(self, x: jax.Array, start: jax.Array, store: cache.LayerCache) -> tuple[jax.Array, cache.LayerCache]:
+    def decode(
+        self, x: jax.Array, start: jax.Array, store: cache.LayerCache, router_bias: jax.Array | None
+    ) -> tuple[jax.Array, cache.LayerCache]:
         out, store = self.attention.decode(self.attention_norm(x), start, store)
         x = x + out
-        return x + self.ffn(self.ffn_norm(x)), store
+        return x + self._ffn(x, router_bias)[0], store
 
 
 # `train.remat` -> what a block keeps for its backward pass; "none" keeps everything.
@@ -86,10 +108,10 @@ REMAT_POLICIES = {
 
 
 def rematerialized(remat: str) -> Callable[..., tuple[jax.Array, Aux]]:
-    """(block, x, where, dropout_key) -> (x, Aux), its intermediates kept for the backward pass or not."""
+    """(block, x, where, dropout_key, router_bias) -> (x, Aux), intermediates kept for the backward pass or not."""
 
-    def call(block: Block, x: jax.Array, where: Where, dropout_key: jax.Array | None) -> tuple[jax.Array, Aux]:
-        return block(x, where, dropout_key)
+    def call(block: Block, *arguments: Any) -> tuple[jax.Array, Aux]:
+        return block(*arguments)
 
     return call if remat == "none" else nn.remat(call, policy=REMAT_POLICIES[remat])
 
@@ -111,7 +133,7 @@ class Transformer(nn.Module):
                 "position_embedding", layers.normal(cfg.init_std), (cfg.max_len, cfg.d_model)
             )
         for i in range(cfg.n_layers):
-            setattr(self, f"layer_{i}", Block(cfg, self.backend))
+            setattr(self, f"layer_{i}", Block(cfg, self.backend, self._has_experts(i)))
         self.final_norm = layers.Norm(cfg.block)
 
     def __call__(
@@ -147,9 +169,11 @@ class Transformer(nn.Module):
         else:
             each, call = [], rematerialized(remat)
             for i in range(self.cfg.n_layers):
-                x, layer_aux = call(self._layer(i), x, where, keys[i])
+                x, layer_aux = call(self._layer(i), x, where, keys[i], self._router_bias(i))
                 each.append(layer_aux)
-            aux = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+            routers = [layer_aux.router for layer_aux in each if layer_aux.router is not None]
+            logit_max = jnp.stack([layer_aux.attn_logit_max for layer_aux in each])
+            aux = Aux(logit_max, jax.tree.map(lambda *leaves: jnp.stack(leaves), *routers) if routers else None)
         return self.final_norm(x), aux
 
     def prefill(self, tokens: jax.Array, lengths: jax.Array, store: cache.Cache) -> tuple[jax.Array, cache.Cache]:
@@ -160,7 +184,7 @@ class Transformer(nn.Module):
         chex.assert_rank([tokens, lengths], [2, 1])
         x, where, stores = self._embed(tokens, Where()), Where(), []
         for i, layer_store in enumerate(store):
-            x, layer_store = self._layer(i).prefill(x, where, layer_store)
+            x, layer_store = self._layer(i).prefill(x, where, layer_store, self._router_bias(i))
             stores.append(layer_store)
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
         return self._logits(last)[:, 0], tuple(stores)
@@ -171,12 +195,25 @@ class Transformer(nn.Module):
         where = Where(positions=start[:, None] + jnp.arange(tokens.shape[1]))
         x, stores = self._embed(tokens, where), []
         for i, layer_store in enumerate(store):
-            x, layer_store = self._layer(i).decode(x, start, layer_store)
+            x, layer_store = self._layer(i).decode(x, start, layer_store, self._router_bias(i))
             stores.append(layer_store)
         return self._logits(x), tuple(stores)
 
     def _layer(self, index: int) -> Block:
         return getattr(self, f"layer_{index}")
+
+    def _has_experts(self, index: int) -> bool:
+        return index >= self.cfg.n_layers - self.cfg.n_moe_layers
+
+    def _router_bias(self, index: int) -> jax.Array | None:
+        """The row [E] of a layer, from the read-only collection that `variables_of` makes; None for a dense layer."""
+        if not self._has_experts(index):
+            return None
+        if self.is_initializing():
+            return initial_router_bias(self.cfg)[0]
+        if not self.has_variable("router", "bias"):
+            raise ValueError("a model with experts needs its router bias: apply it to `variables`, not to `params`.")
+        return self.get_variable("router", "bias")[index - (self.cfg.n_layers - self.cfg.n_moe_layers)]
 
     def _embed(self, tokens: jax.Array, where: Where) -> jax.Array:
         # Gather in float32, then cast: the gradient's scatter-add then uses the GPU's float32 atomics. In bfloat16
@@ -198,13 +235,14 @@ class Transformer(nn.Module):
         """The same layers by lax.scan over their stacked parameters: parameters are stored alike in both forms."""
         params = [self.variables["params"][f"layer_{i}"] for i in range(self.cfg.n_layers)]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-        block = Block(self.cfg, self.backend, parent=None)
+        block = Block(self.cfg, self.backend, self._has_experts(0), parent=None)  # config rules: all alike
+        biases = self.get_variable("router", "bias") if self._has_experts(0) else None
         layer_keys = None if keys[0] is None else jnp.stack(keys)
 
         def body(carry: jax.Array, layer: tuple) -> tuple[jax.Array, Aux]:
-            layer_params, key = layer
-            return block.apply({"params": layer_params}, carry, where, key)
+            layer_params, key, router_bias = layer
+            return block.apply({"params": layer_params}, carry, where, key, router_bias)
 
         if remat != "none":
             body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
-        return jax.lax.scan(body, x, (stacked, layer_keys))
+        return jax.lax.scan(body, x, (stacked, layer_keys, biases))

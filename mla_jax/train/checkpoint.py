@@ -19,7 +19,7 @@ from orbax.checkpoint import checkpoint_managers
 from mla_jax import checksums
 from mla_jax.config import CheckpointConfig, Config
 from mla_jax.errors import UserError
-from mla_jax.runs import RunFolder, drop_failed_reads, quiet_reads, short_reason
+from mla_jax.runs import RunFolder, check_router_bias, drop_failed_reads, quiet_reads, short_reason
 from mla_jax.train.ema import swapped
 from mla_jax.train.state import TrainState
 
@@ -119,6 +119,8 @@ class Checkpoints:
         for number, step in enumerate(steps):
             try:
                 checksums.check(self._folder.checkpoints / str(step))
+                if abstract.router_bias is not None:
+                    check_router_bias(self._folder.checkpoints / str(step) / "model")
                 with quiet_reads():
                     restored = self._manager.restore(step, args=items)
             except Exception as error:  # Orbax and TensorStore raise many types for a damaged file

@@ -23,6 +23,7 @@ from mla_jax.sample.sampler import Sampler
 from mla_jax.train import step as steps
 from mla_jax.train.checkpoint import Checkpoints
 from mla_jax.train.ema import swapped
+from mla_jax.train.expert_meter import ExpertMeter
 from mla_jax.train.metrics import MetricsWriter, Progress
 from mla_jax.train.optim import make_optimizer, schedule
 from mla_jax.train.rollback import BadStep, NonFiniteLoss, Rollbacks, stop_message
@@ -84,6 +85,7 @@ class _Training:
         self.last: tuple[int, EvalResult] | None = None
         self.skipped = 0
         self.rollbacks = Rollbacks()
+        self.experts = ExpertMeter()
 
     def already_finished(self, row: dict[str, Any]) -> TrainResult:
         """Say so and leave the run folder as it is."""
@@ -169,7 +171,9 @@ class _Training:
         """Fetch metrics of all but the newest `keep` steps and look for non-finite ones."""
         while len(self.pending) > keep:
             done, device_metrics = self.pending.popleft()
-            self.metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
+            fetched = jax.device_get(device_metrics)
+            self.metrics = {name: float(value) for name, value in fetched.items() if not value.ndim}
+            self.experts.add(fetched)
             if self.metrics["finite"]:
                 continue
             if self.config.train.on_nonfinite == "rollback":
@@ -187,6 +191,7 @@ class _Training:
         flops = accounting.flops_per_token(self.config.model, self.config.train.seq_len)
         mfu = tokens_per_s * flops / peak if peak else None
         values = {name: self.metrics[name] for name in ("loss", "grad_norm", "param_norm")}
+        values |= self.experts.train_values()
         values |= {
             "attn_logit_max": float(self.logit_probe(self.state.variables, batch)),
             "learning_rate": float(self.learning_rate(done - 1)),
@@ -210,6 +215,8 @@ class _Training:
         result = evaluate(self.eval_step, variables, valid, cfg.train.seq_len, cfg.eval.batch_size)
         values = {"loss": result.loss, "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
         self.writer.write("eval", done, values)
+        if experts := self.experts.eval_values(self.state.router_bias):
+            self.writer.write("experts", done, experts)
         self.last = (done, result)
         if result.loss < self.best[1]:
             self.best = (done, result.loss, result.bits_per_byte)

@@ -41,13 +41,15 @@ class MetricsWriter:
         if self._board:
             self._board.close()
 
-    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """kind: "train" or "eval". Written through to the file at once."""
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """kind: "train", "eval" or "experts". Written through to the file at once; lists are not for TensorBoard."""
         row = {"step": step, "kind": kind, **values, "time": round(time.time(), 3)}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         if self._board:
             for name, value in values.items():
+                if isinstance(value, list):
+                    continue
                 self._board.add_scalar(f"{kind}/{name}", value, step)
 
 

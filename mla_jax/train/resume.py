@@ -14,6 +14,13 @@ _FREE = (
     "model.attention_impl",
     "model.decode_impl",
     "model.scan_layers",
+    "model.moe_impl",
+    "model.grouped_impl",
+    "model.router_bias_rate",
+    "model.router_bias_rule",
+    "model.router_aux_weight",
+    "model.router_sequence_weight",
+    "model.router_z_weight",
     "model.dropout",
     "model.init",
     "data.path",  # the content is held to its fingerprint instead

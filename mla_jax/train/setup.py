@@ -112,10 +112,9 @@ def starting_state(
         if restored is not None:
             return restored
     if setup.config.init_from:
-        params = runs.load_run(setup.config.init_from).params
-    else:
-        params = init_params(setup.model, setup.config.train.seed)
-    return init_state(setup.model, optimizer, params)
+        source = runs.load_run(setup.config.init_from)
+        return init_state(setup.model, optimizer, source.params, source.router_bias)
+    return init_state(setup.model, optimizer, init_params(setup.model, setup.config.train.seed))
 
 
 def write_run_files(setup: Setup) -> None:

@@ -10,6 +10,7 @@ from mla_jax.config import Config, replace
 from mla_jax.config_files import load_config, load_config_dict
 from mla_jax.data import statistics
 from mla_jax.errors import UserError
+from mla_jax.model import moe_choice
 from mla_jax.model.backend import Backend
 from mla_jax.train.resume import differences, flatten
 
@@ -34,15 +35,27 @@ def print_startup(console: rich.console.Console, config: Config, backend: Backen
         say(f"          {line}")
     parts = accounting.params(model)
     table = rich.table.Table("parameters", "", "share", box=None, pad_edge=False)
-    for name in ("embedding", "position", "attention", "ffn", "norms", "total"):
+    active = ("active",) if model.n_moe_layers else ()
+    for name in ("embedding", "position", "attention", "ffn", "norms", "total", *active):
         table.add_row(name, f"{parts[name]:>12,}", f"{parts[name] / parts['total']:>6.1%}")
     console.print(table, highlight=False)
+    if model.n_moe_layers:
+        for what, n_tokens in _token_counts(config).items():
+            choice = moe_choice.choose(model, n_tokens, backend)
+            grouped = f" ({backend.grouped_impl})" if choice.impl == "grouped" else ""
+            say(f"experts   {choice.impl}{grouped} in {what}, {n_tokens:,} tokens at a time: {choice.reason}")
     saved = 1 - accounting.kv_bytes(model) / accounting.mha_kv_bytes(model)
     say(
         f"per token {accounting.flops_per_token(model, config.train.seq_len):,} training FLOPs; "
         f"{accounting.kv_bytes(model):,} bytes of KV cache in bfloat16 (MHA {accounting.mha_kv_bytes(model):,}: "
         f"{saved:.1%} saved)"
     )
+
+
+def _token_counts(config: Config) -> dict[str, int]:
+    train = config.train
+    tokens = train.batch_size // train.microbatches * train.seq_len
+    return {"training": tokens, "decode of one sequence": 1, "decode of 128": 128}
 
 
 def chosen(config: Config) -> list[str]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from mla_jax.model.moe import initial_router_bias
 from mla_jax.model.transformer import Transformer, variables_of
 
 
@@ -34,9 +35,13 @@ def init_params(model: Transformer, seed: int) -> Any:
     return jax.jit(model.init)(jax.random.key(seed), tokens)["params"]
 
 
-def init_state(model: Transformer, optimizer: optax.GradientTransformation, params: Any) -> TrainState:
-    """The state at step 0 of given parameters."""
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), None)
+def init_state(
+    model: Transformer, optimizer: optax.GradientTransformation, params: Any, router_bias: jax.Array | None = None
+) -> TrainState:
+    """The state at step 0 of given parameters and, with experts, their router bias (default: zeros)."""
+    if router_bias is None:
+        router_bias = initial_router_bias(model.cfg)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), router_bias)
 
 
 def abstract_state(model: Transformer, optimizer: optax.GradientTransformation) -> TrainState:

@@ -1,7 +1,7 @@
 """One optimizer step and one evaluation step, jitted."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,29 @@ import optax
 from mla_jax.config import Config
 from mla_jax.data.pipeline import shift
 from mla_jax.model.attention import Where
+from mla_jax.model.moe import router_bias_update
 from mla_jax.model.transformer import Transformer, variables_of
 from mla_jax.train.loss import chunked_cross_entropy, cross_entropy
 from mla_jax.train.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+
+
+class RouterSums(NamedTuple):
+    """Sums over microbatches. loss []: router_loss x targets; expert_load [L_moe, E]; entropy [L_moe] x targets."""
+
+    loss: jax.Array
+    expert_load: jax.Array
+    entropy: jax.Array
+
+
+class Sums(NamedTuple):
+    """Sums over microbatches. loss []: nats; count []: targets; router: None without experts."""
+
+    loss: jax.Array
+    count: jax.Array
+    router: RouterSums | None
 
 
 def where_of(shifted: Batch, document_mask: bool) -> Where:
@@ -28,65 +45,78 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """(state, {tokens, segment_ids [B, T+1]}) -> (state, metrics), donating the state.
 
-    metrics, float32 []: loss (nats per token over the batch), grad_norm (before clipping), param_norm, finite.
+    metrics, float32 []: loss (nats per token over the batch: cross-entropy alone), grad_norm (before clipping),
+    param_norm, finite; with experts also router_loss (weighted, part of what is differentiated), and of each layer
+    expert_load [L_moe, E] (tokens of the batch) and router_entropy [L_moe].
     Microbatches accumulate sums of losses and gradients and the count of targets, and divide once, so that their
-    number changes nothing but rounding. finite is 0 for a bad step (train/rollback.py); `train.on_nonfinite=skip`
-    then keeps the old state.
+    number changes nothing but rounding (auxiliary router losses excepted: they are those of each microbatch).
+    The router bias moves once, by the load of the whole batch. finite is 0 for a bad step (train/rollback.py);
+    `train.on_nonfinite=skip` then keeps the old state, bias included.
     """
     n_tokens, document_mask = config.tokenizer.vocab_size, config.data.document_mask
     seed, parts, chunks = config.train.seed, config.train.microbatches, config.train.loss_chunks
+    cfg = config.model
 
-    def loss_sum(params: Any, router_bias: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def loss_sum(params: Any, router_bias: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
         shifted = shift(batch, document_mask)
         variables = variables_of(params, router_bias)
         arguments = (shifted["inputs"], where_of(shifted, document_mask), key, config.train.remat)
         mask = shifted["loss_mask"].astype(jnp.float32)
-        if chunks > 1:
-            x, _ = model.apply(variables, *arguments, method="hidden")
-            with jax.named_scope("loss"):
-                total = chunked_cross_entropy(x, params["embedding"], shifted["targets"], mask, n_tokens, chunks)
-            return total, jnp.sum(mask)
-        logits, _ = model.apply(variables, *arguments)
+        out, aux = model.apply(variables, *arguments, method="hidden" if chunks > 1 else None)
         with jax.named_scope("loss"):
-            nll = cross_entropy(logits, shifted["targets"], n_tokens)
-        return jnp.sum(nll * mask), jnp.sum(mask)
+            if chunks > 1:
+                total = chunked_cross_entropy(out, params["embedding"], shifted["targets"], mask, n_tokens, chunks)
+            else:
+                total = jnp.sum(cross_entropy(out, shifted["targets"], n_tokens) * mask)
+        count = jnp.sum(mask)
+        if aux.router is None:
+            return total, Sums(total, count, None)
+        router_loss = jnp.sum(aux.router.router_loss) * count
+        router = RouterSums(router_loss, aux.router.expert_load, aux.router.router_entropy * count)
+        return total + router_loss, Sums(total, count, router)
 
-    gradient = jax.value_and_grad(loss_sum, has_aux=True)
+    gradient = jax.grad(loss_sum, has_aux=True)
 
-    def whole_batch(params: Any, router_bias: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Any]:
+    def whole_batch(params: Any, router_bias: Any, batch: Batch, key: jax.Array) -> tuple[Any, Sums]:
         if parts == 1:
-            (total, count), grads = gradient(params, router_bias, batch, key)
-            return total, count, grads
+            return gradient(params, router_bias, batch, key)
         split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
 
         def add(carry: tuple, part: tuple) -> tuple[tuple, None]:
             index, microbatch = part
-            (total, count), grads = gradient(params, router_bias, microbatch, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, carry, (total, count, grads)), None
+            new = gradient(params, router_bias, microbatch, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, carry, new), None
 
-        zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        first = jax.tree.map(lambda a: a[0], split)
+        zeros = jax.tree.map(
+            lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(gradient, params, router_bias, first, key)
+        )
         return jax.lax.scan(add, zeros, (jnp.arange(parts), split))[0]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         # rbg: the device's own generator makes dropout cheap; still a pure function of (seed, step).
         key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
-        total, count, grads = whole_batch(state.params, state.router_bias, batch, key)
-        count = jnp.maximum(count, 1.0)
+        grads, sums = whole_batch(state.params, state.router_bias, batch, key)
+        count = jnp.maximum(sums.count, 1.0)
         grads = jax.tree.map(lambda g: g / count, grads)
         with jax.named_scope("optimizer"):
             grad_norm = optax.tree.norm(grads)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-        loss = total / count
+        router_bias = state.router_bias
+        if sums.router is not None:
+            load = sums.router.expert_load
+            router_bias = router_bias_update(router_bias, load, cfg.router_bias_rate, cfg.router_bias_rule)
+        loss = sums.loss / count
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         for value, bound in ((loss, config.train.bad_loss), (grad_norm, config.train.bad_grad_norm)):
             if bound:
                 finite &= value <= bound
         if config.train.on_nonfinite == "skip":
-            params, opt_state = jax.tree.map(
+            params, opt_state, router_bias = jax.tree.map(
                 lambda new, old: jnp.where(finite, new, old),
-                (params, opt_state),
-                (state.params, state.opt_state),
+                (params, opt_state, router_bias),
+                (state.params, state.opt_state, state.router_bias),
             )
         metrics = {
             "loss": loss,
@@ -94,7 +124,13 @@ def make_train_step(
             "param_norm": optax.tree.norm(params),
             "finite": finite.astype(jnp.float32),
         }
-        return TrainState(state.step + 1, params, opt_state, state.router_bias), metrics
+        if sums.router is not None:
+            metrics |= {
+                "router_loss": sums.router.loss / count,
+                "expert_load": sums.router.expert_load,
+                "router_entropy": sums.router.entropy / count,
+            }
+        return TrainState(state.step + 1, params, opt_state, router_bias), metrics
 
     return jax.jit(train_step, donate_argnums=0)
 

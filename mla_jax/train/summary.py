@@ -13,6 +13,7 @@ from mla_jax import accounting
 from mla_jax.config import Config
 from mla_jax.rows import read_rows
 from mla_jax.runs import RunFolder, write_text
+from mla_jax.train.expert_plot import plot_experts
 
 
 def plot_loss(folder: RunFolder, baselines: dict[str, float]) -> Path:
@@ -52,6 +53,7 @@ def finish(
     samples: (prompt, completion) pairs.
     """
     plot = plot_loss(folder, baselines)
+    expert_plot = plot_experts(folder) if config.model.ffn == "moe" else None
     stories = "\n\n".join(f"{prompt}|{completion}" for prompt, completion in samples)
     write_text(folder.samples, stories + "\n")
     write_text(folder.result, json.dumps(row, indent=1))
@@ -69,6 +71,7 @@ def finish(
         "",
         "![loss](plots/loss.png)",
         "",
+        *([f"![experts](plots/{expert_plot.name})", ""] if expert_plot else []),
         "## Samples",
         "",
     ]

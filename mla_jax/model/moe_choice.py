@@ -1,0 +1,71 @@
+"""Which path computes the routed experts: a cost rule with measured rates, a pure function of config, size and device.
+
+Start-up prints its answer for training and for decode; the layer asks it again for the shape that it is traced with.
+"""
+
+import dataclasses
+
+from mla_jax.config import ModelConfig
+from mla_jax.model.backend import Backend
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """What a device was seen to do, forward and backward together.
+
+    dense, grouped: FLOP/s of large dense and of grouped products; move: bytes/s of gathering rows or matrices;
+    sort_s: seconds that sorting and laying out a choice of experts takes whatever its size; tile: a grouped product
+    pays for so many columns at least.
+    """
+
+    dense: float
+    grouped: float
+    move: float
+    sort_s: float
+    tile: int
+
+
+# gpu: one H100, bfloat16, docs/results of the first measurements: a dense product 589 TFLOP/s, tokamax' grouped one
+# 275 forward and 160 over forward and backward, a gather of 393,216 rows of 512 in 0.32 ms, argsort 0.11 ms.
+# tpu: not measured; the GPU's figures stand in for them.
+# cpu: two cores in float32; launch/moe_paths.py measures what these three come from.
+_GPU = Rates(dense=589e12, grouped=160e12, move=2.5e12, sort_s=2e-4, tile=128)
+RATES = {"gpu": _GPU, "tpu": _GPU, "cpu": Rates(dense=40e9, grouped=25e9, move=2e9, sort_s=1e-3, tile=1)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """impl: a key of `moe_paths.PATHS`; reason: why, for the start-up report."""
+
+    impl: str
+    reason: str
+
+
+def costs(cfg: ModelConfig, n_tokens: int, backend: Backend) -> dict[str, float]:
+    """Estimated seconds of one layer's routed part, forward and backward over n_tokens, by path."""
+    rates = RATES[backend.platform if backend.platform in RATES else "gpu"]
+    item = 2 if backend.dtype == "bfloat16" else 4
+    matrices = 2 if cfg.block == "gpt" else 3
+    one = matrices * cfg.d_model * cfg.d_expert  # parameters of one expert
+    choices = n_tokens * cfg.top_k
+    all_experts = cfg.n_routed_experts * one * item / rates.move
+    tiled = one * max(cfg.d_expert, rates.tile) / cfg.d_expert
+    return {
+        "masked_dense": all_experts + 6 * n_tokens * cfg.n_routed_experts * one / rates.dense,
+        "grouped": all_experts
+        + 6 * choices * tiled / rates.grouped
+        + 8 * choices * cfg.d_model * item / rates.move
+        + rates.sort_s,
+        # A copy of each chosen matrix is written and read again. Its products are bound by that, not by arithmetic.
+        "gathered": 3 * choices * one * item / rates.move,
+    }
+
+
+def choose(cfg: ModelConfig, n_tokens: int, backend: Backend) -> Choice:
+    """The path for n_tokens at a time: what `model.moe_impl` says, or the cheapest by `costs`."""
+    if cfg.moe_impl != "auto":
+        return Choice(cfg.moe_impl, f"model.moe_impl={cfg.moe_impl}")
+    estimates = costs(cfg, n_tokens, backend)
+    best = min(estimates, key=estimates.__getitem__)
+    others = ", ".join(f"{name} {1e3 * seconds:.3g}" for name, seconds in estimates.items())
+    return Choice(best, f"estimated ms a layer: {others}")

@@ -1,0 +1,147 @@
+"""Grouped products: rows sorted by expert, each group multiplied by its own matrix. Nothing is ever scatter-added.
+
+The rows of one expert lie together in a buffer of P rows. `xla` and `pallas` pad each group to a multiple of a block,
+so that a block has one expert; P is the static worst case, and the padding costs arithmetic, not exactness: padding
+rows get no cotangent and nobody reads their results. `tokamax` takes groups of any size (P = N K).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+PALLAS_BLOCK = 128  # rows of a tile: what a tensor core program works on at a time
+
+
+@struct.dataclass
+class Groups:
+    """Where each choice (token n, its k-th expert) lies in the buffer.
+
+    slot [N, K]: its row; source [P]: the choice n K + k of a row, N K for padding; sizes [E]: rows of each expert
+    without padding; block_expert [P / block]: the expert of a block. All int32.
+    """
+
+    slot: jax.Array
+    source: jax.Array
+    sizes: jax.Array
+    block_expert: jax.Array
+    block: int = struct.field(pytree_node=False)
+    impl: str = struct.field(pytree_node=False)
+
+    @property
+    def token(self) -> jax.Array:
+        """[P] int32: the token of a row; that of the last choice for padding."""
+        n_choices, top_k = self.slot.size, self.slot.shape[1]
+        return jnp.minimum(self.source, n_choices - 1) // top_k
+
+
+def block_size(n_choices: int, n_experts: int, impl: str) -> int:
+    """Rows of a block. Half a mean group for XLA: smaller ones copy more matrices, larger ones pad more rows."""
+    if impl == "tokamax":
+        return 1
+    if impl == "pallas":
+        return PALLAS_BLOCK
+    half = max(1, n_choices // (2 * n_experts))
+    return min(512, max(8, 1 << (half.bit_length() - 1)))
+
+
+def plan(expert_idx: jax.Array, n_experts: int, impl: str) -> Groups:
+    """expert_idx [N, K] int32 -> the groups. One stable sort; no part depends on floating point."""
+    flat = expert_idx.reshape(-1)
+    n_choices = flat.shape[0]
+    block = block_size(n_choices, n_experts, impl)
+    n_blocks = (n_choices + n_experts * (block - 1)) // block  # sum of ceil(size / block) is never more
+    order = jnp.argsort(flat, stable=True).astype(jnp.int32)
+    sizes = jnp.sum(flat[:, None] == jnp.arange(n_experts), axis=0, dtype=jnp.int32)
+    padded = -(-sizes // block) * block
+    ends = jnp.cumsum(padded)
+    gap = (ends - padded) - (jnp.cumsum(sizes) - sizes)  # padding in front of each group
+    row = jnp.arange(n_choices, dtype=jnp.int32) + gap[flat[order]]
+    slot = jnp.zeros(n_choices, jnp.int32).at[order].set(row, unique_indices=True)
+    source = jnp.full(n_blocks * block, n_choices, jnp.int32).at[row].set(order, unique_indices=True)
+    first = jnp.arange(n_blocks, dtype=jnp.int32) * block
+    block_expert = jnp.sum(ends[None, :] <= first[:, None], axis=1, dtype=jnp.int32)
+    block_expert = jnp.minimum(block_expert, n_experts - 1)  # blocks after the last group hold padding only
+    return Groups(slot.reshape(expert_idx.shape), source, sizes, block_expert, block, impl)
+
+
+@jax.custom_vjp
+def dispatch(x: jax.Array, groups: Groups) -> jax.Array:
+    """x [N, D] -> rows [P, D], a copy of the token for each of its choices; padding rows repeat the last token.
+
+    The gradient is a gather by `slot` and a sum over k: the scatter-add that JAX would make of it took 1.9 ms where
+    this takes 0.2 (65,536 tokens, d 512, top-6, H100).
+    """
+    return x[groups.token]
+
+
+def _dispatch_fwd(x: jax.Array, groups: Groups) -> tuple[jax.Array, Groups]:
+    return dispatch(x, groups), groups
+
+
+def _dispatch_bwd(groups: Groups, g: jax.Array) -> tuple[jax.Array, None]:
+    return jnp.sum(g[groups.slot], axis=1, dtype=jnp.float32).astype(g.dtype), None
+
+
+dispatch.defvjp(_dispatch_fwd, _dispatch_bwd)
+
+
+@jax.custom_vjp
+def combine(rows: jax.Array, expert_weight: jax.Array, groups: Groups) -> jax.Array:
+    """rows [P, D], expert_weight [N, K] float32 -> [N, D]: the weighted sum of each token's rows, in float32 inside."""
+    return jnp.sum(rows[groups.slot] * expert_weight[..., None], axis=1).astype(rows.dtype)
+
+
+def _combine_fwd(rows: jax.Array, expert_weight: jax.Array, groups: Groups) -> tuple[jax.Array, tuple]:
+    return combine(rows, expert_weight, groups), (rows, expert_weight, groups)
+
+
+def _combine_bwd(residuals: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+    rows, expert_weight, groups = residuals
+    # One past the end is padding's weight: 0, so that padding takes part in no gradient.
+    weight = jnp.append(expert_weight.reshape(-1), 0.0)[groups.source]
+    d_rows = (g[groups.token] * weight[:, None]).astype(rows.dtype)
+    d_weight = jnp.sum(rows[groups.slot] * g[:, None, :].astype(jnp.float32), axis=-1)
+    return d_rows, d_weight.astype(expert_weight.dtype), None
+
+
+combine.defvjp(_combine_fwd, _combine_bwd)
+
+
+def grouped_matmul(rows: jax.Array, w: jax.Array, groups: Groups) -> jax.Array:
+    """rows [P, D] x w [E, D, F] -> [P, F], each row by the matrix of its group; differentiable, grouped both ways."""
+    if groups.impl == "tokamax":
+        import tokamax  # heavy: it imports a profiler
+
+        return tokamax.ragged_dot(rows, w, groups.sizes)
+    return _block_matmul(rows, w, groups)
+
+
+@jax.custom_vjp
+def _block_matmul(rows: jax.Array, w: jax.Array, groups: Groups) -> jax.Array:
+    return _product(rows, w, groups)
+
+
+def _block_matmul_fwd(rows: jax.Array, w: jax.Array, groups: Groups) -> tuple[jax.Array, tuple]:
+    return _product(rows, w, groups), (rows, w, groups)
+
+
+def _block_matmul_bwd(residuals: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+    rows, w, groups = residuals
+    return _product(g, jnp.swapaxes(w, 1, 2), groups), _outer(rows, g, groups, w), None
+
+
+_block_matmul.defvjp(_block_matmul_fwd, _block_matmul_bwd)
+
+
+def _product(rows: jax.Array, w: jax.Array, groups: Groups) -> jax.Array:
+    """The plain twin of the kernel: a batch of blocks, each beside a copy of its expert's matrix."""
+    blocks = rows.reshape(-1, groups.block, rows.shape[1])
+    return jnp.einsum("bpd,bdf->bpf", blocks, w[groups.block_expert]).reshape(rows.shape[0], -1)
+
+
+def _outer(rows: jax.Array, g: jax.Array, groups: Groups, w: jax.Array) -> jax.Array:
+    """[E, D, F]: for each expert, its rows transposed times its cotangents."""
+    blocks, cotangents = (a.reshape(-1, groups.block, a.shape[1]) for a in (rows, g))
+    each = jnp.einsum("bpd,bpf->bdf", blocks, cotangents, preferred_element_type=jnp.float32)
+    summed = jax.ops.segment_sum(each, groups.block_expert, w.shape[0], indices_are_sorted=True)
+    return summed.astype(w.dtype)

@@ -1,0 +1,86 @@
+"""The routed experts' sum, computed in different ways that all give the same values and gradients.
+
+Every path: (x [N, D], expert_idx [N, K], expert_weight [N, K] float32, experts, backend) -> [N, D], with
+y_n = sum_k expert_weight_nk * expert_{expert_idx_nk}(x_n). None of them drops a token.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mla_jax.model import moe_grouped
+from mla_jax.model.backend import Backend
+
+
+class Experts(NamedTuple):
+    """w_gate, w_up [E, D, F], w_down [E, F, D], in the computation's dtype; without w_gate GELU instead of SwiGLU."""
+
+    w_gate: jax.Array | None
+    w_up: jax.Array
+    w_down: jax.Array
+
+
+def activation(gate: jax.Array | None, up: jax.Array) -> jax.Array:
+    """The hidden units of pre-activations: silu(gate) * up, or tanh-GELU of up where there is no gate."""
+    return jax.nn.gelu(up, approximate=True) if gate is None else jax.nn.silu(gate) * up
+
+
+def combine_weights(expert_idx: jax.Array, expert_weight: jax.Array, n_experts: int) -> jax.Array:
+    """[N, K] indices and weights -> [N, E] float32, 0 for experts that a token does not go to."""
+    chosen = expert_idx[..., None] == jnp.arange(n_experts)
+    return jnp.sum(jnp.where(chosen, expert_weight[..., None], 0.0), axis=1)
+
+
+def reference(
+    x: jax.Array, expert_idx: jax.Array, expert_weight: jax.Array, experts: Experts, backend: Backend
+) -> jax.Array:
+    """The plain twin: every expert on every token, then the weighted sum of the chosen ones."""
+    gate = None if experts.w_gate is None else jnp.einsum("nd,edf->nef", x, experts.w_gate)
+    hidden = activation(gate, jnp.einsum("nd,edf->nef", x, experts.w_up))
+    each = jnp.einsum("nef,efd->ned", hidden, experts.w_down)
+    weight = combine_weights(expert_idx, expert_weight, experts.w_up.shape[0])
+    return jnp.einsum("ne,ned->nd", weight.astype(x.dtype), each)
+
+
+def masked_dense(
+    x: jax.Array, expert_idx: jax.Array, expert_weight: jax.Array, experts: Experts, backend: Backend
+) -> jax.Array:
+    """One dense feed-forward of width E F whose hidden units are multiplied by their expert's weight, mostly 0.
+
+    E / K times the arithmetic of the chosen experts, at the speed of two large matrix products.
+    """
+    weight = combine_weights(expert_idx, expert_weight, experts.w_up.shape[0]).astype(x.dtype)
+    gate = None if experts.w_gate is None else jnp.einsum("nd,edf->nef", x, experts.w_gate)
+    hidden = activation(gate, jnp.einsum("nd,edf->nef", x, experts.w_up))
+    return jnp.einsum("nef,efd->nd", hidden * weight[..., None], experts.w_down)
+
+
+def gathered(
+    x: jax.Array, expert_idx: jax.Array, expert_weight: jax.Array, experts: Experts, backend: Backend
+) -> jax.Array:
+    """Reads only the matrices of the chosen experts: N K of them, fewer than E when a few sequences decode."""
+    gate = None if experts.w_gate is None else jnp.einsum("nd,nkdf->nkf", x, experts.w_gate[expert_idx])
+    hidden = activation(gate, jnp.einsum("nd,nkdf->nkf", x, experts.w_up[expert_idx]))
+    hidden = hidden * expert_weight.astype(x.dtype)[..., None]
+    return jnp.einsum("nkf,nkfd->nd", hidden, experts.w_down[expert_idx])
+
+
+def grouped(
+    x: jax.Array, expert_idx: jax.Array, expert_weight: jax.Array, experts: Experts, backend: Backend
+) -> jax.Array:
+    """Tokens sorted by expert, one product a group; the results fetched back by the inverse permutation."""
+    groups = moe_grouped.plan(expert_idx, experts.w_up.shape[0], backend.grouped_impl)
+    rows = moe_grouped.dispatch(x, groups)
+    gate = None if experts.w_gate is None else moe_grouped.grouped_matmul(rows, experts.w_gate, groups)
+    hidden = activation(gate, moe_grouped.grouped_matmul(rows, experts.w_up, groups))
+    return moe_grouped.combine(moe_grouped.grouped_matmul(hidden, experts.w_down, groups), expert_weight, groups)
+
+
+PATHS: dict[str, Callable[..., jax.Array]] = {
+    "reference": reference,
+    "masked_dense": masked_dense,
+    "grouped": grouped,
+    "gathered": gathered,
+}

@@ -137,7 +137,13 @@ def get_config(size: str = "m") -> ConfigDict:
     s.max_new_tokens = 256  # at most so many after the prompt
     s.temperature = 0.8  # 0 = greedy
     s.top_k = 40  # 0 = all
+    s.top_p = 1.0  # then keep the likeliest tokens that hold this share of the probability; 1 = all
+    s.min_p = 0.0  # drop tokens below this share of the likeliest one's probability; 0 = none
+    s.repetition_penalty = 1.0  # divides positive logits of tokens used before, multiplies negative ones; 1 = none
+    s.stop = ()  # a sample ends before the first of these strings, e.g. ("The end",)
     s.seed = 0  # of the first sample; the next draw with seed + 1, + 2, ...
+    s.cache_dtype = "auto"  # of the KV cache: auto (that of the computation) | bfloat16 | float32 | int8 (mla only)
+    s.prefill_chunk = 1024  # prompts longer than this many tokens are read in such pieces, which bounds memory
 
     c.judge = j = ConfigDict()
     j.base_url = ""  # OpenAI-compatible endpoint ending in /v1; "" = api.openai.com

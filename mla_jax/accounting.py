@@ -4,6 +4,7 @@ Tests hold each of them to the real arrays. `vocab_size` must be resolved (non-z
 """
 
 from mla_jax.config import ModelConfig
+from mla_jax.errors import UserError
 
 DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 
@@ -18,8 +19,25 @@ def kv_numbers(cfg: ModelConfig) -> int:
 
 
 def kv_bytes(cfg: ModelConfig, dtype: str = "bfloat16") -> int:
-    """Bytes of KV cache per token, all layers together."""
+    """Bytes of KV cache per token, all layers together. dtype: bfloat16, float32, or int8 (latents only).
+
+    int8: a byte a latent number, 2 a rotary one (bfloat16), and a float32 scale: one a token and layer (joint), or
+    one each for the keys' and the values' latents (per head).
+    """
+    check_cache_dtype(cfg, dtype)
+    if dtype == "int8":
+        scales = 1 if cfg.latent == "joint" else 2
+        return cfg.n_layers * (kv_numbers(cfg) + cfg.qk_rope_head_dim + 4 * scales)
     return kv_numbers(cfg) * cfg.n_layers * DTYPE_BYTES[dtype]
+
+
+def check_cache_dtype(cfg: ModelConfig, dtype: str) -> None:
+    """Raise UserError for a cache that `cfg` cannot have: int8 is for latents."""
+    if dtype == "int8" and cfg.attention != "mla":
+        raise UserError(
+            f"cache_dtype is 'int8', which holds latents, and model.attention is {cfg.attention!r}: "
+            "use auto, bfloat16 or float32."
+        )
 
 
 def mha_kv_bytes(cfg: ModelConfig, dtype: str = "bfloat16") -> int:

@@ -76,6 +76,12 @@ MIGRATIONS: dict[int, dict[str, Any]] = {
         "model.router_z_weight": 0.0,
         "model.moe_impl": "auto",
         "model.grouped_impl": "auto",
+        "sample.top_p": 1.0,
+        "sample.min_p": 0.0,
+        "sample.repetition_penalty": 1.0,
+        "sample.stop": (),
+        "sample.cache_dtype": "auto",
+        "sample.prefill_chunk": 1024,
     },
 }
 
@@ -223,7 +229,13 @@ class SampleConfig:
     max_new_tokens: int
     temperature: float
     top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    stop: tuple[str, ...]
     seed: int
+    cache_dtype: str
+    prefill_chunk: int
 
 
 @dataclasses.dataclass(frozen=True)

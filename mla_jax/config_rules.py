@@ -34,6 +34,7 @@ CHOICES = {
     "optim.name": ("adamw", "muon"),
     "optim.schedule": ("cosine", "wsd"),
     "optim.muon_dtype": ("auto", "bfloat16", "float32"),
+    "sample.cache_dtype": ("auto", "bfloat16", "float32", "int8"),
 }
 
 
@@ -122,7 +123,7 @@ def ranges(config: "Config") -> None:
         "model.n_layers model.d_model model.n_heads model.head_dim model.max_len model.d_ff data.stories "
         "data.valid_stories data.threads tokenizer.train_bytes train.steps train.batch_size train.microbatches "
         "train.seq_len train.log_every train.eval_every optim.decay_steps eval.batch_size checkpoint.every "
-        "checkpoint.keep_latest sample.num_samples sample.max_new_tokens"
+        "checkpoint.keep_latest sample.num_samples sample.max_new_tokens sample.prefill_chunk"
     )
     at_least_zero = (
         "model.vocab_size model.n_kv_heads model.kv_lora_rank model.q_lora_rank model.qk_nope_head_dim "
@@ -153,6 +154,9 @@ def ranges(config: "Config") -> None:
         "train.seed": (0, 2**32 - 1),
         "data.seed": (0, 2**32 - 1),
         "sample.seed": (0, 2**32 - 1),
+        "sample.top_p": (1e-6, 1),
+        "sample.min_p": (0, 1),
+        "sample.repetition_penalty": (1e-3, 1000),
         "data.threads": (1, 1024),
     }
     for field, (low, high) in bounds.items():
@@ -327,6 +331,15 @@ def places(config: "Config") -> None:
             f"a sample must fit in model.max_len ({config.model.max_len})",
             "lower it or raise --config.model.max_len",
         )
+    if config.sample.cache_dtype == "int8" and config.model.attention != "mla":
+        fail(
+            config,
+            "sample.cache_dtype",
+            f"it holds latents, and model.attention is {config.model.attention}",
+            "use auto, bfloat16 or float32",
+        )
+    if "" in config.sample.stop:
+        fail(config, "sample.stop", "an empty string stops nothing", "leave it out")
 
 
 RULES = (ranges, heads, latents, positions, experts, batches, places)

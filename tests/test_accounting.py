@@ -14,6 +14,7 @@ from tiny import GRID, NAMED, SIZES, abstract_params, grid_config, quick_jit, re
 from mla_jax import accounting
 from mla_jax.config import ModelConfig, replace
 from mla_jax.config_files import load_config
+from mla_jax.errors import UserError
 from mla_jax.model.cache import init_cache
 
 
@@ -184,6 +185,19 @@ def test_kv_bytes_are_those_of_the_real_cache(name: str, size: str, dtype: str) 
 @pytest.mark.parametrize("point", GRID)
 def test_kv_bytes_of_the_grid(point: str) -> None:
     check_cache_bytes(grid_config(point).model, "float32")
+
+
+@pytest.mark.parametrize("point", [point for point in GRID if point.startswith(("joint", "per_head"))])
+def test_kv_bytes_of_int8_latents_count_their_scales(point: str) -> None:
+    check_cache_bytes(grid_config(point).model, "int8")
+
+
+def test_int8_is_for_latents() -> None:
+    """Size m, mla_rope: 256 + 2 x 32 + 4 bytes a token and layer, against 576 in bfloat16."""
+    assert accounting.kv_bytes(load_config("mla_rope:m").model, "int8") == 9 * 324
+    for refused in (lambda m: accounting.kv_bytes(m, "int8"), lambda m: init_cache(m, 1, 8, jnp.int8)):
+        with pytest.raises(UserError, match="'int8', which holds latents, and model.attention is 'mha'"):
+            refused(tiny_config("mha").model)
 
 
 def check_cache_bytes(model: ModelConfig, dtype: str) -> None:

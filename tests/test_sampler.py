@@ -1,23 +1,42 @@
-"""mla_jax.sample: greedy equals the argmax of the plain forward pass, rows are independent, draws follow the method."""
+"""mla_jax.sample: the tokens of its plain twin, rows that know nothing of each other, ends, stops, streams, shapes."""
 
 import functools
+from collections.abc import Callable, Iterator
 
+import chex
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from run_tools import story_texts
-from tiny import NAMED, quick_jit, random_params, reference_model, tiny_config
+from tiny import NAMED, QUICK, quick_jit, random_params, reference_model, tiny_config
 
 from mla_jax import config as config_lib
 from mla_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mla_jax.errors import UserError
-from mla_jax.model.transformer import variables_of
+from mla_jax.sample import loop, reference, request
 from mla_jax.sample import sampler as sampler_module
-from mla_jax.sample.methods import Method, draw
+from mla_jax.sample.loop import Vocabulary
+from mla_jax.sample.methods import GREEDY, Method
 from mla_jax.sample.sampler import Sampler
 
 PROMPTS = ["once upon a time", "", "the little fox found an old key", "caf\u00e9 \u65e5\u672c \U0001f600 \t\n"]
+# Compiled without costly optimisations: name in `loop`, static arguments, donated ones.
+JITTED = (("prefill", (0, 1, 2), ()), ("extend", 0, (5, 6)), ("_begin", (0, 1, 2, 3), 6))
+JITTED += (("_decode_steps", (0, 1, 2, 3), 6), ("_decode_until_done", (0, 1, 2, 3), 6))
+EVERYTHING = {"temperature": 1.2, "top_k": 60, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, static, donated in JITTED:
+            function = getattr(loop, name).__wrapped__
+            quick = jax.jit(function, static_argnums=static, donate_argnums=donated, compiler_options=QUICK)
+            patch.setattr(loop, name, quick)
+        yield
 
 
 @functools.cache
@@ -26,80 +45,235 @@ def tokenizer() -> Tokenizer:
 
 
 @functools.cache
-def tiny_sampler(name: str, max_len: int = 64) -> Sampler:
+def tiny_sampler(name: str, max_len: int = 64, prefill_chunk: int = 1024) -> Sampler:
     """Random weights, and more embedding rows than the tokenizer has pieces."""
-    config = tiny_config(name, **{"model.max_len": max_len, "tokenizer.vocab_size": 320, "model.vocab_size": 0})
-    config = config_lib.replace(config, **{"model.vocab_size": tokenizer().vocab_size + 9})
+    knobs = {"model.max_len": max_len, "tokenizer.vocab_size": 320, "sample.prefill_chunk": prefill_chunk}
+    config = config_lib.replace(tiny_config(name, **knobs), **{"model.vocab_size": tokenizer().vocab_size + 9})
     model = reference_model(config)
-    return Sampler(model, variables_of(random_params(model)), tokenizer(), config)
+    return Sampler(model, {"params": random_params(model)}, tokenizer(), config)
 
 
-def argmax_roll_out(sampler: Sampler, prompt: str, count: int) -> str:
-    """`count` greedy tokens by full forward passes without a cache; the row is padded, which causality hides."""
-    forward = quick_jit(lambda variables, tokens: sampler.model.apply(variables, tokens)[0])
-    separator = sampler.tokenizer.separator_id
-    ids = [separator, *sampler.tokenizer.encode(prompt)]
-    start = len(ids)
-    for _ in range(count):
-        row = np.full((1, sampler.config.model.max_len), separator, np.int32)
-        row[0, : len(ids)] = ids
-        logits = forward(sampler.variables, jnp.asarray(row))[0, len(ids) - 1, : sampler.tokenizer.vocab_size]
-        ids.append(int(jnp.argmax(logits)))
-        if ids[-1] == separator:
-            return sampler.tokenizer.decode(ids[start:-1])
-    return sampler.tokenizer.decode(ids[start:])
+@functools.cache
+def plain_forward(name: str, max_len: int) -> Callable[[np.ndarray], np.ndarray]:
+    """ids [T] -> logits [max_len, vocab] without a cache; the row is padded, which causality hides."""
+    sampler = tiny_sampler(name, max_len)
+    forward = quick_jit(lambda tokens: sampler.model.apply(sampler.variables, tokens)[0][0])
+    return lambda ids: forward(jnp.zeros((1, max_len), jnp.int32).at[0, : len(ids)].set(ids))
 
 
-@pytest.mark.parametrize("name", NAMED)
-def test_greedy_is_the_argmax_of_the_plain_forward_pass(name: str) -> None:
-    sampler = tiny_sampler(name)
-    found = sampler.generate(PROMPTS, max_new_tokens=12, temperature=0)
-    wanted = [argmax_roll_out(sampler, prompt, 12) for prompt in (PROMPTS[0], PROMPTS[1], PROMPTS[3])]
-    assert [found[0], found[1], found[3]] == wanted
-    assert all(found) and len(set(found)) > 1
+def twin(name: str, prompt: str, count: int, method: Method, seed: int = 0, max_len: int = 64) -> list[int]:
+    """The tokens of sample/reference.py."""
+    vocabulary = Vocabulary(tokenizer().vocab_size, tokenizer().separator_id)
+    ids = [tokenizer().separator_id, *tokenizer().encode(prompt)]
+    return reference.generate(plain_forward(name, max_len), ids, seed, count, method, vocabulary)
+
+
+_SLOW = ("mha_rope", "mla_rope_paper_b")  # shown by mla_rope
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in _SLOW else n for n in NAMED])
+def test_the_tokens_are_those_of_the_plain_twin(name: str) -> None:
+    """With all methods at once; prompts of other lengths in one batch."""
+    found = tiny_sampler(name).generate_with_details(PROMPTS, max_new_tokens=12, seed=3, **EVERYTHING)
+    for row in (0, 1, 3):
+        assert list(found[row].tokens) == twin(name, PROMPTS[row], 12, Method(**EVERYTHING), 3 + row)
+    assert len({each.text for each in found}) > 1
+
+
+def test_more_steps_than_one_round_of_the_loop() -> None:
+    """Every length around multiples of CHECK_EVERY, and a row's own end at any of them."""
+    sampler = tiny_sampler("mla_rope")
+    wanted = twin("mla_rope", PROMPTS[0], 40, GREEDY)
+    for count in (1, 2, 15, 16, 17, 18, 32, 33, 40):
+        found = sampler.generate_with_details([PROMPTS[0]], max_new_tokens=count, temperature=0, top_k=0)[0]
+        assert list(found.tokens) == wanted[:count]
+
+
+def test_a_long_prompt_is_read_in_pieces() -> None:
+    """Whether a prompt ends before, at or after the border of a piece; the tokens are the same to the last one."""
+    words = "fox " * 60
+    prompts = [tokenizer().decode(tokenizer().encode(words)[:n]) for n in (0, 1, 30, 31, 32, 33, 62, 63, 64, 100)]
+    lengths = [1 + len(tokenizer().encode(prompt)) for prompt in prompts]
+    assert {31, 32, 33, 64, 65} <= set(lengths) and max(lengths) > 96
+    settings = {"max_new_tokens": 12, **EVERYTHING}
+    whole = tiny_sampler("mla_rope", 160).generate_with_details(prompts, **settings)
+    assert tiny_sampler("mla_rope", 160, 32).generate_with_details(prompts, **settings) == whole
 
 
 def test_a_row_does_not_depend_on_its_mates() -> None:
     """Neither their texts nor a length that makes all rows longer, and the cache with them."""
     sampler = tiny_sampler("mla_rope", 160)
     assert len(tokenizer().encode("fox " * 40)) > 64
-    together = sampler.generate([PROMPTS[0], "fox " * 40, PROMPTS[2]], max_new_tokens=16, temperature=1.0, seed=5)
-    assert sampler.generate([PROMPTS[0]], max_new_tokens=16, temperature=1.0, seed=5) == [together[0]]
-    assert sampler.generate([PROMPTS[2]], max_new_tokens=16, temperature=1.0, seed=7) == [together[2]]
+    together = sampler.generate([PROMPTS[0], "fox " * 40, PROMPTS[2]], max_new_tokens=16, seed=5, **EVERYTHING)
+    assert sampler.generate([PROMPTS[0]], max_new_tokens=16, seed=5, **EVERYTHING) == [together[0]]
+    assert sampler.generate([PROMPTS[2]], max_new_tokens=16, seed=7, **EVERYTHING) == [together[2]]
 
 
 def test_the_seed_decides() -> None:
     sampler = tiny_sampler("mla_rope")
-    settings = {"max_new_tokens": 16, "temperature": 1.0}
-    one = sampler.generate([PROMPTS[0]] * 3, seed=1, **settings)
-    assert one == sampler.generate([PROMPTS[0]] * 3, seed=1, **settings)
-    assert len(set(one)) == 3
-    assert sampler.generate([PROMPTS[0]] * 3, seed=2, **settings)[:2] == one[1:]
-    assert sampler.generate([PROMPTS[0]] * 3, seed=2**32 - 1, **settings)[2] == one[0]  # seeds wrap around
+    settings = {"max_new_tokens": 16, **EVERYTHING}
+    one = sampler.generate([PROMPTS[0]] * 4, seed=1, **settings)
+    assert one == sampler.generate([PROMPTS[0]] * 4, seed=1, **settings)
+    assert len(set(one)) == 4
+    assert sampler.generate([PROMPTS[0]] * 4, seed=2, **settings)[:3] == one[1:]
+    assert sampler.generate([PROMPTS[0]] * 4, seed=2**32 - 1, **settings)[2] == one[0]  # seeds wrap around
+
+
+@hypothesis.settings(max_examples=8)
+@hypothesis.given(
+    mates=st.lists(st.sampled_from(PROMPTS), min_size=3, max_size=3),
+    seeds=st.lists(st.integers(0, 2**32 - 1), min_size=3, max_size=3),
+    row=st.integers(0, 3),
+)
+def test_a_row_is_bit_equal_whoever_its_mates_are(mates: list[str], seeds: list[int], row: int) -> None:
+    """Within a bucket of shapes: tokens and log-probabilities, to the last bit."""
+    sampler = tiny_sampler("mla_rope")
+    prompts, numbers = list(mates), list(seeds)
+    prompts.insert(row, PROMPTS[2])
+    numbers.insert(row, 77)
+    found = sampler.generate_with_details(prompts, 16, seed=numbers, logprobs=True, **EVERYTHING)[row]
+    assert found == _among_itself()
+
+
+@functools.cache
+def _among_itself() -> sampler_module.Completion:
+    settings = {"seed": [77] * 4, "logprobs": True} | EVERYTHING
+    return tiny_sampler("mla_rope").generate_with_details([PROMPTS[2]] * 4, 16, **settings)[0]
+
+
+def test_seeds_may_be_given_one_a_row() -> None:
+    sampler = tiny_sampler("mla_rope")
+    settings = {"max_new_tokens": 16, **EVERYTHING}
+    one, two, three, _ = sampler.generate([PROMPTS[0]] * 4, seed=[9, 4, 9, 1], **settings)
+    assert one == three != two
+    assert sampler.generate([PROMPTS[0]] * 4, seed=4, **settings)[0] == two
+
+
+def ending_rows(rows: int = 64, count: int = 24) -> list[sampler_module.Completion]:
+    """Nearly uniform draws: some rows meet the separator."""
+    return tiny_sampler("mha").generate_with_details([""] * rows, count, temperature=1e6, top_k=0, logprobs=True)
 
 
 def test_a_story_ends_at_its_separator() -> None:
-    """Nearly uniform draws: some of 64 rows meet the separator, and nothing follows it."""
-    sampler = tiny_sampler("mha")
-    separator, count = tokenizer().separator_id, 24
-    tokens = np.full((64, 1), separator, np.int32)
-    keys = jax.vmap(jax.random.key)(jnp.arange(64))
-    rows = sampler_module._generate(
-        *(sampler.model, Method(1e6, 0), 64, count, tokenizer().vocab_size, separator, sampler.variables),
-        *(jnp.asarray(tokens), jnp.ones(64, jnp.int32), keys),
-    )
-    rows = np.asarray(rows)
-    assert rows.shape == (64, count) and rows.max() < tokenizer().vocab_size
-    ended = 0
-    for row in rows:
-        ends = np.flatnonzero(row == separator)
-        if len(ends):
+    separator, ended = tokenizer().separator_id, 0
+    for each in ending_rows():
+        assert separator not in each.tokens[:-1] and len(each.logprobs) == len(each.tokens)
+        if each.finish_reason == "eos":
             ended += 1
-            assert (row[ends[0] :] == separator).all()
-            assert sampler._text(row) == tokenizer().decode(row[: ends[0]].tolist())
+            assert each.tokens[-1] == separator and each.text == tokenizer().decode(each.tokens[:-1])
         else:
-            assert sampler._text(row) == tokenizer().decode(row.tolist())
+            assert each.finish_reason == "length" and len(each.tokens) == 24
+            assert each.tokens[-1] != separator and each.text == tokenizer().decode(each.tokens)
     assert 0 < ended < 64
+
+
+def test_logprobs_are_those_of_the_model() -> None:
+    """Whatever the method cuts off; a surplus row has no part in them."""
+    sampler, n_tokens = tiny_sampler("mla_rope"), tokenizer().vocab_size
+    found = sampler.generate_with_details(PROMPTS, 12, logprobs=True, **EVERYTHING)[0]
+    ids = [tokenizer().separator_id, *tokenizer().encode(PROMPTS[0])]
+    logits = plain_forward("mla_rope", 64)(np.asarray([*ids, *found.tokens[:-1]]))[len(ids) - 1 :, :n_tokens]
+    wanted = jax.nn.log_softmax(logits[: len(found.tokens)])[jnp.arange(len(found.tokens)), jnp.asarray(found.tokens)]
+    np.testing.assert_allclose(found.logprobs, wanted, atol=1e-5, rtol=0)
+    assert sampler.generate_with_details(PROMPTS, 12, **EVERYTHING)[0].logprobs is None
+
+
+def test_decode_loop_is_the_same_in_any_portions() -> None:
+    """What the benchmark times is what the sampler runs; a row that is done changes no more."""
+    sampler, vocabulary = tiny_sampler("mla_rope"), Vocabulary(tokenizer().vocab_size, -1)
+    tokens, lengths = jnp.asarray([[3, 5, 9], [3, 7, 0]]), jnp.asarray([3, 2])
+    keys = jax.vmap(jax.random.key)(jnp.arange(2))
+
+    def start() -> loop.SamplerState:
+        logits, store = loop.prefill(sampler.model, 32, "float32", sampler.variables, tokens, lengths)
+        limit = jnp.asarray([20, 5])
+        return loop.begin(logits, store, tokens, lengths, keys, limit, 24, Method(1.0, 0), vocabulary)
+
+    def run(state: loop.SamplerState, *portions: int) -> loop.SamplerState:
+        for n_steps in portions:
+            state = loop.decode_loop(sampler.model, sampler.variables, state, n_steps, Method(1.0, 0), vocabulary)
+        return state
+
+    whole, parts = run(start(), 22), run(start(), 11, 11)
+    chex.assert_trees_all_equal(whole.out, parts.out)
+    assert whole.count.tolist() == [20, 5] and whole.done.all() and int(whole.drawn) == 23
+    assert whole.position.tolist() == [3 + 19, 2 + 4]  # the last token is drawn, and not read: nothing past the end
+    assert (np.asarray(whole.out)[1, 5:] == 0).all()  # filler
+    until = loop.decode_until_done(sampler.model, sampler.variables, start(), Method(1.0, 0), vocabulary)
+    chex.assert_trees_all_equal(until.out, whole.out)
+    assert int(until.drawn) == 1 + 2 * loop.CHECK_EVERY
+
+
+def test_nothing_is_written_past_a_rows_own_end() -> None:
+    """Neither by the steps until all are done nor by a round of CHECK_EVERY."""
+    sampler, vocabulary = tiny_sampler("mha"), Vocabulary(tokenizer().vocab_size, -1)
+    tokens, lengths = jnp.asarray([[3, 5, 9], [3, 7, 0]]), jnp.asarray([3, 2])
+    keys = jax.vmap(jax.random.key)(jnp.arange(2))
+    logits, store = loop.prefill(sampler.model, 32, "float32", sampler.variables, tokens, lengths)
+    state = loop.begin(logits, store, tokens, lengths, keys, jnp.asarray([18, 4]), 24, GREEDY, vocabulary)
+    state = loop.decode_until_done(sampler.model, sampler.variables, state, GREEDY, vocabulary)
+    written = np.asarray(state.store[0].k).any(axis=(2, 3))
+    assert written[0].tolist() == [True] * 21 + [False] * 11
+    assert written[1].tolist() == [True] * 6 + [False] * 26
+
+
+def test_calls_of_similar_size_compile_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other prompts, lengths, numbers of rows, seeds, new tokens and numbers of the method; another form compiles."""
+    jax.clear_caches()
+    take = chex.assert_max_traces(loop._take, n=2)  # one in `begin`, one in the loop
+    monkeypatch.setattr(loop, "_take", take)
+    sampler = tiny_sampler("mla_rope", 160)
+    sampler.generate(["fox"] * 4, 20, 0.8, 40, 0)
+    sampler.generate([PROMPTS[0], "", "fox", "old key"], 33, 0.7, 12, 4)
+    sampler.generate([""] * 4, 63, 0.1, 1, [1, 2, 3, 4])
+    with pytest.raises(AssertionError, match="traced"):
+        sampler.generate(["fox"] * 4, 20, temperature=0)
+
+
+@pytest.mark.parametrize(
+    ("n", "smallest", "wanted"),
+    [(1, 1, 1), (3, 1, 3), (5, 1, 6), (7, 1, 8), (1, 64, 64), (65, 64, 96), (97, 64, 128), (129, 64, 192)],
+)
+def test_buckets(n: int, smallest: int, wanted: int) -> None:
+    assert request.bucket(n, smallest) == wanted
+
+
+def stream(sampler: Sampler, prompt: str, **settings: object) -> str:
+    pieces = list(sampler.stream(prompt, **settings))
+    assert all(pieces)
+    return "".join(pieces)
+
+
+def test_a_stream_is_the_text_of_generate() -> None:
+    """Random bytes among the tokens: characters of several bytes, and bytes that form none."""
+    sampler = tiny_sampler("mha")
+    for seed in range(4):
+        settings = {"max_new_tokens": 24, "temperature": 1e6, "top_k": 0, "seed": seed}
+        wanted = sampler.generate([""], **settings)[0]
+        assert stream(sampler, "", **settings) == wanted
+        middle = wanted[len(wanted) // 2 :][:2]
+        assert "\ufffd" in wanted
+        stop = [middle.strip("\ufffd") or wanted[0]]
+        assert stream(sampler, "", stop=stop, **settings) == sampler.generate([""], stop=stop, **settings)[0]
+
+
+def test_a_completion_ends_before_a_stop_string() -> None:
+    """Wherever it lies in the rows, across tokens too; rows without it go on to their own ends."""
+    sampler = tiny_sampler("mla_rope")
+    settings = {"max_new_tokens": 40, "logprobs": True, **EVERYTHING}
+    free = sampler.generate_with_details(PROMPTS, **settings)
+    text = free[0].text
+    stop = [text[25:29], "never to be found"]
+    assert len(tokenizer().encode(stop[0])) > 1
+    found = sampler.generate_with_details(PROMPTS, stop=stop, **settings)
+    assert found[0].text == text[: text.find(stop[0])] and found[0].finish_reason == "stop"
+    n = len(found[0].tokens)
+    assert found[0].tokens == free[0].tokens[:n] and found[0].logprobs == free[0].logprobs[:n]
+    assert stop[0] in tokenizer().decode(found[0].tokens) and stop[0] not in tokenizer().decode(found[0].tokens[:-1])
+    for with_stop, without in zip(found[1:], free[1:], strict=True):
+        if stop[0] not in without.text:
+            assert with_stop == without
+    assert any(each.finish_reason == "length" for each in found)
 
 
 @pytest.mark.parametrize(
@@ -112,64 +286,44 @@ def test_a_story_ends_at_its_separator() -> None:
         (["fox"], {"temperature": float("nan")}, "temperature is nan"),
         (["fox"], {"temperature": float("inf")}, "temperature is inf"),
         (["fox"], {"top_k": -1}, "top_k is -1"),
+        (["fox"], {"top_p": 0}, "top_p is 0.0"),
+        (["fox"], {"min_p": 2}, "min_p is 2.0"),
+        (["fox"], {"repetition_penalty": 0}, "repetition_penalty is 0.0"),
+        (["fox"], {"stop": "."}, "stop is '.'"),
+        (["fox"], {"stop": ["a", ""]}, "stop is ['a', '']"),
+        (["fox"], {"cache_dtype": "int4"}, "cache_dtype is 'int4'"),
+        (["fox", "key"], {"seed": [1]}, "seed has 1 numbers for 2 prompts"),
+        (["fox"], {"seed": [2**32]}, "seed is 4294967296"),
+        ("fox", {}, "prompts is 'fox'"),
+        ([None], {}, "prompts is [None]"),
         (["fox"], {"seed": -1}, "seed is -1"),
         (["fox"], {"seed": 2**32}, "seed is 4294967296"),
         (["\ud800"], {}, "surrogate"),
     ],
 )
 def test_bad_requests_are_refused_before_tracing(
-    monkeypatch: pytest.MonkeyPatch, prompts: list[str], settings: dict, words: str
+    monkeypatch: pytest.MonkeyPatch, prompts: list[str] | str, settings: dict, words: str
 ) -> None:
     def traced(*_: object) -> None:
         pytest.fail("it was traced")
 
-    monkeypatch.setattr(sampler_module, "_generate", traced)
+    for name in ("prefill", "extend", "begin", "decode_loop", "decode_until_done"):
+        monkeypatch.setattr(loop, name, traced)
+    sampler, settings = tiny_sampler("mla_rope"), {"max_new_tokens": 8} | settings
     with pytest.raises(UserError) as error:
-        tiny_sampler("mla_rope").generate(prompts, **({"max_new_tokens": 8} | settings))
+        sampler.generate(prompts, **settings)
     assert words in str(error.value)
+    if len(prompts) == 1 and isinstance(settings.get("seed", 0), int):
+        with pytest.raises(UserError):
+            sampler.stream(prompts[0], **settings)
 
 
 def test_a_prompt_may_fill_the_model_to_the_last_position() -> None:
     sampler = tiny_sampler("mla_rope")
     prompt, count = PROMPTS[0], 64 - 1 - len(tokenizer().encode(PROMPTS[0]))
-    assert sampler.generate([prompt], count, temperature=0) == [argmax_roll_out(sampler, prompt, count)]
+    found = sampler.generate_with_details([prompt], count, temperature=0)[0]
+    assert list(found.tokens) == twin("mla_rope", prompt, count, GREEDY)
 
 
 def test_no_prompts_no_stories() -> None:
     assert tiny_sampler("mla_rope").generate([]) == []
-
-
-LOGITS = jnp.asarray([0.0, 2.0, 1.0, -1.0, 0.5, 9.0, 99.0])  # the last two are surplus rows
-N_TOKENS = 5
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def shares(method: Method, count: int = 40_000) -> jax.Array:
-    """How often each token is drawn, [7]."""
-    keys = jax.vmap(jax.random.key)(jnp.arange(count))
-    ids = draw(jnp.broadcast_to(LOGITS, (count, 7)), keys, method, N_TOKENS)
-    return jnp.bincount(ids, length=7) / count
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-@pytest.mark.parametrize("top_k", [0, 1, 3, 5, 100])
-def test_draws_follow_temperature_and_top_k(temperature: float, top_k: int) -> None:
-    logits = np.asarray(LOGITS[:N_TOKENS], np.float64)
-    kept = logits >= np.sort(logits)[-top_k] if 0 < top_k < N_TOKENS else np.full(N_TOKENS, True)
-    wanted = np.where(kept, np.exp(logits / temperature), 0)
-    wanted = np.pad(wanted / wanted.sum(), (0, 2))
-    found = np.asarray(shares(Method(temperature, top_k)))
-    np.testing.assert_allclose(found, wanted, atol=0.012)  # five standard errors of 40,000 draws
-    assert (found[wanted == 0] == 0).all()
-
-
-@pytest.mark.parametrize("top_k", [0, 1, 3, 6, 100])
-def test_temperature_0_is_greedy_and_never_a_surplus_row(top_k: int) -> None:
-    assert np.asarray(shares(Method(0.0, top_k), 10)).argmax() == 1
-
-
-def test_draws_are_in_float32_whatever_the_logits_are() -> None:
-    key = jax.random.key(0)[None]
-    ids = draw(jnp.zeros((1, 9), jnp.bfloat16), key, Method(1.0, 0), 9)
-    assert ids.dtype == jnp.int32
-    assert ids == draw(jnp.zeros((1, 9), jnp.float32), key, Method(1.0, 0), 9)

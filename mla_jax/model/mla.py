@@ -61,7 +61,7 @@ class LatentAttention(nn.Module):
     def absorbed(
         self, q_nope: jax.Array, q_rope: jax.Array | None, entries: cache.LayerCache, mask: jax.Array
     ) -> jax.Array:
-        """Attention of q over the latents, mask [B, T, S] -> [B, T, H, V]."""
+        """Attention of q over the latents of `cache.read`, mask [B, T, S] -> [B, T, H, V]."""
         raise NotImplementedError
 
     def absorbed_fast(
@@ -92,15 +92,15 @@ class LatentAttention(nn.Module):
         where = Where(positions=start[:, None] + jnp.arange(length))
         q_nope, q_rope = self._queries(x, where)
         store = cache.write(store, self.latents(x, self._rotary_key(x, where)), start)
-        if self.cfg.absorbed and decode_attention.applies(self.backend, length):
+        if self.cfg.absorbed and decode_attention.applies(self.backend, length) and not cache.is_int8(store):
             return self._output(self.absorbed_fast(q_nope, q_rope, store, start)), store
-        entries = jax.tree.map(lambda a: a.astype(x.dtype), store)
+        entries = cache.read(store, x.dtype)
         capacity = jax.tree.leaves(store)[0].shape[1]
         mask = attention.visible(start, length, capacity)
         if self.cfg.absorbed:
             out = self.absorbed(q_nope, q_rope, entries, mask)
         else:
-            k, v = self._keys_values(entries, Where())
+            k, v = self._keys_values(cache.dequantise(entries), Where())
             out = attention.attend_reference(_join(q_nope, q_rope), k, v, mask, self.scale)
         return self._output(out), store
 
@@ -172,3 +172,8 @@ def _join(q_nope: jax.Array, q_rope: jax.Array | None) -> jax.Array:
 def softmax_over_cache(logits: jax.Array, mask: jax.Array) -> jax.Array:
     """logits [B, H, T, S] float32, mask [B, T, S] -> weights, float32."""
     return jax.nn.softmax(jnp.where(mask[:, None], logits, attention.MASKED), axis=-1)
+
+
+def per_token(x: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """x [B, H, T, S] times an int8 cache's scale [B, S] of each token, in float32; without scales x as it is."""
+    return x if scale is None else x * scale[:, None, None, :]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mla_jax.model import cache, decode_attention, layers
-from mla_jax.model.mla import LatentAttention, softmax_over_cache
+from mla_jax.model.mla import LatentAttention, per_token, softmax_over_cache
 
 
 class JointLatentAttention(LatentAttention):
@@ -43,9 +43,10 @@ class JointLatentAttention(LatentAttention):
         dtype = self.backend.jnp_dtype
         q_latent = jnp.einsum("bthn,chn->bthc", q_nope, self.w_uk.astype(dtype))
         logits = jnp.einsum("bthc,bsc->bhts", q_latent, entries.c_kv, preferred_element_type=jnp.float32)
+        logits = per_token(logits, entries.scale)
         if q_rope is not None:
             logits += jnp.einsum("bthr,bsr->bhts", q_rope, entries.k_rope, preferred_element_type=jnp.float32)
-        weights = softmax_over_cache(logits * self.scale, mask).astype(dtype)
+        weights = per_token(softmax_over_cache(logits * self.scale, mask), entries.scale).astype(dtype)
         out = jnp.einsum("bhts,bsc->bthc", weights, entries.c_kv)
         return jnp.einsum("bthc,chv->bthv", out, self.w_uv.astype(dtype))
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mla_jax.model import cache, decode_attention, layers
-from mla_jax.model.mla import LatentAttention, softmax_over_cache
+from mla_jax.model.mla import LatentAttention, per_token, softmax_over_cache
 
 
 class PerHeadLatentAttention(LatentAttention):
@@ -48,9 +48,10 @@ class PerHeadLatentAttention(LatentAttention):
         dtype = self.backend.jnp_dtype
         q_latent = jnp.einsum("bthn,hrn->bthr", q_nope, self.w_uk.astype(dtype))
         logits = jnp.einsum("bthr,bshr->bhts", q_latent, entries.k_latent, preferred_element_type=jnp.float32)
+        logits = per_token(logits, entries.k_scale)
         if q_rope is not None:
             logits += jnp.einsum("bthr,bsr->bhts", q_rope, entries.k_rope, preferred_element_type=jnp.float32)
-        weights = softmax_over_cache(logits * self.scale, mask).astype(dtype)
+        weights = per_token(softmax_over_cache(logits * self.scale, mask), entries.v_scale).astype(dtype)
         out = jnp.einsum("bhts,bshr->bthr", weights, entries.v_latent)
         return jnp.einsum("bthr,hrv->bthv", out, self.w_uv.astype(dtype))
 

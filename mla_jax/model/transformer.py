@@ -189,14 +189,22 @@ class Transformer(nn.Module):
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
         return self._logits(last)[:, 0], tuple(stores)
 
-    def decode(self, tokens: jax.Array, start: jax.Array, store: cache.Cache) -> tuple[jax.Array, cache.Cache]:
-        """tokens [B, T] at positions start [B] .. start+T-1 -> logits [B, T, vocab], cache. T is 1 when sampling."""
+    def decode(
+        self, tokens: jax.Array, start: jax.Array, store: cache.Cache, last: jax.Array | None = None
+    ) -> tuple[jax.Array, cache.Cache]:
+        """tokens [B, T] at positions start [B] .. start+T-1 -> logits [B, T, vocab], cache. T is 1 when sampling.
+
+        With `last` [B] (0..T-1) only the logits after that token of each row: [B, 1, vocab]. A long prompt's next
+        piece needs no others.
+        """
         chex.assert_rank([tokens, start], [2, 1])
         where = Where(positions=start[:, None] + jnp.arange(tokens.shape[1]))
         x, stores = self._embed(tokens, where), []
         for i, layer_store in enumerate(store):
             x, layer_store = self._layer(i).decode(x, start, layer_store, self._router_bias(i))
             stores.append(layer_store)
+        if last is not None:
+            x = jnp.take_along_axis(x, last[:, None, None], axis=1)
         return self._logits(x), tuple(stores)
 
     def _layer(self, index: int) -> Block:

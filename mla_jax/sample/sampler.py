@@ -1,23 +1,46 @@
 """The sampler: prompts in, stories out, through a jitted prefill and a jitted decode loop over an explicit cache."""
 
-import functools
+import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mla_jax.config import Config
+from mla_jax.config import Config, SampleConfig
 from mla_jax.data.tokenizer import Tokenizer
-from mla_jax.errors import UserError
-from mla_jax.model.cache import init_cache
 from mla_jax.model.transformer import Transformer
 from mla_jax.runs import Run, load_run
-from mla_jax.sample.methods import Method, draw
+from mla_jax.sample import loop, request
+from mla_jax.sample.loop import SamplerState, Vocabulary
+from mla_jax.sample.methods import Method
+from mla_jax.sample.request import Request
+from mla_jax.sample.text import TextStream, stopped_at
 
-_BUCKET = 64  # prompt and cache lengths are rounded up to it, so that few shapes are compiled
+_NOT_ASKED = ("prompts", "num_samples", "prefill_chunk")  # fields of config.sample that are no keyword of generate
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What was written after a prompt.
+
+    text: without the prompt, without the separator, cut before a stop string.
+    tokens: the tokens drawn, the separator or the end of a stop string included.
+    logprobs: of each token under the model (temperature 1, nothing cut off, no penalty); None unless asked for.
+    finish_reason: "eos" (the model ended the story), "stop" (a stop string) or "length" (max_new_tokens).
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...] | None
+    finish_reason: str
+
+
+def sample_settings(cfg: SampleConfig) -> dict[str, Any]:
+    """The keywords of `Sampler.generate` that a config's `sample` section asks for."""
+    return {field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg) if field.name not in _NOT_ASKED}
 
 
 class Sampler:
@@ -26,12 +49,29 @@ class Sampler:
         sampler = Sampler.from_run("runs/mla_rope")
         stories = sampler.generate(["Once upon a time"], max_new_tokens=200, temperature=0.8, top_k=40, seed=0)
 
-    A row's text depends on its prompt, its seed and the settings, not on the other rows of the call.
+        for piece in sampler.stream("Once upon a time", top_p=0.95):
+            print(piece, end="", flush=True)
+
+        best = sampler.generate_with_details(["Tom had a red ball."], temperature=0, stop=["."], logprobs=True)[0]
+        print(best.text, sum(best.logprobs), best.finish_reason)
+
+    Settings of all three calls, as keywords:
+      max_new_tokens: a completion ends at the model's end of story, or after so many tokens.
+      temperature, top_k, top_p, min_p, repetition_penalty: `methods.Method`; by default top-k 40 at temperature 0.8.
+      seed: row i draws with seed + i; or a list with one seed a row.
+      stop: strings; a completion ends before the first of them.
+      cache_dtype: of the KV cache: auto (that of the computation) | bfloat16 | float32 | int8 (latents only).
+
+    A row's text depends on its prompt, its seed and the settings, not on the other rows of the call. An empty prompt
+    starts a story from nothing; characters that the tokenizer does not know are spelled in bytes. Every call raises
+    UserError, before anything is traced, when a prompt and its completion do not fit in `model.max_len` or a
+    setting is out of range. Shapes are rounded up, so that calls of similar size share their compiled programs.
     """
 
     def __init__(self, model: Transformer, variables: Any, tokenizer: Tokenizer, config: Config):
         """variables: `Run.variables` or `TrainState.variables`."""
         self.model, self.variables, self.tokenizer, self.config = model, variables, tokenizer, config
+        self._vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.separator_id)
 
     @classmethod
     def from_run(cls, workdir: str | os.PathLike | Run, step: int | None = None) -> "Sampler":
@@ -45,89 +85,130 @@ class Sampler:
         max_new_tokens: int = 256,
         temperature: float = 0.8,
         top_k: int = 40,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
+        **more: Any,
     ) -> list[str]:
-        """One completion, without its prompt, for each prompt; row i draws with seed + i.
+        """One completion, without its prompt, for each prompt. More keywords: see `generate_with_details`."""
+        settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "seed": seed}
+        return [each.text for each in self.generate_with_details(prompts, **settings, **more)]
 
-        A completion ends at the model's end of story or after `max_new_tokens`. An empty prompt starts a story
-        from nothing. Raises UserError, before anything is traced, when a prompt and its completion do not fit in
-        `model.max_len` or a setting is out of range.
-        """
-        method = Method(float(temperature), int(top_k))
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1: e.g. 256.")
-        if not 0 <= seed < 2**32:
-            raise UserError(f"seed is {seed}; it must be between 0 and {2**32 - 1}: e.g. 0.")
-        if not prompts:
+    def generate_with_details(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 256,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        seed: int | Sequence[int] = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        cache_dtype: str = "auto",
+        logprobs: bool = False,
+    ) -> list[Completion]:
+        """As `generate`, with each completion's tokens, the reason of its end and, if asked, log-probabilities."""
+        method = Method(float(temperature), int(top_k), float(top_p), float(min_p), float(repetition_penalty))
+        if len(prompts) == 0:
             return []
-        ids = [[self.tokenizer.separator_id, *self.tokenizer.encode(prompt)] for prompt in prompts]
-        longest = max(map(len, ids))
-        limit = self.config.model.max_len
-        if longest + max_new_tokens > limit:
-            raise UserError(
-                f"the longest prompt has {longest} tokens (with the separator) and max_new_tokens is {max_new_tokens}; "
-                f"together they must not exceed model.max_len ({limit}): shorten one of them."
-            )
-        width = min(_round_up(longest), limit)
-        tokens = np.full((len(ids), width), self.tokenizer.separator_id, np.int32)
-        for row, prompt in enumerate(ids):
-            tokens[row, : len(prompt)] = prompt
-        out = _generate(
-            self.model,
-            method,
-            min(_round_up(longest + max_new_tokens), limit),
-            max_new_tokens,
-            self.tokenizer.vocab_size,
-            self.tokenizer.separator_id,
-            self.variables,
-            jnp.asarray(tokens),
-            jnp.asarray([len(prompt) for prompt in ids], jnp.int32),
-            jax.vmap(jax.random.key)(jnp.arange(len(ids), dtype=jnp.uint32) + np.uint32(seed)),
+        asked = self._request(prompts, method, max_new_tokens, seed, stop, cache_dtype)
+        state = self._start(asked, logprobs)
+        if asked.stop:
+            state = self._decode_to_stops(asked, state)
+        else:
+            state = loop.decode_until_done(self.model, self.variables, state, method, self._vocabulary)
+        out, count = np.asarray(state.out), np.asarray(state.count)
+        scores = None if state.logprobs is None else np.asarray(state.logprobs)
+        return [
+            self._completion(out[row, : count[row]], None if scores is None else scores[row], asked.stop)
+            for row in range(asked.rows)
+        ]
+
+    def stream(
+        self,
+        prompt: str,
+        max_new_tokens: int = 256,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        seed: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        cache_dtype: str = "auto",
+    ) -> Iterator[str]:
+        """The text that `generate` gives for one prompt, in pieces, as the tokens are drawn.
+
+        A piece holds whole characters; the beginning of a stop string is held back until it is known not to be one.
+        Refusals come from the call itself, not from the first piece.
+        """
+        method = Method(float(temperature), int(top_k), float(top_p), float(min_p), float(repetition_penalty))
+        asked = self._request([prompt], method, max_new_tokens, seed, stop, cache_dtype)
+        return self._pieces(asked)
+
+    def _pieces(self, asked: Request) -> Iterator[str]:
+        state, text = self._start(asked, False), TextStream(self.tokenizer, asked.stop)
+        while True:
+            token, done = int(state.last[0]), bool(state.done[0])
+            if token != self.tokenizer.separator_id:
+                piece = text.push(token)
+                if piece:
+                    yield piece
+            if done or text.stopped:
+                break
+            state = loop.decode_loop(self.model, self.variables, state, 1, asked.method, self._vocabulary)
+        rest = text.finish()
+        if rest:
+            yield rest
+
+    def _request(
+        self,
+        prompts: Sequence[str],
+        method: Method,
+        max_new_tokens: int,
+        seed: int | Sequence[int],
+        stop: Sequence[str],
+        cache_dtype: str,
+    ) -> Request:
+        chunk = self.config.sample.prefill_chunk
+        model = self.config.model
+        return request.build(self.tokenizer, model, prompts, method, max_new_tokens, seed, stop, cache_dtype, chunk)
+
+    def _start(self, asked: Request, logprobs: bool) -> SamplerState:
+        """Read the prompts, draw the first tokens."""
+        dtype = self.model.backend.dtype if asked.cache_dtype == "auto" else asked.cache_dtype
+        tokens, lengths = jnp.asarray(asked.tokens), jnp.asarray(asked.lengths)
+        (_, end), *others = asked.pieces
+        logits, store = loop.prefill(self.model, asked.cache_length, dtype, self.variables, tokens[:, :end], lengths)
+        for start, end in others:
+            piece = tokens[:, start:end]
+            logits, store = loop.extend(self.model, self.variables, piece, jnp.int32(start), lengths, logits, store)
+        keys = jax.vmap(jax.random.key)(jnp.asarray(asked.seeds))
+        limit = jnp.asarray(asked.limit)
+        return loop.begin(
+            logits, store, tokens, lengths, keys, limit, asked.columns, asked.method, self._vocabulary, logprobs
         )
-        return [self._text(row) for row in np.asarray(out)]
 
-    def _text(self, row: np.ndarray) -> str:
-        ends = np.flatnonzero(row == self.tokenizer.separator_id)
-        return self.tokenizer.decode(row[: ends[0] if len(ends) else len(row)].tolist())
+    def _decode_to_stops(self, asked: Request, state: SamplerState) -> SamplerState:
+        """Decode until every row is done, looking for stop strings every CHECK_EVERY steps."""
+        while True:
+            out, count, done = map(np.asarray, (state.out, state.count, state.done))
+            for row in np.flatnonzero(~done[: asked.rows]):
+                if stopped_at(self.tokenizer, out[row, : count[row]].tolist(), asked.stop):
+                    done = np.where(np.arange(len(done)) == row, True, done)
+            if done.all():
+                return state
+            state = state.replace(done=jnp.asarray(done))
+            state = loop.decode_loop(
+                self.model, self.variables, state, loop.CHECK_EVERY, asked.method, self._vocabulary
+            )
 
-
-def _round_up(length: int) -> int:
-    return -(-length // _BUCKET) * _BUCKET
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
-def _generate(
-    model: Transformer,
-    method: Method,
-    cache_length: int,
-    max_new_tokens: int,
-    n_tokens: int,
-    separator_id: int,
-    variables: Any,
-    tokens: jax.Array,
-    lengths: jax.Array,
-    keys: jax.Array,
-) -> jax.Array:
-    """tokens [B, T] right-padded, lengths [B], keys [B] -> new ids [B, max_new_tokens], separators after the end."""
-    store = init_cache(model.cfg, tokens.shape[0], cache_length, model.backend.jnp_dtype)
-    logits, store = model.apply(variables, tokens, lengths, store, method="prefill")
-
-    def next_token(logits: jax.Array, index: jax.Array) -> jax.Array:
-        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index)
-        return draw(logits, step_keys, method, n_tokens)
-
-    first = next_token(logits, jnp.int32(0))
-    out = jnp.full((tokens.shape[0], max_new_tokens), separator_id, jnp.int32).at[:, 0].set(first)
-
-    def unfinished(carry: tuple) -> jax.Array:
-        index, _, _, done, _ = carry
-        return (index < max_new_tokens) & ~jnp.all(done)
-
-    def decode(carry: tuple) -> tuple:
-        index, last, store, done, out = carry
-        logits, store = model.apply(variables, last[:, None], lengths + index - 1, store, method="decode")
-        token = jnp.where(done, separator_id, next_token(logits[:, 0], index))
-        return index + 1, token, store, done | (token == separator_id), out.at[:, index].set(token)
-
-    start = (jnp.int32(1), first, store, first == separator_id, out)
-    return jax.lax.while_loop(unfinished, decode, start)[-1]
+    def _completion(self, tokens: np.ndarray, scores: np.ndarray | None, stop: tuple[str, ...]) -> Completion:
+        ended = len(tokens) > 0 and tokens[-1] == self.tokenizer.separator_id
+        drawn = tokens.tolist()
+        words = drawn[:-1] if ended else drawn
+        end = stopped_at(self.tokenizer, words, stop)
+        text, reason = self.tokenizer.decode(words), "eos" if ended else "length"
+        if end is not None:
+            drawn, text, reason = drawn[: end[0]], end[1], "stop"
+        logprobs = None if scores is None else tuple(scores[: len(drawn)].tolist())
+        return Completion(text, tuple(drawn), logprobs, reason)

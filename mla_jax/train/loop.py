@@ -19,7 +19,7 @@ from mla_jax.data.pipeline import train_iterator
 from mla_jax.evaluation import EvalResult, evaluate
 from mla_jax.rows import read_result, read_rows, result_row
 from mla_jax.runs import lock
-from mla_jax.sample.sampler import Sampler
+from mla_jax.sample.sampler import Sampler, sample_settings
 from mla_jax.train import step as steps
 from mla_jax.train.checkpoint import Checkpoints
 from mla_jax.train.ema import swapped
@@ -271,9 +271,8 @@ class _Training:
         prompts = [prompt for prompt in sample.prompts for _ in range(sample.num_samples)]
         prompts = prompts or setup.openings[: sample.num_samples]
         room = self.config.model.max_len - max(len(tokenizer.encode(prompt)) for prompt in prompts) - 1
-        completions = sampler.generate(
-            prompts, min(sample.max_new_tokens, max(1, room)), sample.temperature, sample.top_k, sample.seed
-        )
+        settings = sample_settings(sample) | {"max_new_tokens": min(sample.max_new_tokens, max(1, room))}
+        completions = sampler.generate(prompts, **settings)
         finish(
             setup.folder,
             self.config,

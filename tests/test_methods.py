@@ -1,0 +1,186 @@
+"""mla_jax.sample.methods, threshold: what is kept is what sorting keeps, draws follow the probabilities."""
+
+import functools
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import QUICK
+
+from mla_jax.errors import UserError
+from mla_jax.sample import reference, threshold
+from mla_jax.sample.methods import GREEDY, Form, Method, Values, draw, keep
+
+N_TOKENS, VOCAB = 60, 64  # four surplus rows
+
+METHODS = [
+    Method(1.0, 0),
+    Method(0.5, 0),
+    Method(3.0, 7),
+    Method(1.0, 1),
+    Method(1.0, 59),
+    Method(1.0, 60),
+    Method(1.0, 1000),
+    Method(0.8, 0, top_p=0.9),
+    Method(0.8, 0, top_p=0.1),
+    Method(0.8, 0, top_p=1e-6),
+    Method(0.8, 0, top_p=0.999),
+    Method(0.8, 0, min_p=0.05),
+    Method(0.8, 0, min_p=1.0),
+    Method(1.0, 0, repetition_penalty=1.3),
+    Method(1.0, 0, repetition_penalty=0.7),
+    Method(0.9, 30, 0.9, 0.02, 1.2),
+]
+
+
+def random_logits(rows: int, dtype: jnp.dtype, seed: int = 0) -> jax.Array:
+    """The surplus rows are the largest."""
+    x = np.random.default_rng(seed).standard_normal((rows, VOCAB)) * 2
+    x[:, N_TOKENS:] += 50
+    return jnp.asarray(x, dtype)
+
+
+def with_ties(rows: int) -> jax.Array:
+    """Few values, zeros of both signs among them."""
+    x = np.random.default_rng(1).choice([-1.5, -0.0, 0.0, 0.5, 2.0], (rows, VOCAB))
+    return jnp.asarray(x, jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3), compiler_options=QUICK)
+def kept(logits: jax.Array, values: Values, form: Form, platform: str) -> jax.Array:
+    """`platform` keeps the programs of two platforms apart."""
+    valid = jnp.arange(VOCAB) < N_TOKENS
+    return keep(jnp.where(valid, logits, jnp.asarray(-1e30, logits.dtype)), form, values, N_TOKENS) & valid
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("method", [m for m in METHODS if m.repetition_penalty == 1], ids=str)
+def test_what_is_kept_is_what_sorting_keeps(method: Method, platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exactly the same tokens, for float32 and bfloat16, ties, and both widths of the search's digits."""
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    floats = jnp.concatenate([random_logits(20, jnp.float32), with_ties(20)])
+    for logits in (floats, random_logits(20, jnp.bfloat16)):
+        found = np.asarray(kept(logits, method.values, method.form, platform))
+        for row, x in zip(found, np.asarray(logits, np.float32), strict=True):
+            wanted = reference.probabilities(x, set(), method, N_TOKENS) > 0
+            np.testing.assert_array_equal(row[:N_TOKENS], wanted)
+            assert not row[N_TOKENS:].any()
+
+
+@hypothesis.settings(max_examples=40)
+@hypothesis.given(
+    values=st.lists(
+        st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False) | st.sampled_from([0.0, -0.0, 1.0]),
+        min_size=9,
+        max_size=9,
+    ),
+    k=st.integers(1, 9),
+)
+def test_the_search_finds_the_kth_largest(values: list[float], k: int) -> None:
+    x = jnp.asarray([values], jnp.float32)
+    keys, bits = threshold.ordered_keys(x)
+    found = np.asarray(keys >= _search(keys, bits, jnp.asarray([k], jnp.int32))[:, None])[0]
+    np.testing.assert_array_equal(found, np.asarray(x[0]) >= np.sort(np.asarray(x[0]))[-k])
+
+
+_search = jax.jit(threshold.search, static_argnums=1)
+
+
+def test_a_target_out_of_reach_keeps_all() -> None:
+    keys, bits = threshold.ordered_keys(random_logits(2, jnp.float32))
+    assert (_search(keys, bits, jnp.asarray([VOCAB, VOCAB + 1], jnp.int32)) <= keys.min(axis=1)).all()
+
+
+@pytest.mark.parametrize("size", [1, 2**17, 2**17 + 1, 2**24])
+def test_digits_divide_the_bits(size: int) -> None:
+    for platform in ("cpu", "gpu", "tpu"):
+        assert 16 % threshold.digit_bits(size, platform) == 0
+    assert threshold.digit_bits(2**13, "gpu") == 8 and threshold.digit_bits(2**23, "gpu") == 2
+
+
+DRAWS = 10_000
+SEEN = (1, 5, 17)
+
+
+@functools.partial(jax.jit, static_argnums=1, compiler_options=QUICK)
+def shares(values: Values, form: Form) -> jax.Array:
+    """How often each token is drawn from one row of logits in DRAWS draws, [VOCAB]."""
+    keys = jax.vmap(jax.random.key)(jnp.arange(DRAWS))
+    logits = jnp.broadcast_to(random_logits(1, jnp.float32), (DRAWS, VOCAB))
+    seen = jnp.zeros(VOCAB, bool).at[jnp.asarray(SEEN)].set(True)
+    ids = draw(logits, keys, form, values, N_TOKENS, jnp.broadcast_to(seen, logits.shape))
+    return jnp.bincount(ids, length=VOCAB)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_draws_follow_the_probabilities(method: Method) -> None:
+    """Chi-square of 10,000 draws, and never a token that is not kept."""
+    counts = np.asarray(shares(method.values, method.form), np.float64)
+    logits = np.asarray(random_logits(1, jnp.float32))[0]
+    p = np.pad(reference.probabilities(logits, set(SEEN), method, N_TOKENS), (0, VOCAB - N_TOKENS))
+    assert counts.sum() == DRAWS and (counts[p == 0] == 0).all()
+    expected = DRAWS * p
+    rare = expected < 5  # together one cell, as chi-square wants
+    cells = [(counts[i], expected[i]) for i in np.flatnonzero(~rare)]
+    if expected[rare].sum() > 0:
+        cells.append((counts[rare].sum(), expected[rare].sum()))
+    statistic, freedom = sum((o - e) ** 2 / e for o, e in cells), len(cells) - 1
+    assert statistic <= freedom + 5 * (2 * freedom) ** 0.5 + 1e-9  # mean + five standard deviations
+
+
+def test_the_penalty_takes_from_what_was_seen() -> None:
+    plain, penalised = (
+        np.asarray(shares(m.values, m.form)) for m in (Method(1.0, 0), Method(1.0, 0, repetition_penalty=1.5))
+    )
+    assert penalised[list(SEEN)].sum() < 0.9 * plain[list(SEEN)].sum()
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 3])
+def test_temperature_0_is_greedy_of_equals_the_lowest_and_never_a_surplus_row(top_k: int) -> None:
+    method = Method(0.0, top_k, 0.5, 0.5)
+    assert method.form == GREEDY.form
+    for logits in (random_logits(8, jnp.float32), with_ties(8)):
+        ids = draw(logits, jax.vmap(jax.random.key)(jnp.arange(8)), method.form, method.values, N_TOKENS)
+        np.testing.assert_array_equal(ids, np.asarray(logits)[:, :N_TOKENS].argmax(axis=1))
+
+
+def test_greedy_meets_the_penalty_too() -> None:
+    """Positive logits are divided (3 -> 2 < 2.5), negative ones multiplied (-2.5 -> -3.75 < -3)."""
+    method, keys = Method(0.0, 0, repetition_penalty=1.5), jax.vmap(jax.random.key)(jnp.arange(2))
+    logits, seen = jnp.asarray([[3.0, 2.5], [-3.0, -2.5]]), jnp.asarray([[True, False], [False, True]])
+    assert draw(logits, keys, method.form, method.values, 2, seen).tolist() == [1, 0]
+    assert draw(logits, keys, method.form, method.values, 2, ~seen).tolist() == [0, 1]
+
+
+def test_draws_add_float32_noise_whatever_the_logits_are() -> None:
+    key, method = jax.random.key(0)[None], Method(1.0, 0)
+    ids = [draw(jnp.zeros((1, 9), dtype), key, method.form, method.values, 9) for dtype in (jnp.bfloat16, jnp.float32)]
+    assert ids[0].dtype == jnp.int32 and ids[0] == ids[1]
+
+
+def test_a_number_is_no_reason_to_compile() -> None:
+    """Only the form is static."""
+    one, other = Method(0.8, 40, 0.9, 0.05, 1.1), Method(0.7, 30, 0.8, 0.01, 1.2)
+    assert one.form == other.form and one != other
+    assert Method(1.0, 0).form == Form(True, False, False, False, False)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("temperature", x) for x in (-0.1, NAN, INF)],
+        *[("top_k", x) for x in (-1, 2**31)],
+        *[("top_p", x) for x in (0.0, -0.5, 1.5, NAN)],
+        *[("min_p", x) for x in (-0.1, 1.1, NAN)],
+        *[("repetition_penalty", x) for x in (0.0, -1.0, NAN, INF)],
+    ],
+)
+def test_a_method_out_of_range_is_refused(field: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"^{field} is {value}; it must be"):
+        Method(**({"temperature": 0.8, "top_k": 40} | {field: value}))

@@ -282,7 +282,7 @@ def from_config_dict(config_dict: ConfigDict) -> Config:
 
 def from_dict(content: dict[str, Any]) -> Config:
     """As `from_config_dict`, from plain nested dictionaries (JSON)."""
-    config = _build(Config, content, prefix="")
+    config = build(Config, content, prefix="")
     config_rules.check_choices(config)
     config = config_rules.resolve(config)
     validate(config)
@@ -333,7 +333,8 @@ def suggest(name: str, known: typing.Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _build(cls: type, content: Any, prefix: str) -> Any:
+def build(cls: type, content: Any, prefix: str) -> Any:
+    """A dataclass from plain values, their types checked. Raises UserError; `prefix` leads the field's name in it."""
     if not isinstance(content, dict):
         raise UserError(f"{prefix.rstrip('.') or 'the config'} is {content!r}; it must be a section of knobs.")
     types = typing.get_type_hints(cls)
@@ -345,7 +346,7 @@ def _build(cls: type, content: Any, prefix: str) -> Any:
         if name not in content:
             raise UserError(f"{prefix}{name} is missing: start the config from configs/base.py, which has every knob.")
         if dataclasses.is_dataclass(kind):
-            values[name] = _build(kind, content[name], f"{prefix}{name}.")
+            values[name] = build(kind, content[name], f"{prefix}{name}.")
         else:
             values[name] = _coerce(content[name], kind, f"{prefix}{name}")
     return cls(**values)
@@ -353,6 +354,8 @@ def _build(cls: type, content: Any, prefix: str) -> Any:
 
 def _coerce(value: Any, kind: Any, field: str) -> Any:
     """`value` as `kind`; an int where a float is asked is fine, a bool where a number is asked is not."""
+    if kind is Any:
+        return value
     if typing.get_origin(kind) is tuple:
         item_kind = typing.get_args(kind)[0]
         if isinstance(value, (list, tuple)):

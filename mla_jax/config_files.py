@@ -17,8 +17,17 @@ def config_dir() -> Path:
 
 
 def names() -> list[str]:
-    """The bare names that `--config` and `load_config` take."""
-    return sorted(path.stem for path in config_dir().glob("*.py") if path.stem != "__init__")
+    """The bare names that training and `load_config` take."""
+    return sorted(name for name in _stems() if not name.startswith("study_"))
+
+
+def study_names() -> list[str]:
+    """The bare names that `--mode study` takes."""
+    return sorted(name for name in _stems() if name.startswith("study_") and name != "study_base")
+
+
+def _stems() -> list[str]:
+    return [path.stem for path in config_dir().glob("*.py") if path.stem != "__init__"]
 
 
 def find(name_or_path: str) -> tuple[Path, str | None]:
@@ -29,7 +38,7 @@ def find(name_or_path: str) -> tuple[Path, str | None]:
         named = config_dir() / f"{stem}.py"
         if named.is_file():
             return named, argument if colon else None
-        known = names()
+        known = names() + study_names()
         raise UserError(
             f"--config is {name_or_path!r}, which is no named config{suggest(stem, known)}: "
             f"use a path to a .py file or one of {', '.join(known)}."

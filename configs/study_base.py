@@ -1,0 +1,29 @@
+"""Every setting of a study, once, with a comment. The files study_*.py fill in tiers and points.
+
+    python -m mla_jax.main --mode study --config configs/study_smoke.py --workdir studies/smoke
+
+A *point* is a named config with some knobs set, and the seeds it is trained with; a *tier* is what points share (size,
+length of training, what is measured); `common` is what the whole study shares. Later ones win: common, tier, point.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.name = "study"  # in rows, reports and file names
+    c.title = "A study"  # heads the report
+    c.papers = ()  # whose claims the report judges: "A", "B", "C" (mla_jax/study/claims.py)
+    c.verdicts = True  # False: too small to judge a paper by; the report shows figures and no verdicts on them
+    c.reference = "mha"  # the point that others are compared with, story by story
+    c.common = ConfigDict()  # knobs of every run, by section
+    c.common.data = ConfigDict()
+    c.common.data.path = ""  # stories to train on; "" = the embedded ones
+    c.common.data.valid_path = ""  # "" = data.valid_fraction of data.path
+    c.tiers = ConfigDict()  # name -> settings; mla_jax.study.declare.tier adds one
+    c.points = ConfigDict()  # name -> settings; mla_jax.study.declare.point adds one
+    c.keep_checkpoints = False  # True: keep the weights of finished runs; rows are complete without them
+    c.plan_device = "NVIDIA H100 80GB HBM3"  # whose minutes --dry_run counts
+    c.plan_flops = 2.5e14  # FLOP/s it is taken to reach in training while no row of it has been measured
+    c.plan_overhead_s = 45.0  # seconds a run costs beside its steps (compiling, evaluating), until measured
+    return c

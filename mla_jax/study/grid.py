@@ -1,0 +1,172 @@
+"""A study as data: the bridge from its ConfigDict to frozen `Study`, and from a point to the Config of a run."""
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mla_jax import config as config_lib
+from mla_jax import config_rules
+from mla_jax.config import Config
+from mla_jax.config_files import load_config
+from mla_jax.errors import UserError
+
+PAPERS = ("A", "B", "C")
+SEEDS_AT_MOST = 2**32 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Tier:
+    """What the points of a tier share; see `declare.tier`. knobs: ((dotted name, value), ...)."""
+
+    name: str
+    size: str
+    learning_rates: tuple[float, ...]
+    lengths: tuple[int, ...]
+    fact_stories: int
+    stories: int
+    knobs: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One row of a table; see `declare.point`. learning_rates: the point's own, else the tier's; () = as configured."""
+
+    name: str
+    config: str
+    tier: str
+    seeds: tuple[int, ...]
+    priority: int
+    needs: str
+    learning_rates: tuple[float, ...]
+    knobs: Any
+
+    @property
+    def available(self) -> bool:
+        """Whether this mla_jax has what the point needs."""
+        knob, _, value = self.needs.partition("=")
+        return not self.needs or value in config_rules.CHOICES.get(knob, ())
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A whole study, checked: every available point makes valid configs. Settings: configs/study_base.py.
+
+    knobs: ((dotted name, value), ...) of every run; tiers: (Tier, ...); points: (Point, ...).
+    """
+
+    name: str
+    title: str
+    papers: tuple[str, ...]
+    verdicts: bool
+    reference: str
+    knobs: Any
+    tiers: Any
+    points: Any
+    keep_checkpoints: bool
+    plan_device: str
+    plan_flops: float
+    plan_overhead_s: float
+
+    def tier_of(self, point: Point) -> Tier:
+        return next(tier for tier in self.tiers if tier.name == point.tier)
+
+    def config(self, point: Point, seed: int, learning_rate: float | None = None) -> Config:
+        """The config of one run, before its tokenizer is known. Raises UserError for knobs that break a rule."""
+        tier = self.tier_of(point)
+        knobs = dict(self.knobs) | dict(tier.knobs) | dict(point.knobs) | {"train.seed": seed}
+        if learning_rate is not None:
+            knobs["optim.learning_rate"] = learning_rate
+        try:
+            return load_config(f"{point.config}:{tier.size}" if tier.size else point.config, **knobs)
+        except UserError as error:
+            raise UserError(f"study {self.name}, point {point.name}: {error}") from None
+
+
+_TOP = ("name", "title", "papers", "verdicts", "reference", "keep_checkpoints")
+_PLAN = ("plan_device", "plan_flops", "plan_overhead_s")
+
+
+def from_config_dict(config_dict: ConfigDict) -> Study:
+    """The bridge. Raises UserError for what is missing, unknown, of a wrong type, or makes no valid config."""
+    content = config_dict.to_dict()
+    if not {"points", "tiers", "common"} <= content.keys():
+        raise UserError(
+            "--config is no study (it has no points, tiers and common): for --mode study use study_smoke, "
+            "study_paper_a, ... or a file made like configs/study_smoke.py."
+        )
+    values = {
+        "knobs": _flat(content.pop("common"), "common"),
+        "tiers": tuple(
+            _build(Tier, tier, f"tiers.{name}.", name) for name, tier in _section(content.pop("tiers"), "tiers")
+        ),
+        "points": tuple(
+            _build(Point, point, f"points.{name}.", name) for name, point in _section(content.pop("points"), "points")
+        ),
+    }
+    study = config_lib.build(Study, content | values, prefix="")
+    _check(study)
+    return study
+
+
+def _build(cls: type, content: Any, prefix: str, name: str) -> Any:
+    if not isinstance(content, dict) or not isinstance(content.get("set"), dict):
+        raise UserError(f"{prefix.rstrip('.')} is {content!r}; add it with mla_jax.study.declare.")
+    content = {key: value for key, value in content.items() if key != "set"} | {
+        "name": name,
+        "knobs": _flat(content["set"], f"{prefix}set"),
+    }
+    return config_lib.build(cls, content, prefix=prefix)
+
+
+def _section(content: Any, name: str) -> list[tuple[str, Any]]:
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{name} is {content!r}; a study needs at least one: add it with mla_jax.study.declare.")
+    return list(content.items())
+
+
+def _flat(content: dict[str, Any], prefix: str) -> tuple[tuple[str, Any], ...]:
+    if not isinstance(content, dict):
+        raise UserError(f"{prefix} is {content!r}; it must be a section of knobs.")
+    flat = []
+    for section, values in content.items():
+        if isinstance(values, dict):
+            flat += [(f"{section}.{name}", value) for name, value in values.items()]
+        else:
+            flat.append((section, values))
+    return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in flat)
+
+
+def _check(study: Study) -> None:
+    names = [point.name for point in study.points]
+    tiers = [tier.name for tier in study.tiers]
+    if wrong := [paper for paper in study.papers if paper not in PAPERS]:
+        raise UserError(f"papers has {wrong[0]!r}; it must be some of {', '.join(PAPERS)}: see mla_jax/study/claims.py.")
+    if not study.name or set(study.name) & set("/\\*?[] \t\n"):
+        raise UserError(f"name is {study.name!r}; it names files: use letters, digits, '_' and '-'.")
+    if study.reference not in names:
+        near = config_lib.suggest(study.reference, names)
+        raise UserError(f"reference is {study.reference!r}, which is no point{near}: use the name of one.")
+    for field in ("plan_flops", "plan_overhead_s"):
+        if not 0 <= getattr(study, field) < float("inf") or (field == "plan_flops" and not study.plan_flops):
+            raise UserError(f"{field} is {getattr(study, field)!r}; it must be positive and finite: see study_base.")
+    for tier in study.tiers:
+        if not tier.lengths or min(tier.lengths) < 1 or tier.fact_stories < 0 or tier.stories < 1:
+            raise UserError(f"tiers.{tier.name}: lengths and stories count from 1, fact_stories from 0: raise them.")
+    for point in study.points:
+        _check_point(study, point, tiers)
+
+
+def _check_point(study: Study, point: Point, tiers: list[str]) -> None:
+    where = f"points.{point.name}"
+    if point.tier not in tiers:
+        raise UserError(f"{where}.tier is {point.tier!r}, which is no tier: use one of {', '.join(tiers)}.")
+    if not point.seeds or len(set(point.seeds)) != len(point.seeds) or not all(
+        0 <= seed <= SEEDS_AT_MOST for seed in point.seeds
+    ):
+        raise UserError(f"{where}.seeds is {point.seeds!r}; it must list different seeds: e.g. (0, 1, 2).")
+    if point.needs and "=" not in point.needs:
+        raise UserError(f"{where}.needs is {point.needs!r}; it must be knob=value: e.g. model.ffn=moe.")
+    if point.available:
+        for rate in point.learning_rates or study.tier_of(point).learning_rates or (None,):
+            study.config(point, point.seeds[0], rate)

@@ -1,0 +1,96 @@
+"""Study rows: one finished (or failed) run each, complete enough for a report that sees nothing else.
+
+A row is the result row of docs/architecture.md and, beside it: `study` (where it belongs and how it ended), `config`
+(as asked: format and values), `curve`, `by_position`, `story_losses`, `facts`, `spectra`, `stories`.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mla_jax import config as config_lib
+from mla_jax.config import Config
+from mla_jax.errors import UserError
+from mla_jax.rows import read_rows
+
+DONE = ("done", "diverged")  # how a run may end that has a result; "failed" has an error
+
+
+def key_of(config: Config) -> str:
+    """What names a run of a study: the hash of its config as asked, before the tokenizer's real size is known."""
+    return config.hash
+
+
+def key_of_row(row: dict[str, Any]) -> str:
+    """The same from a row's own config, brought to today's format. Raises UserError when it cannot be."""
+    return key_of(config_lib.loads(json.dumps(row["config"]), f"the row of {row['name']}"))
+
+
+def is_study_row(row: Any) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("study"), dict) and isinstance(row.get("config"), dict)
+
+
+def read_files(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """The study rows of .json (one row) and .jsonl files, in the order of the files; anything else is passed over."""
+    found: list[Any] = []
+    for path in paths:
+        if path.suffix == ".jsonl":
+            found += read_rows(path)
+        elif path.suffix == ".json":
+            try:
+                found.append(json.loads(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError):
+                continue  # half-copied: the run counts as missing and is done again
+    return [row for row in found if is_study_row(row)]
+
+
+def committed_files() -> list[Path]:
+    """Row files under docs/results/rows of the checkout this code runs from; none in an installed package."""
+    folder = Path(__file__).resolve().parents[2] / "docs" / "results" / "rows"
+    return sorted(path for path in folder.rglob("*.json*")) if folder.is_dir() else []
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows by key, the newest of each; a row whose config cannot be read any more is among `unreadable`."""
+
+    by_key: dict[str, dict[str, Any]]
+    unreadable: tuple[str, ...]
+
+    def done(self, key: str, fingerprint: str | None = None) -> dict[str, Any] | None:
+        """The finished row of that key, on data of that fingerprint where one is given."""
+        row = self.by_key.get(key)
+        if row is None or row["study"]["status"] not in DONE:
+            return None
+        return row if fingerprint in (None, row["data_fingerprint"]) else None
+
+
+def gather(workdir: Path | None, with_committed: bool = True) -> Rows:
+    """Rows of a study's folder and of the repository. Finished ones win over failed ones, then the newest."""
+    files = committed_files() if with_committed else []
+    if workdir is not None:
+        files = [*files, *sorted((workdir / "rows").glob("*.json"))]
+    by_key: dict[str, dict[str, Any]] = {}
+    unreadable = []
+    for row in sorted(read_files(files), key=lambda r: (r["study"].get("status") in DONE, r.get("time", ""))):
+        try:
+            by_key[key_of_row(row)] = row
+        except (UserError, KeyError) as error:
+            unreadable.append(str(error))
+    return Rows(by_key, tuple(unreadable))
+
+
+def best_loss(row: dict[str, Any]) -> float:
+    """Best validation loss, nats per token; infinite for a run that diverged before its first evaluation."""
+    value = row["metrics"].get("best_valid_loss")
+    return float("inf") if value is None else float(value)
+
+
+def model_of(row: dict[str, Any]) -> config_lib.ModelConfig:
+    """The row's model with the embedding rows that its tokenizer gave it."""
+    config = config_lib.loads(json.dumps(row["config"]), f"the row of {row['name']}")
+    return dataclasses.replace(config.model, vocab_size=row["study"]["vocab_size"])
+
+

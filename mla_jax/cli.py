@@ -15,7 +15,7 @@ from mla_jax import config_files, main
 from mla_jax.config import Config, from_config_dict, suggest
 from mla_jax.errors import UserError
 
-MODES = ("train", "eval", "sample", "judge")
+MODES = ("train", "eval", "sample", "judge", "study")
 
 
 def run(argv: list[str]) -> int:
@@ -27,7 +27,7 @@ def run(argv: list[str]) -> int:
     _check_flags_of_mode(values, mode)
     if mode == "train":
         return _train(values)
-    return {"eval": _evaluate, "sample": _sample, "judge": _judge}[mode](values)
+    return {"eval": _evaluate, "sample": _sample, "judge": _judge, "study": _study}[mode](values)
 
 
 def define_flags(argv: list[str]) -> flags.FlagValues:
@@ -37,7 +37,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     def define(kind: Any, name: str, default: Any, text: str, **more: Any) -> None:
         kind(name, default, text, flag_values=values, **more)
 
-    text = "train: a config file or the bare name of one; --config.KNOB=VALUE changes a knob of it"
+    text = "train, study: a config file or the bare name of one; --config.KNOB=VALUE changes a knob of it"
     # sys_argv: it defines a flag for each --config.KNOB that it finds there, and would look into sys.argv.
     config_flags.DEFINE_config_file("config", None, text, flag_values=values, sys_argv=argv)
     define(flags.DEFINE_multi_string, "workdir", [], "the run folder; eval and judge take several")
@@ -61,6 +61,9 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     define(flags.DEFINE_float, "price_out", None, "judge: US dollars per million tokens written")
     define(flags.DEFINE_boolean, "yes", None, "judge: do not ask before spending")
     define(flags.DEFINE_string, "out", None, "judge: folder of the study (default: in the run folder)")
+    define(flags.DEFINE_boolean, "dry_run", False, "study: print the runs and their minutes, do nothing")
+    define(flags.DEFINE_float, "max_minutes", None, "study: stop cleanly after so many minutes")
+    define(flags.DEFINE_boolean, "report_only", False, "study: write the report of the rows that there are")
     define(flags.DEFINE_boolean, "help", False, "show this help")
     return values
 
@@ -133,6 +136,8 @@ def _value(argv: list[str], index: int, remedy: str) -> str:
 def _train(values: flags.FlagValues) -> int:
     if values["config"].value is None:
         raise UserError("--config is missing: give a file or one of " + ", ".join(config_files.names()) + ".")
+    if "points" in values["config"].value:
+        raise UserError("--config is a study, and this is train: add --mode study, or name one of its configs.")
     config: Config = from_config_dict(values["config"].value)
     workdir = _one_workdir(values)
     from mla_jax import compile_cache
@@ -213,6 +218,32 @@ def _judge(values: flags.FlagValues) -> int:
     return 0
 
 
+def _study(values: flags.FlagValues) -> int:
+    from mla_jax.study import grid, study_mode
+
+    if values["config"].value is None:
+        raise UserError(
+            "--config is missing: give a study file or one of " + ", ".join(config_files.study_names()) + "."
+        )
+    study = grid.from_config_dict(values["config"].value)
+    max_minutes, workdirs = values["max_minutes"].value, values["workdir"].value
+    if max_minutes is not None and not max_minutes > 0:
+        raise UserError(f"--max_minutes is {max_minutes}; it must be above 0: leave it out for no limit.")
+    if values["dry_run"].value and values["report_only"].value:
+        raise UserError("--dry_run and --report_only are given together: choose one.")
+    if values["dry_run"].value:
+        study_mode.dry_run(study, workdirs[0] if workdirs else None, rich.console.Console())
+        return 0
+    workdir = _one_workdir(values)
+    if values["report_only"].value:
+        study_mode.report_only(study, workdir, rich.console.Console())
+        return 0
+    from mla_jax import compile_cache
+
+    compile_cache.enable()
+    return study_mode.run(study, workdir, max_minutes, rich.console.Console())
+
+
 # Flag of --mode judge -> field of the config's `judge` section.
 _JUDGE_FLAGS = {
     "base_url": "base_url",
@@ -251,13 +282,18 @@ _FLAGS_OF_MODES = {
     "out": (("judge",), ""),
     "data.path": (("eval",), "data.path"),
     "fact_stories": (("eval",), "data.stories"),
+    "dry_run": (("study",), ""),
+    "max_minutes": (("study",), ""),
+    "report_only": (("study",), ""),
 }
 
 
 def _check_flags_of_mode(values: flags.FlagValues, mode: str) -> None:
     """Raise UserError for a flag that the mode would ignore."""
-    if mode != "train" and values["config"].value is not None:
-        raise UserError(f"--config is for training; --mode {mode} reads the run folder's own config: leave it out.")
+    if mode not in ("train", "study") and values["config"].value is not None:
+        raise UserError(
+            f"--config is for training and studies; --mode {mode} reads the run folder's own config: leave it out."
+        )
     for name, (modes, knob) in _FLAGS_OF_MODES.items():
         if values[name].present and mode not in modes:
             remedy = f"for training set --config.{knob}" if mode == "train" and knob else "leave it out"

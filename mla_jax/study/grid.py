@@ -1,6 +1,7 @@
 """A study as data: the bridge from its ConfigDict to frozen `Study`, and from a point to the Config of a run."""
 
 import dataclasses
+import functools
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -78,13 +79,14 @@ class Study:
         if learning_rate is not None:
             knobs["optim.learning_rate"] = learning_rate
         try:
-            return load_config(f"{point.config}:{tier.size}" if tier.size else point.config, **knobs)
+            return _load(f"{point.config}:{tier.size}" if tier.size else point.config, tuple(knobs.items()))
         except UserError as error:
             raise UserError(f"study {self.name}, point {point.name}: {error}") from None
 
 
-_TOP = ("name", "title", "papers", "verdicts", "reference", "keep_checkpoints")
-_PLAN = ("plan_device", "plan_flops", "plan_overhead_s")
+@functools.lru_cache(maxsize=4096)  # a plan is made again after every run
+def _load(name: str, knobs: tuple[tuple[str, Any], ...]) -> Config:
+    return load_config(name, **dict(knobs))
 
 
 def from_config_dict(config_dict: ConfigDict) -> Study:
@@ -141,7 +143,9 @@ def _check(study: Study) -> None:
     names = [point.name for point in study.points]
     tiers = [tier.name for tier in study.tiers]
     if wrong := [paper for paper in study.papers if paper not in PAPERS]:
-        raise UserError(f"papers has {wrong[0]!r}; it must be some of {', '.join(PAPERS)}: see mla_jax/study/claims.py.")
+        raise UserError(
+            f"papers has {wrong[0]!r}; it must be some of {', '.join(PAPERS)}: see mla_jax/study/claims.py."
+        )
     if not study.name or set(study.name) & set("/\\*?[] \t\n"):
         raise UserError(f"name is {study.name!r}; it names files: use letters, digits, '_' and '-'.")
     if study.reference not in names:
@@ -155,14 +159,17 @@ def _check(study: Study) -> None:
             raise UserError(f"tiers.{tier.name}: lengths and stories count from 1, fact_stories from 0: raise them.")
     for point in study.points:
         _check_point(study, point, tiers)
+    _check_equal(study)
 
 
 def _check_point(study: Study, point: Point, tiers: list[str]) -> None:
     where = f"points.{point.name}"
     if point.tier not in tiers:
         raise UserError(f"{where}.tier is {point.tier!r}, which is no tier: use one of {', '.join(tiers)}.")
-    if not point.seeds or len(set(point.seeds)) != len(point.seeds) or not all(
-        0 <= seed <= SEEDS_AT_MOST for seed in point.seeds
+    if (
+        not point.seeds
+        or len(set(point.seeds)) != len(point.seeds)
+        or not all(0 <= seed <= SEEDS_AT_MOST for seed in point.seeds)
     ):
         raise UserError(f"{where}.seeds is {point.seeds!r}; it must list different seeds: e.g. (0, 1, 2).")
     if point.needs and "=" not in point.needs:
@@ -170,3 +177,23 @@ def _check_point(study: Study, point: Point, tiers: list[str]) -> None:
     if point.available:
         for rate in point.learning_rates or study.tier_of(point).learning_rates or (None,):
             study.config(point, point.seeds[0], rate)
+
+
+# What no comparison of a study may differ in.
+_EQUAL = ("data", "tokenizer", "model.dropout", "model.block", "train.on_nonfinite")
+
+
+def _check_equal(study: Study) -> None:
+    seen: dict[str, tuple[str, Any]] = {}
+    for point in study.points:
+        if not point.available:
+            continue
+        config = study.config(point, point.seeds[0])
+        for field in _EQUAL:
+            value = config_rules.get(config, field)
+            first, other = seen.setdefault(field, (point.name, value))
+            if value != other:
+                raise UserError(
+                    f"points.{point.name} has another {field} ({value!r}) than points.{first} ({other!r}): points of "
+                    "one study are compared, so set it in common or for every tier alike."
+                )

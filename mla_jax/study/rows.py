@@ -92,5 +92,3 @@ def model_of(row: dict[str, Any]) -> config_lib.ModelConfig:
     """The row's model with the embedding rows that its tokenizer gave it."""
     config = config_lib.loads(json.dumps(row["config"]), f"the row of {row['name']}")
     return dataclasses.replace(config.model, vocab_size=row["study"]["vocab_size"])
-
-

@@ -45,8 +45,15 @@ class TrainResult:
     stopped_by: str | None
 
 
-def train(config: Config, workdir: str | os.PathLike, console: rich.console.Console | None = None) -> TrainResult:
+def train(
+    config: Config,
+    workdir: str | os.PathLike,
+    console: rich.console.Console | None = None,
+    deadline: float = float("inf"),
+) -> TrainResult:
     """Train `config` in `workdir`, resuming from its newest checkpoint when there is one.
+
+    deadline: by time.monotonic(); once it has passed, training stops as on a signal, with a checkpoint.
 
     Raises UserError for anything wrong with config, data or folder before a thing is compiled or written, and
     NonFiniteLoss (naming the step and the last good checkpoint) where `train.on_nonfinite` leaves a bad step no way on.
@@ -62,7 +69,7 @@ def train(config: Config, workdir: str | os.PathLike, console: rich.console.Cons
             if training.start >= setup.config.train.steps and (row := read_result(setup.folder.result)):
                 return training.already_finished(row)
             write_run_files(setup)
-            return training.run()
+            return training.run(deadline)
 
 
 class _Training:
@@ -98,13 +105,13 @@ class _Training:
         )
         return TrainResult(row, self.start, None)
 
-    def run(self) -> TrainResult:
+    def run(self, deadline: float) -> TrainResult:
         cfg, total = self.config.train, self.config.train.steps
         if self.start:
             self.console.print(f"resuming at step {self.start} of {total}", highlight=False)
         writer = MetricsWriter(self.setup.folder, self.start, cfg.tensorboard)
         progress = Progress(self.console, self.start, total)
-        with writer as self.writer, progress as self.progress, StopOnSignal() as self.stop:
+        with writer as self.writer, progress as self.progress, StopOnSignal(deadline) as self.stop:
             self.clock.restart()
             done = self.start
             while done < total:
@@ -113,10 +120,10 @@ class _Training:
                 except BadStep as bad:
                     done = self._roll_back(bad)
                     continue
-                if (signal_name := self.stop.signal_name) and done in self.checkpoints.steps and done < total:
+                if (reason := self.stop.reason) and done in self.checkpoints.steps and done < total:
                     self.checkpoints.wait()
-                    self.progress.say(f"stopped at step {done} by {signal_name}; the same command continues.")
-                    return TrainResult(None, done, signal_name)
+                    self.progress.say(f"stopped at step {done} by {reason}; the same command continues.")
+                    return TrainResult(None, done, reason)
             if self.start >= total:
                 self._evaluate(self.start)
             if 21 <= total - self.start < 21 + cfg.profile_steps:
@@ -140,7 +147,7 @@ class _Training:
             self._log(done, batch)
         if done % cfg.eval_every == 0 or done == total:
             self._evaluate(done)
-        if self._is_time_to_save(done) or self.stop.signal_name:
+        if self._is_time_to_save(done) or self.stop.reason:
             self._save(done)
         return done
 

@@ -1,14 +1,19 @@
-"""Stopping on request: SIGTERM and Ctrl-C end training after the current step, with a checkpoint."""
+"""Stopping on request: SIGTERM, Ctrl-C and a time limit end training after the current step, with a checkpoint."""
 
 import signal
+import time
 from typing import Any
 
 
 class StopOnSignal:
-    """While active, the first SIGTERM or SIGINT sets `signal_name`; a second one acts as if nobody listened."""
+    """While active, the first SIGTERM or SIGINT sets `signal_name`; a second one acts as if nobody listened.
 
-    def __init__(self) -> None:
+    deadline: by time.monotonic(), after which `reason` asks to stop too.
+    """
+
+    def __init__(self, deadline: float = float("inf")) -> None:
         self.signal_name: str | None = None
+        self._deadline = deadline
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopOnSignal":
@@ -22,6 +27,11 @@ class StopOnSignal:
 
     def __exit__(self, *error: Any) -> None:
         self._restore()
+
+    @property
+    def reason(self) -> str | None:
+        """The signal's name, "the time limit", or None while there is no reason to stop."""
+        return self.signal_name or ("the time limit" if time.monotonic() >= self._deadline else None)
 
     def _handle(self, number: int, frame: Any) -> None:
         self.signal_name = signal.Signals(number).name

@@ -1,0 +1,129 @@
+"""The rows of a study, brought into the order of its points: what every table, plot and verdict reads."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from mla_jax.study.grid import Point, Study
+from mla_jax.study.plan import Task, chosen_rate, plan, rates_of
+from mla_jax.study.rows import DONE, Rows, best_loss
+from mla_jax.study.stats import Estimate, estimate
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A point with its finished rows at its chosen learning rate, by seed, and all those of its first seed."""
+
+    point: Point
+    tier: str
+    by_seed: dict[int, Row]
+    sweep: tuple[Row, ...]
+
+    @property
+    def name(self) -> str:
+        return self.point.name
+
+    @property
+    def any(self) -> Row:
+        """The row of the first seed there is: for what does not depend on the seed."""
+        return self.by_seed[min(self.by_seed)]
+
+    @property
+    def measured(self) -> dict[int, Row]:
+        """Rows of runs that did not diverge, by seed."""
+        return {seed: row for seed, row in self.by_seed.items() if row["study"]["status"] == "done"}
+
+    def losses(self) -> dict[int, float]:
+        """Best validation loss by seed, nats per token."""
+        return {seed: best_loss(row) for seed, row in self.by_seed.items()}
+
+    def over_seeds(self, value: Callable[[Row], float]) -> Estimate:
+        return estimate([value(row) for row in self.measured.values()])
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """points: those with rows, in table order. rows: every row that the report stands on. other_data: rows of the same
+    configs on other data, left out. failed: (row's name, error). missing, waiting: as in `plan.Plan`."""
+
+    study: Study
+    points: tuple[Measured, ...]
+    rows: tuple[Row, ...]
+    fingerprint: str
+    other_data: int
+    failed: tuple[tuple[str, str], ...]
+    to_do: int
+    missing: tuple[Point, ...]
+
+    def find(self, name: str) -> Measured | None:
+        return next((p for p in self.points if p.name == name), None)
+
+    def tier(self, name: str) -> list[Measured]:
+        return [p for p in self.points if p.tier == name]
+
+    @property
+    def tiers(self) -> list[str]:
+        """Names of tiers with rows, "headline" first."""
+        return sorted({p.tier for p in self.points}, key=lambda name: (name != "headline", name))
+
+
+def collect(study: Study, rows: Rows) -> Results:
+    """The study's rows, on the data that most of them share."""
+    found = [row for task in plan(study, rows).tasks if (row := rows.done(task.key))]
+    prints = Counter(row["data_fingerprint"] for row in found)
+    fingerprint = prints.most_common(1)[0][0] if prints else ""
+    made = plan(study, rows, fingerprint)
+    points = []
+    for point in study.points:
+        measured = _measured(study, point, rows, fingerprint) if point.available else None
+        if measured:
+            points.append(measured)
+    points.sort(key=lambda p: (p.tier != "headline", p.tier, p.point.priority, -_kv(p), p.name))
+    kept = {id(row): row for p in points for row in (*p.by_seed.values(), *p.sweep)}
+    failed, to_do = [], sum(n for _, n in made.waiting)
+    for task in made.tasks:
+        row = rows.by_key.get(task.key)
+        if rows.done(task.key, fingerprint):
+            continue
+        to_do += 1
+        if row and row["study"]["status"] not in DONE:
+            failed.append((task.name, row["study"].get("error", "")))
+    other = sum(count for value, count in prints.items() if value != fingerprint)
+    return Results(study, tuple(points), tuple(kept.values()), fingerprint, other, tuple(failed), to_do, made.missing)
+
+
+def _measured(study: Study, point: Point, rows: Rows, fingerprint: str) -> Measured | None:
+    seed = point.seeds[0]
+    first = [Task(point, seed, rate, 0, study.config(point, seed, rate)) for rate in rates_of(study, point)]
+    sweep = tuple(row for task in first if (row := rows.done(task.key, fingerprint)))
+    if not sweep:
+        return None
+    chosen = chosen_rate(first, rows, fingerprint)
+    if chosen is None:  # not all rates are there yet: the best so far, and one seed
+        best = min(sweep, key=best_loss)
+        return Measured(point, point.tier, {seed: best}, sweep)
+    by_seed = {}
+    for each in point.seeds:
+        row = rows.done(Task(point, each, None, 0, study.config(point, each, chosen.learning_rate)).key, fingerprint)
+        if row:
+            by_seed[each] = row
+    return Measured(point, point.tier, by_seed, sweep)
+
+
+def _kv(p: Measured) -> int:
+    return p.any["study"]["kv_numbers"]
+
+
+def relative(variant: Measured, reference: Measured, value: Callable[[Row], float] = best_loss) -> list[float]:
+    """(variant - reference) / reference by seed, in per cent, for the seeds that both have and neither diverged in."""
+    a, b = variant.measured, reference.measured
+    return [100 * (value(a[seed]) / value(b[seed]) - 1) for seed in sorted(a.keys() & b.keys())]
+
+
+def seconds(rows: tuple[Row, ...]) -> float:
+    """Device time of rows, in seconds; a run that was cut counts from where it was gone on with."""
+    return math.fsum(row["study"]["seconds"] for row in rows)

@@ -1,0 +1,90 @@
+"""`--mode study`: a whole study in one folder, as far as time allows, and its report."""
+
+import json
+import os
+from pathlib import Path
+
+import rich.console
+
+from mla_jax.errors import UserError
+from mla_jax.runs import write_text
+from mla_jax.study import report
+from mla_jax.study.grid import Study
+from mla_jax.study.plan import cost_model, describe, plan
+from mla_jax.study.results import collect
+from mla_jax.study.rows import gather
+
+
+def dry_run(study: Study, workdir: str | None, console: rich.console.Console) -> None:
+    """Print the plan: every run, its minutes on the study's device, and whether a row of it is there."""
+    rows = gather(Path(workdir) if workdir else None)
+    cost = cost_model(study, rows.by_key.values())
+    console.print(describe(study, plan(study, rows), rows, cost), highlight=False, markup=False, soft_wrap=True)
+
+
+def report_only(study: Study, workdir: str, console: rich.console.Console) -> None:
+    """Write the report from rows alone (of the folder and of docs/results/rows). Raises UserError without any."""
+    folder = _checked(study, workdir)
+    rows = gather(folder)
+    if not collect(study, rows).rows:
+        raise UserError(
+            f"--workdir is {workdir!r}, but neither there nor in docs/results/rows are rows of study {study.name}: "
+            "leave out --report_only to train them."
+        )
+    _claim(study, folder)
+    path = report.write(study, rows, folder)
+    console.print(f"report      {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def run(study: Study, workdir: str, max_minutes: float | None, console: rich.console.Console) -> int:
+    """Do what is missing, then write the report. Exit code 0 when stopped or complete, 1 when a run failed."""
+    from mla_jax.study.runner import Runner
+
+    folder = _checked(study, workdir)
+    runner = Runner(study, folder, float("inf") if max_minutes is None else max_minutes, console)
+    runner.prepare()
+    _claim(study, folder)
+    outcome = runner.run()
+    rows = gather(folder)
+    lines = [f"{outcome.done} runs done, {outcome.left} to go"]
+    if outcome.stopped:
+        lines[0] += f"; stopped by {outcome.stopped}. The same command goes on."
+    lines += [f"FAILED {name}: {error} (logs/{name}.txt)" for name, error in outcome.failed.items()]
+    if collect(study, rows).rows:
+        lines.append(f"report      {report.write(study, rows, folder)}")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return 1 if outcome.failed else 0
+
+
+def _checked(study: Study, workdir: str) -> Path:
+    """The study's folder, which need not exist yet. Raises UserError for one that belongs to something else."""
+    folder, about = Path(workdir), Path(workdir) / "study.json"
+    try:
+        inside = next((p for p in folder.absolute().parents if p.is_file()), None)
+        if inside or (folder.exists() and not folder.is_dir()):
+            raise UserError(f"--workdir is {workdir!r}, but {str(inside or folder)!r} is no folder: give another path.")
+        if wild := set("*?[") & set(str(folder.resolve())):
+            raise UserError(
+                f"--workdir is {workdir!r}, whose full path has {' '.join(sorted(wild))} in it, which checkpoints "
+                "cannot be saved under: give a path without * ? [."
+            )
+        if folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
+            name = json.loads(about.read_text(encoding="utf-8"))["study"] if about.is_file() else None
+            if name != study.name:
+                other = f"the study {name}" if name else "something else than a study"
+                raise UserError(f"--workdir is {workdir!r}, which holds {other}: give a new or empty folder.")
+        parent = next(p for p in [folder, *folder.absolute().parents] if p.is_dir())
+        if not os.access(parent, os.W_OK):
+            raise PermissionError(13, f"{str(parent)!r} cannot be written to")
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or "study.json in it is damaged"
+        raise UserError(f"--workdir is {workdir!r}, which cannot be used ({reason}): give another folder.") from None
+    return folder
+
+
+def _claim(study: Study, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "study.json", json.dumps({"study": study.name}) + "\n")

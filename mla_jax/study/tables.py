@@ -1,0 +1,269 @@
+"""The tables of a study's report, each a Markdown text made from `Results`."""
+
+import csv as csv_lib
+import io
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from mla_jax.accounting import mha_kv_bytes
+from mla_jax.study.results import Measured, Results, Row, relative, seconds
+from mla_jax.study.rows import best_loss, model_of
+from mla_jax.study.stats import Estimate, estimate, holm, story_p
+
+STORY_ROWS = 3  # samples shown a point
+HARD = "050-099"  # the distance of fact questions that the main table shows
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table."""
+    head = list(head)
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
+
+
+def with_error(found: Estimate, digits: int = 4, sign: bool = False) -> str:
+    """ "1.8490 ± 0.0021 (3)": mean, half the 95 % interval, seeds."""
+    text = f"{found.mean:{'+' if sign else ''}.{digits}f}"
+    if math.isnan(found.low):
+        return f"{text} ({found.n})"
+    return f"{text} ± {found.high - found.mean:.{digits}f} ({found.n})"
+
+
+def kv_saved(row: Row) -> float:
+    """Share of the KV cache of MHA with the same heads that the row's model does without."""
+    model = model_of(row)
+    return 1 - row["metrics"]["kv_bytes_per_token"] / mha_kv_bytes(model)
+
+
+def about(found: Results) -> str:
+    """What the figures stand on: devices, versions, data, commands, what was scaled down, what is not there."""
+    if not found.rows:
+        return "No rows yet."
+    rows = found.rows
+    devices = sorted({row["device"] for row in rows})
+    versions = sorted({", ".join(f"{k} {v}" for k, v in row["versions"].items()) for row in rows})
+    lines = [
+        f"{len(rows)} runs of {len(found.points)} points. Intervals are 95 % (Student's t over seeds; n in brackets); "
+        "losses are nats per token on the held-out part, at each run's best evaluation.",
+        "",
+        f"* Device: {'; '.join(devices)}",
+        *(f"* Versions: {version}" for version in versions),
+        f"* Data: fingerprint {found.fingerprint[:16]}, tokenizer {rows[0]['tokenizer_sha256'][:16]}",
+        *(f"* Command: `{command}`" for command in sorted({row["command"] for row in rows})),
+        *(f"* {line}" for line in _scale(found)),
+    ]
+    if found.other_data:
+        lines.append(f"* Left out: {found.other_data} rows of the same configs on other data")
+    if found.to_do:
+        lines.append(f"* Not done yet: {found.to_do} runs")
+    lines += [f"* Failed: {name}: {error}" for name, error in found.failed]
+    lines += [f"* Not made: {point.name} needs {point.needs}" for point in found.missing]
+    diverged = [f"{row['name']} (seed {row['study']['seed']}, learning rate {row['study']['learning_rate']:g})"
+                for row in rows if row["study"]["status"] == "diverged"]  # fmt: skip
+    lines += [f"* Diverged: {name}" for name in diverged]
+    return "\n".join(lines)
+
+
+def _scale(found: Results) -> list[str]:
+    """A line a tier: how much training stands behind it, next to the papers' 3.3 billion tokens."""
+    lines = []
+    for name in found.tiers:
+        row = found.tier(name)[0].any
+        config = row["config"]["config"]
+        train, model = config["train"], config["model"]
+        tokens = train["steps"] * train["batch_size"] * train["seq_len"]
+        lines.append(
+            f"Tier {name}: {model['n_layers']} layers, d={model['d_model']}, {model['n_heads']} heads; "
+            f"{train['steps']:,} steps of {train['batch_size']} x {train['seq_len']} = {tokens / 1e6:.1f}M tokens "
+            f"(the papers: 50,000 steps of 128 x 512 = 3,277M)"
+        )
+    return lines
+
+
+def main(found: Results, tier: str) -> str:
+    """The papers' table: cache against loss, a row a point."""
+    reference = _reference(found, tier)
+    rows = []
+    for p in found.tier(tier):
+        row = p.any
+        change = estimate(relative(p, reference)) if reference and p is not reference else None
+        fact = p.over_seeds(lambda r: _accuracy(r, HARD))
+        rows.append(
+            (
+                p.name,
+                f"{row['study']['learning_rate']:g}",
+                f"{row['study']['params']['total']:,}",
+                row["study"]["kv_numbers"],
+                f"{row['metrics'].get('kv_bytes_per_token', 0):,}",
+                f"{100 * kv_saved(row):.1f} %" if "kv_bytes_per_token" in row["metrics"] else "-",
+                with_error(p.over_seeds(best_loss)),
+                with_error(change, 2, sign=True) if change and change.n else "-",
+                with_error(p.over_seeds(lambda r: r["metrics"].get("best_bits_per_byte", math.nan))),
+                f"{row['metrics']['best_step']} of {row['config']['config']['train']['steps']}",
+                with_error(fact, 3) if fact.n and not math.isnan(fact.mean) else "-",
+            )
+        )
+    head = ("point", "learning rate", "parameters", "KV numbers/token/layer", "KV bytes/token", "saved", "loss")
+    name = reference.name if reference else "reference"
+    return table((*head, f"% against {name}", "bits/byte", "best step", f"facts, {HARD} words ago"), rows)
+
+
+def _reference(found: Results, tier: str) -> Measured | None:
+    """The study's reference point in this tier: itself, or the one of the same name with the tier's prefix."""
+    name = found.study.reference
+    return next((p for p in found.tier(tier) if p.name in (name, f"s_{name}")), None)
+
+
+def _accuracy(row: Row, distance: str, kind: str = "all") -> float:
+    """Share of right answers; nan where the questions were not put."""
+    return next((f["accuracy"] for f in row["facts"] if (f["kind"], f["distance"]) == (kind, distance)), math.nan)
+
+
+def by_story(found: Results) -> str:
+    """Differences from the reference on each held-out story, averaged over the seeds that both have."""
+    rows = []
+    for tier in found.tiers:
+        reference = _reference(found, tier)
+        if reference is None:
+            continue
+        differences = {p.name: _story_differences(p, reference) for p in found.tier(tier) if p is not reference}
+        differences = {name: d for name, d in differences.items() if d is not None}
+        adjusted = holm([story_p(d) for d in differences.values()])
+        for (name, d), p_value in zip(differences.items(), adjusted, strict=True):
+            error = d.std(ddof=1) / math.sqrt(len(d))
+            better = f"{(d < 0).mean():.0%}"
+            rows.append(
+                (name, reference.name, len(d), f"{d.mean():+.4f} ± {1.96 * error:.4f}", better, f"{p_value:.4f}")
+            )
+    if not rows:
+        return ""
+    text = (
+        "Paired on one held-out set: mean over stories of the loss per token, less the reference's. The error is that "
+        "of other stories, not of other seeds (the tables above have that one). p: sign flips, Holm over the tier."
+    )
+    return text + "\n\n" + table(("point", "against", "stories", "difference", "better on", "p"), rows)
+
+
+def _story_differences(p: Measured, reference: Measured) -> np.ndarray | None:
+    seeds = sorted(p.measured.keys() & reference.measured.keys())
+    if not seeds:
+        return None
+    each = [np.subtract(p.measured[s]["story_losses"], reference.measured[s]["story_losses"]) for s in seeds]
+    return np.mean(each, axis=0)
+
+
+def learning_rates(found: Results) -> str:
+    """Best loss of the first seed at every learning rate that was tried."""
+    swept = [p for p in found.points if len(p.sweep) > 1]
+    if not swept:
+        return ""
+    rates = sorted({row["study"]["learning_rate"] for p in swept for row in p.sweep})
+    rows = []
+    for p in swept:
+        by_rate = {row["study"]["learning_rate"]: row for row in p.sweep}
+        cells = [_swept_cell(by_rate.get(rate), p) for rate in rates]
+        rows.append((p.name, *cells))
+    text = "Best loss of the first seed; the other seeds took the best rate (bold)."
+    return text + "\n\n" + table(("point", *(f"{rate:g}" for rate in rates)), rows)
+
+
+def _swept_cell(row: Row | None, p: Measured) -> str:
+    if row is None:
+        return ""
+    if row["study"]["status"] == "diverged":
+        return "diverged"
+    text = f"{best_loss(row):.4f}"
+    return f"**{text}**" if row["study"]["learning_rate"] == p.any["study"]["learning_rate"] else text
+
+
+def facts(found: Results) -> str:
+    """Accuracy over the distance to the fact, all kinds together."""
+    asked = [p for p in found.points if p.measured and next(iter(p.measured.values()))["facts"]]
+    if not asked:
+        return ""
+    first = next(iter(asked[0].measured.values()))["facts"]
+    distances = [f["distance"] for f in first if f["kind"] == "all" and not f["distance"].startswith(">")]
+    blind = {f["distance"]: f["chance"] for f in first if f["kind"] == "all"}
+    rows = [(p.name, *(with_error(p.over_seeds(lambda r, d=d: _accuracy(r, d)), 3) for d in distances)) for p in asked]
+    rows.append(("blind guess", *(f"{blind[d]:.3f}" for d in distances)))
+    text = "Share of right answers by how many words ago the story stated the fact (docs/world.md)."
+    return text + "\n\n" + table(("point", *distances), rows)
+
+
+def by_position(found: Results) -> str:
+    """Mean loss in the last eighth of 1, 2, 4 training lengths: does it go on falling, or does it break?"""
+    lengths = sorted({int(times) for p in found.points for r in p.measured.values() for times in r["by_position"]})
+    if lengths in ([], [1]):
+        return ""
+    rows = []
+    for p in found.points:
+        cells = []
+        for times in lengths:
+            value = p.over_seeds(lambda r, t=str(times): r["by_position"].get(t, [[0, math.nan]])[-1][1])
+            cells.append("-" if math.isnan(value.mean) else with_error(value, 3))
+        if any(cell != "-" for cell in cells[1:]):
+            rows.append((p.name, *cells))
+    text = "Loss in the last eighth of a window of so many training lengths (-: the positions end before)."
+    return text + "\n\n" + table(("point", *(f"{times}x" for times in lengths)), rows)
+
+
+def effective_ranks(found: Results) -> str:
+    """Effective rank of what each layer's cache holds, next to its width."""
+    rows = []
+    for p in found.points:
+        if not p.measured:
+            continue
+        spectra = next(iter(p.measured.values()))["spectra"]
+        for entry in dict.fromkeys(s["entry"] for s in spectra):
+            layers = [s for s in spectra if s["entry"] == entry]
+            rows.append((p.name, entry, layers[0]["width"], " ".join(f"{s['effective_rank']:.0f}" for s in layers)))
+    if not rows:
+        return ""
+    text = (
+        "exp of the entropy of the singular values (Roy & Vetterli 2007) of the cached vectors, heads side by side, "
+        "first seed, layers from the input to the output."
+    )
+    return text + "\n\n" + table(("point", "cache entry", "width", "effective rank by layer"), rows)
+
+
+def samples(found: Results) -> str:
+    """A story a point, of the first seed's best checkpoint. The prompt ends at `|`."""
+    lines = []
+    for p in found.tier(found.tiers[0])[:8] if found.tiers else []:
+        for story in [s for row in list(p.measured.values())[:1] for s in row["stories"][:1]]:
+            text = f"{story['prompt']}|{story['text']}".replace("\n", "\n> ")
+            lines.append(f"**{p.name}**\n\n> {text}")
+    return "\n\n".join(lines)
+
+
+def time_used(found: Results) -> str:
+    """Device minutes, and what the papers' full schedule would take at the measured speed."""
+    lines = [f"# Time of study {found.study.name}", "", f"{seconds(found.rows) / 60:.1f} device minutes in all.", ""]
+    rows = []
+    for p in found.points:
+        speed = [r["metrics"]["tokens_per_s"] for r in p.measured.values()]
+        if not speed:
+            continue
+        median = sorted(speed)[len(speed) // 2]
+        mean = sum(r["study"]["seconds"] for r in p.measured.values()) / len(speed)
+        hours = 50_000 * 128 * 512 / median / 3600
+        rows.append((p.name, p.any["device"], f"{median:,.0f}", f"{mean:.0f}", f"{hours:.1f}"))
+    head = ("point", "device", "training tokens/s", "seconds a run, all in", "hours for 50,000 x 128 x 512")
+    return "\n".join(lines) + table(head, rows) + "\n"
+
+
+def csv(found: Results) -> str:
+    """A line a run: what a spreadsheet needs."""
+    out = io.StringIO()
+    writer = csv_lib.writer(out, lineterminator="\n")
+    writer.writerow(("point", "tier", "seed", "learning_rate", "status", "parameters", "kv_numbers", "best_valid_loss",
+                     "best_bits_per_byte", "best_step", "device", "data_fingerprint", "config_hash"))  # fmt: skip
+    for row in sorted(found.rows, key=lambda r: (r["study"]["tier"], r["name"], r["study"]["seed"],
+                                                 r["study"]["learning_rate"])):  # fmt: skip
+        s, m = row["study"], row["metrics"]
+        writer.writerow((row["name"], s["tier"], s["seed"], s["learning_rate"], s["status"], s["params"]["total"],
+                         s["kv_numbers"], m["best_valid_loss"], m.get("best_bits_per_byte", ""), m["best_step"],
+                         row["device"], row["data_fingerprint"][:16], row["config_hash"]))  # fmt: skip
+    return out.getvalue()

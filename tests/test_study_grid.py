@@ -1,0 +1,185 @@
+"""study.grid, study.plan, study.rows: what a study is, which runs it needs and what counts as done."""
+
+import json
+
+import pytest
+from study_rows import declared, row, study
+
+from mla_jax import config as config_lib
+from mla_jax.config_files import load_config_dict, study_names
+from mla_jax.errors import UserError
+from mla_jax.study import declare, grid
+from mla_jax.study.plan import chosen_rate, cost_model, describe, plan
+from mla_jax.study.rows import Rows, gather, key_of, key_of_row, read_files
+
+
+def rows_of(*rows: dict) -> Rows:
+    return Rows({key_of_row(r): r for r in rows}, ())
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_every_study_file_makes_a_study_and_its_docstring_tells_the_command(name: str) -> None:
+    from mla_jax.config_files import config_dir
+
+    made = grid.from_config_dict(load_config_dict(name))
+    assert made.name == name.removeprefix("study_")
+    assert len(plan(made, rows_of()).tasks) >= 10
+    text = (config_dir() / f"{name}.py").read_text(encoding="utf-8")
+    assert f"--mode study --config configs/{name}.py --workdir" in text
+
+
+def test_points_override_tiers_and_tiers_override_what_is_common() -> None:
+    c = declared()
+    declare.common(c, {"optim.weight_decay": 0.3, "train.steps": 77, "model.dropout": 0.1})
+    declare.point(c, "long", "mha", "grid", {"train.steps": 9, "optim.weight_decay": 0.2})
+    made = grid.from_config_dict(c)
+    configs = {p.name: made.config(p, 5, 0.25) for p in made.points}
+    assert configs["mha"].optim.weight_decay == 0.3 and configs["mha"].train.steps == 10
+    assert (configs["long"].train.steps, configs["long"].optim.weight_decay) == (9, 0.2)
+    assert (configs["long"].train.seed, configs["long"].optim.learning_rate) == (5, 0.25)
+
+
+def test_first_seeds_come_first_then_learning_rates_then_other_seeds() -> None:
+    made = study()
+    tasks = plan(made, rows_of()).tasks
+    order = [(t.point.name, t.seed, t.learning_rate) for t in tasks]
+    assert order[:2] == [("mha", 0, 2e-3), ("per_head_rope_r2", 0, 2e-3)]
+    assert order[2:6] == [(p, 0, r) for p in ("mha", "per_head_rope_r2") for r in (1e-3, 4e-3)]
+    assert order[6:] == [("s_mha", 0, None)]
+    assert [(p.name, n) for p, n in plan(made, rows_of()).waiting] == [("mha", 2), ("per_head_rope_r2", 2)]
+
+
+def test_other_seeds_use_the_best_learning_rate_of_the_first() -> None:
+    made = study()
+    first = [t for t in plan(made, rows_of()).tasks if t.point.name == "mha"]
+    losses = {1e-3: 2.0, 2e-3: 1.9, 4e-3: float("inf")}
+    rows = [row(t, losses[t.learning_rate]) for t in first]
+    rows[-1]["metrics"]["best_valid_loss"] = None  # diverged before its first evaluation
+    assert chosen_rate(first, rows_of(*rows[:2])) is None
+    assert chosen_rate(first, rows_of(*rows)).learning_rate == 2e-3
+    tasks = [t for t in plan(made, rows_of(*rows)).tasks if t.point.name == "mha" and t.seed]
+    assert [(t.seed, t.learning_rate) for t in tasks] == [(1, 2e-3), (2, 2e-3)]
+    # Rows of other data choose nothing.
+    assert not [t for t in plan(made, rows_of(*rows), "0" * 64).tasks if t.point.name == "mha" and t.seed]
+
+
+def test_a_row_counts_as_done_by_its_own_config_whatever_its_name_and_format(tmp_path) -> None:
+    made = study()
+    task = plan(made, rows_of()).tasks[0]
+    old = row(task) | {"name": "renamed"}
+    old["config"]["format"] = 1
+    del old["config"]["config"]["judge"]  # what format 1 did not have
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "any.json").write_text(json.dumps(old))
+    found = gather(tmp_path, with_committed=False)
+    assert found.done(task.key)["name"] == "renamed" and not found.unreadable
+    assert found.done(task.key, "f" * 64) and not found.done(task.key, "0" * 64)
+
+
+def test_rows_that_cannot_be_read_are_named_and_left_out(tmp_path) -> None:
+    task = plan(study(), rows_of()).tasks[0]
+    newer = row(task)
+    newer["config"]["format"] = 999
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.json").write_text(json.dumps(newer))
+    (tmp_path / "rows" / "b.json").write_text(json.dumps(row(task))[:200])
+    (tmp_path / "rows" / "c.json").write_text('{"name": "not a study row"}')
+    found = gather(tmp_path, with_committed=False)
+    assert not found.by_key and len(found.unreadable) == 1 and "999" in found.unreadable[0]
+    assert read_files([tmp_path / "rows" / "b.json", tmp_path / "rows" / "c.json"]) == []
+
+
+def test_a_finished_row_wins_over_a_failed_one_and_the_newest_of_equals(tmp_path) -> None:
+    task = plan(study(), rows_of()).tasks[0]
+    (tmp_path / "rows").mkdir()
+    done = row(task, 2.0) | {"time": "2026-01-01"}
+    for number, each in enumerate(
+        (done, row(task, 3.0, "failed") | {"time": "2026-03-01"}, row(task, 2.5) | {"time": "2026-02-01"})
+    ):
+        (tmp_path / "rows" / f"{number}.json").write_text(json.dumps(each))
+    assert gather(tmp_path, with_committed=False).done(task.key)["metrics"]["best_valid_loss"] == 2.5
+
+
+def test_the_key_names_what_is_computed_and_not_where() -> None:
+    config = plan(study(), rows_of()).tasks[0].config
+    same = config_lib.replace(config, **{"data.cache_dir": "/elsewhere", "sample.seed": 3})
+    other = config_lib.replace(config, **{"train.seed": 3})
+    assert key_of(same) == key_of(config) != key_of(other)
+
+
+def test_costs_come_from_rows_of_the_same_device_or_from_the_stated_rate() -> None:
+    made = study(plan_device="cpu x86_64", plan_flops=1e9, plan_overhead_s=7.0)
+    task = plan(made, rows_of()).tasks[0]
+    stated = cost_model(made, [row(task, device="another")])
+    assert (stated.flops_per_s, stated.overhead_s, stated.measured) == (1e9, 7.0, 0)
+    measured = row(task)
+    rate = 1000.0 * measured["study"]["flops_per_token"]
+    found = cost_model(made, [measured, row(task, device="another"), row(task, status="failed")])
+    assert found.measured == 1 and found.flops_per_s == pytest.approx(rate)
+    assert found.overhead_s == pytest.approx(60 - 1e9 / rate)
+    flops = 6 * 10 * 4 * 32  # at least 6 per parameter and token
+    assert found.seconds(task.config) > found.overhead_s + flops * measured["study"]["params"]["ffn"] / rate
+
+
+def test_the_plan_in_words_counts_what_is_left(capsys) -> None:
+    made = study(plan_flops=1e9, plan_overhead_s=60.0)
+    first = plan(made, rows_of()).tasks[0]
+    rows = rows_of(row(first))
+    text = describe(made, plan(made, rows), rows, cost_model(made, []))
+    assert text.count("| to do |") == 6 and text.count("| done |") == 1
+    assert text.count("waits for its learning rate") == 2
+    total, left = (float(text.splitlines()[-1].split()[i]) for i in (0, 4))
+    assert 11 < total < 12 and left == pytest.approx(total - 1, abs=0.15)
+
+
+def test_points_that_need_a_newer_version_are_shown_and_skipped() -> None:
+    c = declared()
+    declare.point(c, "future", "no_such_config", "grid", {"model.no_such_knob": 1}, needs="model.ffn=quantum")
+    made = grid.from_config_dict(c)
+    found = plan(made, rows_of())
+    assert [p.name for p in found.missing] == ["future"] and "future" not in {t.point.name for t in found.tasks}
+    assert "needs model.ffn=quantum" in describe(made, found, rows_of(), cost_model(made, []))
+
+
+BAD = [
+    (lambda c: c.points.mha.update(tier="hedline"), "points.mha.tier is 'hedline'"),
+    (lambda c: c.points.mha.update(seeds=()), "points.mha.seeds"),
+    (lambda c: c.points.mha.update(seeds=(1, 1)), "points.mha.seeds"),
+    (lambda c: c.points.mha.update(seeds=(-1,)), "points.mha.seeds"),
+    (lambda c: c.points.mha.update(config="mhaa"), "did you mean mha?"),
+    (lambda c: c.points.mha.update(learning_rates=(-1.0,)), "optim.learning_rate"),
+    (lambda c: c.points.mha.update(needs="moe"), "points.mha.needs"),
+    (lambda c: c.update(reference="mah"), "did you mean"),
+    (lambda c: c.update(papers=("Z",)), "papers has 'Z'"),
+    (lambda c: c.update(name="a/b"), "name is 'a/b'"),
+    (lambda c: c.update(plan_flops=0.0), "plan_flops"),
+    (lambda c: c.tiers.grid.update(size="xxl"), "xxl"),
+    (lambda c: c.tiers.grid.update(lengths=(0,)), "lengths"),
+    (lambda c: declare.common(c, {"model.d_modell": 3}), "did you mean model.d_model?"),
+    (lambda c: declare.point(c, "x", "mha", "grid", {"model.dropout": 0.2}), "another model.dropout"),
+    (lambda c: declare.point(c, "x", "mha", "grid", {"tokenizer.vocab_size": 400}), "another tokenizer"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "says"), BAD, ids=[says for _, says in BAD])
+def test_a_study_that_cannot_be_is_refused_in_a_sentence(spoil, says: str) -> None:
+    c = declared()
+    spoil(c)
+    with pytest.raises(UserError) as caught:
+        grid.from_config_dict(c)
+    assert says in str(caught.value) and str(caught.value).endswith(".")
+
+
+def test_an_unknown_or_missing_setting_is_refused() -> None:
+    c = declared()
+    with c.unlocked():
+        c.retries = 3
+    with pytest.raises(UserError, match="retries is not a knob"):
+        grid.from_config_dict(c)
+    c = declared()
+    with c.unlocked():
+        del c.title
+    with pytest.raises(UserError, match="title is missing"):
+        grid.from_config_dict(c)
+    with pytest.raises(UserError, match="is no study"):
+        grid.from_config_dict(load_config_dict("mha"))

@@ -1,0 +1,159 @@
+"""study.runner and --mode study: what is missing is done, what is done is not done again, whatever fails or stops."""
+
+import fcntl
+import json
+import math
+import time
+import types
+from pathlib import Path
+
+import pytest
+import rich.console
+from study_rows import row, study
+
+from mla_jax.main import main
+from mla_jax.study import runner
+from mla_jax.study.plan import CostModel
+from mla_jax.study.rows import gather
+
+pytest_plugins = ["run_fixtures"]
+
+
+@pytest.fixture
+def console(tmp_path: Path) -> rich.console.Console:
+    return rich.console.Console(file=(tmp_path / "said.txt").open("w"), width=200)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the runs that were begun; a run takes no time and its loss grows with its learning rate."""
+    begun: list[str] = []
+
+    def run_task(study, task, folder, console, deadline):
+        begun.append(task.name)
+        return row(task, 2.0 + 10 * task.config.optim.learning_rate)
+
+    monkeypatch.setattr(runner, "run_task", run_task)
+    monkeypatch.setattr(runner, "prepare", lambda config: types.SimpleNamespace(fingerprint="f" * 64))
+    monkeypatch.setattr(runner, "POLL_S", 0.05)
+    return begun
+
+
+def do(tmp_path: Path, console, minutes: float = math.inf, **settings) -> runner.Outcome:
+    made = runner.Runner(study(**settings), tmp_path / "study", minutes, console)
+    made.prepare()
+    return made.run()
+
+
+def test_all_runs_are_done_once_and_the_second_call_does_nothing(tmp_path, console, trained) -> None:
+    outcome = do(tmp_path, console)
+    assert (outcome.done, outcome.left, outcome.stopped, outcome.failed) == (11, 0, None, {})
+    assert len(trained) == len(set(trained)) == 11
+    seeds = [name for name in trained if "-s1-" in name or "-s2-" in name]
+    rows = gather(tmp_path / "study", with_committed=False).by_key.values()
+    assert len(seeds) == 4
+    assert {r["study"]["learning_rate"] for r in rows if r["study"]["seed"]} == {1e-3}  # the best of the three
+    assert do(tmp_path, console).done == 11 and len(trained) == 11
+
+
+def test_committed_rows_count_as_done(tmp_path, console, trained, monkeypatch) -> None:
+    do(tmp_path, console)
+    rows = gather(tmp_path / "study", with_committed=False).by_key.values()
+    committed = tmp_path / "all.jsonl"
+    committed.write_text("".join(json.dumps(r) + "\n" for r in list(rows)[:7]))
+    monkeypatch.setattr("mla_jax.study.rows.committed_files", lambda: [committed])
+    trained.clear()
+    outcome = do(tmp_path / "elsewhere", console)
+    assert outcome.left == 0 and len(trained) == 4
+
+
+def test_a_failed_run_keeps_its_error_and_does_not_stop_the_rest(tmp_path, console, trained, monkeypatch) -> None:
+    good = runner.run_task
+
+    def sometimes(study, task, *rest):
+        if task.point.name == "s_mha" or (task.point.name == "mha" and task.learning_rate == 4e-3):
+            raise RuntimeError("RESOURCE_EXHAUSTED: too little memory")
+        return good(study, task, *rest)
+
+    monkeypatch.setattr(runner, "run_task", sometimes)
+    outcome = do(tmp_path, console)
+    assert len(outcome.failed) == 2 and all("RESOURCE_EXHAUSTED" in error for error in outcome.failed.values())
+    assert outcome.done == 7 and outcome.left == 4  # two failed ones, and two seeds that wait for a learning rate
+    kept = [r for r in gather(tmp_path / "study", False).by_key.values() if r["study"]["status"] == "failed"]
+    assert len(kept) == 2 and all("too little memory" in r["study"]["error"] for r in kept)
+    assert "Traceback" in next((tmp_path / "study" / "logs").glob("s_mha-*")).read_text()
+    monkeypatch.setattr(runner, "run_task", good)
+    assert do(tmp_path, console).left == 0  # a failed run is tried again by the next call
+
+
+def test_runs_that_another_process_holds_are_left_to_it(tmp_path, console, trained, monkeypatch) -> None:
+    monkeypatch.setattr(runner, "cost_model", lambda *_: CostModel("cpu", 1e15, 0.0, 0))
+    one = dict(rates=(), seeds=(0,))
+    held = runner.plan(study(**one), gather(None, False)).tasks[1]
+    folder = tmp_path / "study"
+    (folder / "locks").mkdir(parents=True)
+    with (folder / "locks" / f"{held.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        began = time.monotonic()
+        outcome = do(tmp_path, console, minutes=0.02, **one)
+        assert time.monotonic() - began > 1.0  # it waited for the other process as long as it was allowed to
+        assert outcome.stopped.startswith("the time limit") and outcome.left == 1 and held.name not in trained
+    assert do(tmp_path, console, **one).left == 0 and trained[-1] == held.name
+
+
+def test_runs_that_do_not_fit_into_the_time_left_are_not_begun(tmp_path, console, trained, monkeypatch) -> None:
+    monkeypatch.setattr(runner, "cost_model", lambda *_: CostModel("cpu", 1e12, 100.0, 0))
+    outcome = do(tmp_path, console, minutes=1)
+    assert len(trained) == 1 and "no run fits" in outcome.stopped  # the first of a call always begins
+    monkeypatch.setattr(runner, "cost_model", lambda *_: CostModel("cpu", 1e12, 1.0, 0))
+    assert do(tmp_path, console, minutes=1).left == 0
+
+
+def test_another_studys_folder_or_a_run_folder_is_refused(tmp_path, capsys) -> None:
+    def refused(*arguments: object) -> str:
+        assert main(["mla_jax", "--mode=study", *map(str, arguments)]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("mla_jax: ") and err.count("\n") == 1 and err.rstrip().endswith("."), err
+        return err
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    assert "something else" in refused("--config=study_smoke", f"--workdir={tmp_path / 'run'}")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "study.json").write_text('{"study": "paper_a"}')
+    assert "the study paper_a" in refused("--config=study_smoke", f"--workdir={tmp_path / 'other'}")
+    (tmp_path / "other" / "study.json").write_text("[1]")
+    assert "damaged" in refused("--config=study_smoke", f"--workdir={tmp_path / 'other'}")
+    file = tmp_path / "file"
+    file.write_text("x")
+    assert "no folder" in refused("--config=study_smoke", f"--workdir={file}")
+    assert "no folder" in refused("--config=study_smoke", f"--workdir={file / 'inside'}")
+    assert "* ? [" in refused("--config=study_smoke", f"--workdir={tmp_path / 'a*'}")
+    assert "is no study" in refused("--config=mha", f"--workdir={tmp_path / 'new'}")
+    assert "did you mean study_smoke?" in refused("--config=study_smok", f"--workdir={tmp_path / 'new'}")
+    assert "--config is missing" in refused(f"--workdir={tmp_path / 'new'}")
+    assert "--workdir" in refused("--config=study_smoke")
+    assert "--max_minutes is 0" in refused("--config=study_smoke", "--max_minutes=0", f"--workdir={tmp_path / 'new'}")
+    assert "choose one" in refused("--config=study_smoke", "--dry_run", "--report_only")
+    assert "no rows" in refused("--config=study_smoke", "--report_only", f"--workdir={tmp_path / 'new2'}")
+    missing = tmp_path / "missing.txt"
+    data = f"--config.common.data.path={missing}"
+    assert "missing.txt" in refused("--config=study_smoke", data, f"--workdir={tmp_path / 'new3'}")
+    assert not list(tmp_path.glob("new*"))
+
+
+def test_study_flags_belong_to_the_study_and_a_study_is_not_trained(tmp_path, capsys) -> None:
+    for arguments, says in (
+        (("--config=study_smoke", f"--workdir={tmp_path / 'x'}"), "add --mode study"),
+        (("--config=mha", f"--workdir={tmp_path / 'x'}", "--dry_run"), "--dry_run is for --mode study"),
+        (("--mode=sample", f"--workdir={tmp_path / 'x'}", "--max_minutes=3"), "--max_minutes is for --mode study"),
+    ):
+        assert main(["mla_jax", *arguments]) == 2
+        assert says in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys) -> None:
+    assert main(["mla_jax", "--mode=study", "--config=study_smoke", "--dry_run", f"--workdir={tmp_path / 'x'}"]) == 0
+    out = capsys.readouterr().out
+    assert "minutes in all" in out and out.count("| to do |") >= 10 and not (tmp_path / "x").exists()

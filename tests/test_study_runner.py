@@ -7,6 +7,7 @@ import time
 import types
 from pathlib import Path
 
+import jax
 import pytest
 import rich.console
 from study_rows import row, study
@@ -135,7 +136,9 @@ def test_another_studys_folder_or_a_run_folder_is_refused(tmp_path, capsys) -> N
     assert "--workdir" in refused("--config=study_smoke")
     assert "--max_minutes is 0" in refused("--config=study_smoke", "--max_minutes=0", f"--workdir={tmp_path / 'new'}")
     assert "choose one" in refused("--config=study_smoke", "--dry_run", "--report_only")
-    assert "no rows" in refused("--config=study_smoke", "--report_only", f"--workdir={tmp_path / 'new2'}")
+    assert "are rows of study smoke" in refused(
+        "--config=study_smoke", "--report_only", f"--workdir={tmp_path / 'new2'}"
+    )
     missing = tmp_path / "missing.txt"
     data = f"--config.common.data.path={missing}"
     assert "missing.txt" in refused("--config=study_smoke", data, f"--workdir={tmp_path / 'new3'}")
@@ -157,3 +160,35 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys) -> None:
     assert main(["mla_jax", "--mode=study", "--config=study_smoke", "--dry_run", f"--workdir={tmp_path / 'x'}"]) == 0
     out = capsys.readouterr().out
     assert "minutes in all" in out and out.count("| to do |") >= 10 and not (tmp_path / "x").exists()
+
+
+def test_a_study_stops_goes_on_and_is_complete(tmp_path, capsys, run_env, monkeypatch) -> None:
+    """The real command line, once through: stopped by its time limit in the first run, then finished, then idle."""
+    config = f"--config={Path(__file__).parent / 'study_tiny.py'}"
+    command = ["mla_jax", "--mode=study", config, f"--workdir={tmp_path / 'study'}"]
+    assert main([*command, "--max_minutes=0.0001"]) == 0
+    out = capsys.readouterr().out
+    assert "0 runs done, 1 to go; stopped by the time limit" in out
+    live = len(jax.live_arrays())
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "1 runs done, 0 to go\n" in out and "report.md" in out
+    assert len(jax.live_arrays()) <= live + 2  # the run left nothing on the device
+    (path,) = (tmp_path / "study" / "rows").iterdir()
+    found = json.loads(path.read_text())
+    assert found["study"]["resumed"] and found["study"]["status"] == "done" and found["metrics"]["step"] == 8
+    assert [step for step, _ in found["curve"]["eval"]] == [4, 8]
+    assert [step for step, _ in found["curve"]["train"]] == list(range(1, 9))  # none twice, none missing
+    assert len(found["story_losses"]) == 6 and all(4 < loss < 8 for loss in found["story_losses"])
+    assert [start for start, _ in found["by_position"]["2"]] == list(range(0, 64, 4))
+    assert {s["entry"] for s in found["spectra"]} == {"k_latent", "v_latent"}
+    assert all(0 < s["effective_rank"] <= s["width"] == 8 for s in found["spectra"])
+    assert any(f["kind"] == "all" and f["n"] > 0 for f in found["facts"])
+    assert len(found["stories"]) == 1 and found["stories"][0]["prompt"]
+    assert not (tmp_path / "study" / "runs" / path.stem / "checkpoints").exists()
+    text = (tmp_path / "study" / "report.md").read_text()
+    assert f"{found['metrics']['best_valid_loss']:.4f}" in text and "k_latent" in text
+    written = path.stat().st_mtime_ns
+    assert main(command) == 0 and path.stat().st_mtime_ns == written
+    assert "begins" not in capsys.readouterr().out
+    assert (tmp_path / "study" / "report.md").read_text() == text

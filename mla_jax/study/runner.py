@@ -89,12 +89,14 @@ class Runner:
             tasks = [task for task in self._undone(rows, made) if task.name not in self.failed]
             if not tasks:
                 return "failed runs" if self.failed else None
-            if self.stop.reason:
+            if self.stop.signal_name or (self.started and self.stop.reason):
                 return self.stop.reason
             chosen = self._choose(tasks, rows)
             if chosen is None:
                 return "the time limit: no run fits into what is left of it"
             if chosen == "held":
+                if self.stop.reason:
+                    return self.stop.reason
                 if not waited:
                     self._say(f"{len(tasks)} runs are being done by other processes; waiting for them")
                 waited = True

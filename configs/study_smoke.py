@@ -49,5 +49,7 @@ def get_config() -> ConfigDict:
     for part in (4, 8, 16):
         knobs = per_head | {"model.kv_lora_rank": 16 // part}
         declare.point(c, f"s_per_head_rope_r{part}", "mla_rope", "grid", knobs, priority=2)
-    declare.point(c, "moe_mla_rope", "moe_mla_rope", "grid", {}, priority=3, needs="model.ffn=moe")
+    experts = {"ffn": "moe", "n_routed_experts": 6, "n_shared_experts": 2, "top_k": 2, "d_expert": 24}
+    experts = {f"model.{name}": value for name, value in experts.items()}
+    declare.point(c, "moe_mla_rope", "mla_rope", "grid", experts, priority=3)
     return c

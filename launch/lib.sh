@@ -134,6 +134,16 @@ install_part() {
     if [ "$1" = dev ]; then fingerprint dev >"$venv/.mla-jax-dev"; fi
 }
 
+# Add torch and transformers to an environment that is ready, without changing what is pinned in it. Where that fails (no
+# network, no space) the tests that compare with them are skipped, and say so.
+add_hf() {
+    local log=$venv/hf.log
+    ! "$python" -I -c 'import torch, transformers' >/dev/null 2>&1 || return 0
+    say "Installing torch and transformers (details: $log)."
+    pip_install --only-binary :all: -c "$core_lock" -c "$dev_lock" torch==2.13.0 transformers==5.23.0 2>&1 |
+        tee "$log" | show_progress || say "That failed: the comparison with transformers will be skipped."
+}
+
 # -I and PIP_USER: what the caller's environment adds (PYTHONPATH, a user site) must not count as installed.
 pip_install() {
     PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 "$venv/bin/python" -I -m pip install \

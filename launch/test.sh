@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Lint and tests from nothing: 10 minutes or less on 2 CPU cores; --full adds the slow tests (60 minutes).
+# Lint and tests from nothing: 10 minutes or less on 2 CPU cores; --full adds the slow tests (60 minutes) and installs torch and
+# transformers, which some of them compare with.
 #
 #   bash launch/test.sh [--full] [arguments of pytest, e.g. -k config -x]
 #
@@ -10,12 +11,15 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 selection="not slow"
+full=""
 if [ "${1:-}" = --full ]; then
     selection=""
+    full=yes
     shift
 fi
 
 set_up dev
+[ -z "$full" ] || add_hf
 cd "$repo"
 "$python" -m ruff check --output-format concise . ||
     die 1 "lint found what is shown above: 'ruff check --fix .' mends most of it."

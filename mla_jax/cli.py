@@ -15,7 +15,7 @@ from mla_jax import config_files, main
 from mla_jax.config import Config, from_config_dict, suggest
 from mla_jax.errors import UserError
 
-MODES = ("train", "eval", "sample", "judge", "study")
+MODES = ("train", "eval", "sample", "judge", "study", "export")
 
 
 def run(argv: list[str]) -> int:
@@ -27,7 +27,8 @@ def run(argv: list[str]) -> int:
     _check_flags_of_mode(values, mode)
     if mode == "train":
         return _train(values)
-    return {"eval": _evaluate, "sample": _sample, "judge": _judge, "study": _study}[mode](values)
+    modes = {"eval": _evaluate, "sample": _sample, "judge": _judge, "study": _study, "export": _export}
+    return modes[mode](values)
 
 
 def define_flags(argv: list[str]) -> flags.FlagValues:
@@ -48,7 +49,9 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     define(flags.DEFINE_float, "temperature", None, "sample, judge: 0 is greedy")
     define(flags.DEFINE_integer, "top_k", None, "sample, judge: draw from the k likeliest tokens; 0 = from all")
     define(flags.DEFINE_integer, "seed", None, "sample, judge: seed of the first row")
-    define(flags.DEFINE_integer, "step", None, "sample, eval, judge: the checkpoint to read (default: the best)")
+    define(
+        flags.DEFINE_integer, "step", None, "sample, eval, judge, export: the checkpoint to read (default: the best)"
+    )
     define(flags.DEFINE_string, "data.path", None, "eval: a file of stories instead of the held-out part")
     define(flags.DEFINE_integer, "fact_stories", 0, "eval: put the fact questions of so many embedded stories too")
     define(flags.DEFINE_string, "base_url", None, "judge: an OpenAI-compatible endpoint ending in /v1")
@@ -60,7 +63,8 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     define(flags.DEFINE_float, "price_in", None, "judge: US dollars per million tokens read")
     define(flags.DEFINE_float, "price_out", None, "judge: US dollars per million tokens written")
     define(flags.DEFINE_boolean, "yes", None, "judge: do not ask before spending")
-    define(flags.DEFINE_string, "out", None, "judge: folder of the study (default: in the run folder)")
+    define(flags.DEFINE_string, "out", None, "export: the folder to make; judge: of the study (default: in the run's)")
+    define(flags.DEFINE_string, "dtype", None, "export: float32 (default) or bfloat16 weights")
     define(flags.DEFINE_boolean, "dry_run", False, "study: print the runs and their minutes, do nothing")
     define(flags.DEFINE_float, "max_minutes", None, "study: stop cleanly after so many minutes")
     define(flags.DEFINE_boolean, "report_only", False, "study: write the report of the rows that there are")
@@ -244,6 +248,15 @@ def _study(values: flags.FlagValues) -> int:
     return study_mode.run(study, workdir, max_minutes, rich.console.Console())
 
 
+def _export(values: flags.FlagValues) -> int:
+    workdir = _one_workdir(values)
+    from mla_jax.interop import export_mode
+
+    names = ("out", "step", "dtype")
+    export_mode.run(workdir, *(values[name].value for name in names), rich.console.Console())
+    return 0
+
+
 # Flag of --mode judge -> field of the config's `judge` section.
 _JUDGE_FLAGS = {
     "base_url": "base_url",
@@ -269,7 +282,7 @@ _FLAGS_OF_MODES = {
     "temperature": (("sample", "judge"), "sample.temperature"),
     "top_k": (("sample", "judge"), "sample.top_k"),
     "seed": (("sample", "judge"), "train.seed"),
-    "step": (("sample", "eval", "judge"), "train.steps"),
+    "step": (("sample", "eval", "judge", "export"), "train.steps"),
     "base_url": (("judge",), ""),
     "judge_model": (("judge",), ""),
     "rubric": (("judge",), ""),
@@ -279,7 +292,8 @@ _FLAGS_OF_MODES = {
     "price_in": (("judge",), ""),
     "price_out": (("judge",), ""),
     "yes": (("judge",), ""),
-    "out": (("judge",), ""),
+    "out": (("judge", "export"), ""),
+    "dtype": (("export",), "model.dtype"),
     "data.path": (("eval",), "data.path"),
     "fact_stories": (("eval",), "data.stories"),
     "dry_run": (("study",), ""),

@@ -110,6 +110,12 @@ FLAGS = [
     (("--mode=sample", "--workdir=W", "--temperature=hot"), "temperature", "hot"),
     (("--mode=sample", "--workdir=W", "--num_samples"), "num_samples"),
     (("--flagfile=W/none",), "none"),
+    (("--mode=export",), "--workdir"),
+    (("--mode=export", "--workdir=W"), "--out", "exports/mla_rope"),
+    (("--mode=export", "--workdir=W", "--out="), "--out"),
+    (("--mode=export", "--workdir=W", "--out=W/x", "--top_k=5"), "--top_k", "export", "leave it out"),
+    (("--mode=sample", "--workdir=W", "--out=W/x"), "--out", "export", "sample"),
+    (("--config=smoke", "--workdir=W", "--dtype=bfloat16"), "--dtype", "--config.model.dtype"),
 ]
 
 
@@ -232,14 +238,15 @@ RUN_FOLDERS = {
 
 
 @pytest.mark.parametrize("name", RUN_FOLDERS)
-@pytest.mark.parametrize("mode", ["sample", "eval"])
+@pytest.mark.parametrize("mode", ["sample", "eval", "export"])
 def test_a_bad_run_folder_is_refused(refused, trained_run: Path, tmp_path: Path, name: str, mode: str) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained_run, run)
     damage, *words = RUN_FOLDERS[name]
     damage(run)
     before = listing(tmp_path)
-    refused(f"--mode={mode}", f"--workdir={run}", words=(str(run), *words))
+    more = [f"--out={tmp_path / 'out'}"] if mode == "export" else []
+    refused(f"--mode={mode}", f"--workdir={run}", *more, words=(str(run), *words))
     assert listing(tmp_path) == before
 
 
@@ -368,7 +375,17 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture) -> None:
         main(["mla_jax", "--help"])
     assert exit_.value.code == 0
     text = capsys.readouterr().out
-    for flag in ("--config", "--workdir", "--mode", "--prompt", "--num_samples", "--top_k", "--seed", "--data.path"):
+    for flag in (
+        "--config",
+        "--workdir",
+        "--mode",
+        "--prompt",
+        "--num_samples",
+        "--top_k",
+        "--seed",
+        "--data.path",
+        "--out",
+    ):
         assert flag in text, flag
 
 

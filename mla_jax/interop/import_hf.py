@@ -1,0 +1,87 @@
+"""A Hugging Face folder as a run folder, to sample, evaluate, judge or start training from (`--config.init_from`).
+
+python -m mla_jax.interop.import_hf --hf DIR --workdir RUN [--tokenizer FILE.model]
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from mla_jax import checksums, runs
+from mla_jax import config as config_lib
+from mla_jax.errors import UserError
+from mla_jax.interop import card, folders, hf, manifest
+from mla_jax.runs import Run, RunFolder
+
+
+def to_run(folder: str | os.PathLike, workdir: str | os.PathLike, tokenizer: str | os.PathLike | None = None) -> Path:
+    """Write a run folder with one checkpoint, of the exported step (0 for a foreign model), and no optimizer state.
+
+    Raises UserError as `hf.load` does, and for a `workdir` that is not new or empty; nothing has been written then.
+    """
+    workdir = Path(workdir)
+    folders.check_place(workdir, "--workdir")
+    if wild := set("*?[") & set(str(workdir.resolve())):
+        # Orbax gathers a checkpoint's parts with glob(): it would save one without its arrays, and not notice.
+        raise UserError(
+            f"--workdir is {str(workdir)!r}, whose full path has {' '.join(sorted(wild))} in it, which checkpoints "
+            "cannot be saved under: give a path without * ? [."
+        )
+    run = hf.load(folder, tokenizer)
+    told = manifest.read(Path(folder))
+    with folders.built_aside(workdir, "--workdir") as building:
+        _write(RunFolder(building), run, told.data if told else _foreign_data(run))
+    return workdir
+
+
+def _write(folder: RunFolder, run: Run, data: dict[str, Any]) -> None:
+    checkpoint = folder.checkpoints / str(run.step)
+    checkpoint.mkdir(parents=True)
+    weights = {"params": run.params}
+    if run.router_bias is not None:
+        weights["router_bias"] = run.router_bias
+    with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
+        checkpointer.save((checkpoint / "model").resolve(), jax.block_until_ready(weights))
+        checkpointer.wait_until_finished()
+    checksums.seal(checkpoint)
+    folder.tokenizer.write_bytes(run.tokenizer.model)
+    runs.write_text(folder.data, json.dumps(data, indent=1))
+    runs.write_text(folder.config, config_lib.dumps(run.config))
+
+
+def _foreign_data(run: Run) -> dict[str, Any]:
+    """data.json of a model that was trained elsewhere, on nobody here knows what."""
+    return {
+        "fingerprint": card.UNKNOWN_DATA,
+        "tokenizer_sha256": run.tokenizer.sha256,
+        "stats": {},
+        "baselines": {},
+        "openings": [],
+    }
+
+
+def main(argv: list[str]) -> int:
+    """The command line; exit code 2 and one sentence for bad input, as `mla_jax.main`."""
+    parser = argparse.ArgumentParser(prog="python -m mla_jax.interop.import_hf", description=__doc__.split("\n")[0])
+    parser.add_argument("--hf", required=True, help="the Hugging Face folder")
+    parser.add_argument("--workdir", required=True, help="the run folder to make: new or empty")
+    parser.add_argument("--tokenizer", help="a sentencepiece model, where the folder has no tokenizer.model")
+    values = parser.parse_args(argv[1:])
+    try:
+        workdir = to_run(values.hf, values.workdir, values.tokenizer)
+    except UserError as error:
+        print(f"mla_jax: {error}", file=sys.stderr)
+        return 2
+    print(f"run folder  {workdir}\nnext        python -m mla_jax.main --mode sample --workdir {workdir}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

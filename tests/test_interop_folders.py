@@ -1,0 +1,320 @@
+"""Exported folders and what comes back from them: bit-equal weights, checksums, and a sentence for every damage."""
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hf_tools import FINGERPRINT, assert_trees_equal, fixture, untrained_run
+from run_tools import listing, story_texts
+from tiny import grid_config
+
+from mla_jax import config as config_lib
+from mla_jax import runs
+from mla_jax.data.tokenizer import Tokenizer, train_tokenizer
+from mla_jax.errors import UserError
+from mla_jax.interop import hf, import_hf, manifest, tensor_files
+from mla_jax.main import main
+from mla_jax.runs import Run
+
+pytest.importorskip("safetensors", reason="pip install safetensors, or 'mla-jax[dev]'")
+pytest_plugins = ["run_fixtures"]
+FILES = {
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "mla_jax.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(train_tokenizer(story_texts(50), 330))
+
+
+@pytest.fixture(scope="module")
+def run(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    config = grid_config("joint-decoupled-q_lora-norm_rms", **{"model.vocab_size": tokenizer.vocab_size})
+    return untrained_run(tmp_path_factory.mktemp("runs") / "tiny_mla", config, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def exported(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Not to be changed: copy it."""
+    return hf.export(run, tmp_path_factory.mktemp("exports") / "tiny_mla")
+
+
+def test_an_export_comes_back_bit_for_bit(run: Run, exported: Path) -> None:
+    assert {path.name for path in exported.iterdir()} == FILES
+    assert all(path.stat().st_mode & 0o044 for path in exported.iterdir()), "others may read it"
+    back = hf.load(exported)
+    assert_trees_equal(dict(back.params), dict(run.params))
+    assert (back.config, back.step, back.tokenizer.sha256) == (run.config, run.step, run.tokenizer.sha256)
+    assert [p.name for p in exported.parent.iterdir()] == [exported.name], "a temporary folder was left"
+
+
+def test_surplus_rows_are_cut_and_said_so(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    config = grid_config("gqa-rope", **{"model.vocab_size": tokenizer.vocab_size + 10})
+    run = untrained_run(tmp_path / "run", config, tokenizer)
+    back = hf.load(hf.export(run, tmp_path / "out"))
+    assert back.config.model.vocab_size == tokenizer.vocab_size
+    np.testing.assert_array_equal(back.params["embedding"], run.params["embedding"][: tokenizer.vocab_size])
+
+
+def test_bfloat16_rounds_to_the_nearest(run: Run, tmp_path: Path) -> None:
+    out = hf.export(run, tmp_path / "out", dtype="bfloat16")
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+    assert (out / "model.safetensors").stat().st_size < 0.6 * 4 * sum(t.size for t in tensor_files.read(out).values())
+    back = hf.load(out).params["embedding"]
+    np.testing.assert_allclose(back, run.params["embedding"], rtol=2**-8)
+    assert back.dtype == np.float32 and not np.array_equal(back, run.params["embedding"])
+    with pytest.raises(UserError, match="dtype is 'int8'"):
+        hf.export(run, tmp_path / "other", dtype="int8")
+
+
+def test_shards_and_tied_heads_of_other_programs_are_read(run: Run, exported: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(exported, out)
+    tensors = tensor_files.read(out)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in parts.items():
+        tensor_files.write(out / file, {name: tensors[name] for name in part}, "float32")
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    (out / tensor_files.INDEX).write_text(json.dumps(index))
+    for name in (tensor_files.NAME, manifest.NAME):
+        (out / name).unlink()
+    assert_trees_equal(dict(hf.load(out).params), dict(run.params))
+
+    tensor_files.write(out / "a.safetensors", {name: tensors[name] for name in names}, "float32")
+    with pytest.raises(UserError, match="in two files"):
+        hf.load(out)
+    for path in ("../a.safetensors", "a.bin", "c.safetensors"):
+        (out / tensor_files.INDEX).write_text(json.dumps({"weight_map": {"x": path}}))
+        with pytest.raises(UserError, match="index"):
+            hf.load(out)
+
+
+def test_a_foreign_folder_needs_a_tokenizer_and_becomes_a_run(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """As transformers' save_pretrained writes it: no manifest, no sentencepiece model."""
+    golden = fixture("llama_gqa")
+    folder, model = tmp_path / "foreign", tmp_path / "t.model"
+    folder.mkdir()
+    rows = tokenizer.vocab_size  # a golden model's 40 rows are too few for any of our tokenizers
+    embedding = np.random.default_rng(0).standard_normal((rows, 24)).astype(np.float32)
+    tensor_files.write(
+        folder / "model.safetensors", golden.tensors | {"model.embed_tokens.weight": embedding}, "float32"
+    )
+    (folder / "config.json").write_text(json.dumps(json.loads(golden.config) | {"vocab_size": rows}))
+    model.write_bytes(tokenizer.model)
+    before = listing(tmp_path)
+    with pytest.raises(UserError, match="no tokenizer.model.*--tokenizer"):
+        import_hf.to_run(folder, tmp_path / "run")
+    assert listing(tmp_path) == before
+
+    loaded = runs.load_run(import_hf.to_run(folder, tmp_path / "run", model))
+    assert loaded.step == 0 and loaded.config.model.n_kv_heads == 2
+    np.testing.assert_array_equal(loaded.params["embedding"], embedding)
+    again = hf.export(loaded, tmp_path / "again")
+    assert "imported from a Hugging Face folder" in (again / "README.md").read_text()
+    found, wanted = tensor_files.read(again), tensor_files.read(folder)
+    assert set(found) == set(wanted) and all(np.array_equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_an_imported_run_folder_loads_as_any_other(run: Run, exported: Path, tmp_path: Path) -> None:
+    workdir = import_hf.to_run(exported, tmp_path / "run")
+    assert (workdir / "checkpoints" / "3" / "checksums.json").is_file()
+    loaded = runs.load_run(workdir)
+    assert_trees_equal(dict(loaded.params), dict(run.params))
+    assert loaded.config == run.config and runs.read_data(loaded.folder)["fingerprint"] == FINGERPRINT
+
+
+def test_a_folder_of_others_is_not_overwritten_and_ours_is_replaced(run: Run, exported: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()  # an empty one is fine
+    hf.export(run, out)
+    first = listing(out)
+    (out / "model.safetensors").write_bytes(b"old")
+    hf.export(run, out)
+    assert listing(out) == first == listing(exported)
+    (out / "thesis.txt").write_text("do not touch")
+    before = listing(tmp_path)
+    for action in (lambda: hf.export(run, out), lambda: import_hf.to_run(exported, out)):
+        with pytest.raises(UserError, match=r"README.md.*would be lost"):
+            action()
+    with pytest.raises(UserError, match="is no folder"):
+        hf.export(run, out / "thesis.txt")
+    with pytest.raises(UserError, match="is no folder"):
+        hf.export(run, out / "thesis.txt" / "out")
+    with pytest.raises(UserError, match="no such folder"):
+        hf.load(tmp_path / "nowhere")
+    assert listing(tmp_path) == before
+
+
+def test_a_disk_that_fills_up_leaves_the_old_export(monkeypatch: pytest.MonkeyPatch, run: Run, tmp_path: Path) -> None:
+    out = hf.export(run, tmp_path / "out")
+    before = listing(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tensor_files, "write", full)
+    with pytest.raises(UserError, match="No space left"):
+        hf.export(run, out)
+    assert listing(tmp_path) == before
+
+
+def header(path: Path, change: Callable[[dict], object]) -> None:
+    """Rewrite the JSON header of a safetensors file, and nothing of what follows it."""
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    entries = json.loads(content[8 : 8 + length])
+    change(entries)
+    text = json.dumps(entries).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+
+
+def tensors(path: Path, change: Callable[[dict], object]) -> None:
+    found = dict(tensor_files.read(path.parent))
+    change(found)
+    tensor_files.write(path, found, "float32")
+
+
+NORM, DOWN = "model.norm.weight", "model.layers.0.mlp.down_proj.weight"
+WEIGHTS = {
+    "missing": (lambda p: p.unlink(), "no model.safetensors"),
+    "pickled": (lambda p: p.rename(p.with_name("pytorch_model.bin")), "pytorch_model.bin", "pickle"),
+    "empty": (lambda p: p.write_bytes(b""), "damaged"),
+    "cut": (lambda p: p.write_bytes(p.read_bytes()[:-100]), "damaged"),
+    "a_pickle_by_that_name": (lambda p: p.write_bytes(b"\x80\x04\x95" + b"x" * 99), "damaged"),
+    "a_huge_header": (lambda p: p.write_bytes(struct.pack("<Q", 2**62) + b"{}"), "damaged"),
+    "offsets_beyond_the_end": (
+        lambda p: header(p, lambda h: h[NORM].update(data_offsets=[10**9, 10**9 + 128])),
+        "damaged",
+    ),
+    "overlapping_offsets": (lambda p: header(p, lambda h: h[NORM].update(data_offsets=[0, 128])), "damaged"),
+    "a_shape_that_is_too_large": (lambda p: header(p, lambda h: h[NORM].update(shape=[33])), "damaged"),
+    "another_dtype_of_that_size": (lambda p: header(p, lambda h: h[NORM].update(dtype="I32")), NORM, "I32"),
+    "a_shape_of_that_size": (lambda p: header(p, lambda h: h[NORM].update(shape=[2, 16])), NORM, "[2, 16]", "[32]"),
+    "transposed": (
+        lambda p: header(p, lambda h: h[DOWN].update(shape=h[DOWN]["shape"][::-1])),
+        DOWN,
+        "[24, 32]",
+        "[32, 24]",
+    ),
+    "a_tensor_missing": (lambda p: tensors(p, lambda t: t.pop(NORM)), "has no tensor", NORM),
+    "a_tensor_too_many": (lambda p: tensors(p, lambda t: t.update(x=t[NORM])), "no use for", "x"),
+    "an_untied_head": (
+        lambda p: tensors(p, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1})),
+        "tied",
+    ),
+    "not_a_number": (lambda p: tensors(p, lambda t: t.update({NORM: np.full(32, np.nan, np.float32)})), NORM),
+}
+
+
+def refused(folder: Path, workdir: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture) -> None:
+    """The import's command line says one sentence, exits with 2 and writes nothing."""
+    before = listing(folder.parent)
+    capsys.readouterr()
+    assert import_hf.main(["import_hf", "--hf", str(folder), "--workdir", str(workdir)]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("mla_jax: ") and err.count("\n") == 1 and err.endswith(".\n"), err
+    for word in (folder.name, *words):
+        assert word in err, f"{word!r} is not in: {err}"
+    assert listing(folder.parent) == before
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_lying_weights_are_refused(exported: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(exported, folder)
+    damage, *words = WEIGHTS[name]
+    damage(folder / "model.safetensors")
+    refused(
+        folder, tmp_path / "run", ("model.safetensors",) if name != "missing" else (), capsys
+    )  # the manifest sees it
+    (folder / "mla_jax.json").unlink()
+    refused(folder, tmp_path / "run", tuple(words), capsys)
+
+
+def edit(path: Path, change: Callable[[dict], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+FOLDERS = {
+    "no_config": (lambda f: (f / "config.json").unlink(), "config.json"),
+    "config_of_another": (
+        lambda f: edit(f / "config.json", lambda c: c.update(hidden_size=64)),
+        "config.json",
+    ),
+    "manifest_cut": (lambda f: (f / "mla_jax.json").write_text('{"format": 1'), "mla_jax.json is damaged"),
+    "manifest_newer": (lambda f: edit(f / "mla_jax.json", lambda c: c.update(format=9)), "format 9", "upgrade"),
+    "manifest_without_files": (lambda f: edit(f / "mla_jax.json", lambda c: c.pop("files")), "mla_jax.json is damaged"),
+    "manifest_of_another_model": (
+        lambda f: edit(f / "mla_jax.json", lambda c: c["config"]["config"]["model"].update(rope_theta=77.0)),
+        "model.rope_theta is 10000.0",
+        "77.0",
+    ),
+    "another_tokenizer": (
+        lambda f: edit(f / "mla_jax.json", lambda c: c["data"].update(tokenizer_sha256="0")),
+        "tokenizer",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_that_contradicts_itself_is_refused(
+    exported: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(exported, folder)
+    damage, *words = FOLDERS[name]
+    damage(folder)
+    refused(folder, tmp_path / "run", tuple(words), capsys)
+
+
+def test_a_run_exports_through_the_command_line(run_env: Path, trained_run: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    assert main(["mla_jax", "--mode=export", f"--workdir={trained_run}", f"--out={out}", "--step=5"]) == 0
+    assert "DeepseekV3ForCausalLM" in capsys.readouterr().out
+    trained = runs.load_run(trained_run, 5)
+    back = hf.load(out)
+    assert_trees_equal(dict(back.params), {**trained.params})
+    assert back.config.model == trained.config.model and back.step == 5
+    text = "".join((out / name).read_text() for name in ("mla_jax.json", "README.md", "config.json"))
+    assert str(trained_run.parent) not in text and str(tmp_path) not in text, "a path of this machine is in the export"
+    loss = runs.checkpoint_losses(trained.folder)[5]
+    card = (out / "README.md").read_text()
+    for figure in (
+        f"{loss:.4f} nats",
+        f"{runs.read_data(trained.folder)['baselines']['unigram']:.4f}",
+        "5 steps of 4 x 32",
+    ):
+        assert figure in card, figure
+
+
+def test_a_variant_without_an_equal_is_refused_by_the_command_line(
+    run_env: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(trained_run, workdir)
+    config = runs.read_config(runs.RunFolder(workdir))
+    for knob, value, words in (("latent", "per_head", "one joint latent"), ("latent_norm", "none", "normalises")):
+        changes = {"kv_lora_rank": 4, "latent_norm": "none"} if knob == "latent" else {}
+        changed = config_lib.replace(config, **{f"model.{k}": v for k, v in (changes | {knob: value}).items()})
+        (workdir / "config.json").write_text(config_lib.dumps(changed))
+        before = listing(tmp_path)
+        assert main(["mla_jax", "--mode=export", f"--workdir={workdir}", f"--out={tmp_path / 'out'}"]) == 2
+        err = capsys.readouterr().err
+        assert f"model.{knob} is {value!r}" in err and words in err and err.count("\n") == 1, err
+        assert listing(tmp_path) == before

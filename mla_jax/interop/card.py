@@ -83,8 +83,10 @@ def _data_rows(run: Run, data: dict[str, Any]) -> list[tuple[str, str]]:
     train, stats = run.config.train, data.get("stats") or {}
     rows = [("data", "embedded stories of mla_jax" if not run.config.data.path else "a file of stories")]
     for split in ("train", "valid"):
-        if isinstance(stats.get(split), dict):
-            rows.append((f"{split} part", ", ".join(f"{count:,} {what}" for what, count in stats[split].items())))
+        part = stats.get(split) or {}
+        counts = [f"{part[what]:,} {what}" for what in ("stories", "bytes", "tokens") if type(part.get(what)) is int]
+        if counts:
+            rows.append((f"{split} part", ", ".join(counts)))
     tokens = run.step * train.batch_size * train.seq_len
     rows += [
         ("data fingerprint", f"`{data['fingerprint'][:16]}`"),

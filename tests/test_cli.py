@@ -227,7 +227,7 @@ RUN_FOLDERS = {
         lambda run: [shutil.rmtree(p) for p in (run / "checkpoints").iterdir()],
         "no finished checkpoint",
     ),
-    "model_item_deleted": (lambda run: each_checkpoint(run, "model"), "cannot be restored", "5"),
+    "model_item_deleted": (lambda run: each_checkpoint(run, "model"), "cannot be restored", "copy the run folder"),
     "weights_cut": (cut_weights, "cannot be restored"),
     "tokenizer_missing": (lambda run: (run / "tokenizer.model").unlink(), "tokenizer.model", "missing"),
     "tokenizer_cut": (lambda run: cut(run / "tokenizer.model"), "tokenizer.model"),

@@ -24,7 +24,7 @@ def moe_config(**knobs: Any) -> ModelConfig:
 
 
 def backend(impl: str = "xla") -> Backend:
-    return Backend("float32", "xla", grouped_impl=impl)
+    return Backend("float32", "xla", grouped_impl=impl, interpret=True)
 
 
 # --- routing
@@ -191,6 +191,11 @@ def test_every_path_equals_the_reference(impl: str, routing: str) -> None:
     check_path(cfg, impl, random_layer(cfg, 37, 1, routing))
 
 
+def test_the_pallas_kernels_give_the_values_and_gradients_of_the_reference() -> None:
+    cfg = moe_config(n_routed_experts=3, top_k=2)
+    check_path(cfg, "grouped", random_layer(cfg, 37, 1, "starved"), grouped_impl="pallas")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_every_path_equals_the_reference_at_random_shapes(seed: int) -> None:
@@ -208,6 +213,7 @@ def test_every_path_equals_the_reference_at_random_shapes(seed: int) -> None:
         layer = random_layer(cfg, int(rng.integers(1, 300)), seed, routing)
         for impl in FAST:
             check_path(cfg, impl, layer)
+        check_path(cfg, "grouped", layer, grouped_impl="pallas")
 
 
 @pytest.mark.parametrize("impl", ["xla", "tokamax", "pallas"])

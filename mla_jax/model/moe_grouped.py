@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-PALLAS_BLOCK = 128  # rows of a tile: what a tensor core program works on at a time
+from mla_jax.kernels import grouped_matmul as kernels
 
 
 @struct.dataclass
@@ -26,6 +26,12 @@ class Groups:
     block_expert: jax.Array
     block: int = struct.field(pytree_node=False)
     impl: str = struct.field(pytree_node=False)
+    interpret: bool = struct.field(pytree_node=False)
+
+    @property
+    def first_block(self) -> jax.Array:
+        """[E + 1] int32: the first block of each expert, and one past the last."""
+        return jnp.cumulative_sum(-(-self.sizes // self.block), include_initial=True, dtype=jnp.int32)
 
     @property
     def token(self) -> jax.Array:
@@ -39,12 +45,12 @@ def block_size(n_choices: int, n_experts: int, impl: str) -> int:
     if impl == "tokamax":
         return 1
     if impl == "pallas":
-        return PALLAS_BLOCK
+        return kernels.ROWS
     half = max(1, n_choices // (2 * n_experts))
     return min(512, max(8, 1 << (half.bit_length() - 1)))
 
 
-def plan(expert_idx: jax.Array, n_experts: int, impl: str) -> Groups:
+def plan(expert_idx: jax.Array, n_experts: int, impl: str, interpret: bool = False) -> Groups:
     """expert_idx [N, K] int32 -> the groups. One stable sort; no part depends on floating point."""
     flat = expert_idx.reshape(-1)
     n_choices = flat.shape[0]
@@ -61,7 +67,7 @@ def plan(expert_idx: jax.Array, n_experts: int, impl: str) -> Groups:
     first = jnp.arange(n_blocks, dtype=jnp.int32) * block
     block_expert = jnp.sum(ends[None, :] <= first[:, None], axis=1, dtype=jnp.int32)
     block_expert = jnp.minimum(block_expert, n_experts - 1)  # blocks after the last group hold padding only
-    return Groups(slot.reshape(expert_idx.shape), source, sizes, block_expert, block, impl)
+    return Groups(slot.reshape(expert_idx.shape), source, sizes, block_expert, block, impl, interpret)
 
 
 @jax.custom_vjp
@@ -134,14 +140,13 @@ _block_matmul.defvjp(_block_matmul_fwd, _block_matmul_bwd)
 
 
 def _product(rows: jax.Array, w: jax.Array, groups: Groups) -> jax.Array:
-    """The plain twin of the kernel: a batch of blocks, each beside a copy of its expert's matrix."""
-    blocks = rows.reshape(-1, groups.block, rows.shape[1])
-    return jnp.einsum("bpd,bdf->bpf", blocks, w[groups.block_expert]).reshape(rows.shape[0], -1)
+    if groups.impl == "pallas":
+        return kernels.grouped_product(rows, w, groups.block_expert, groups.interpret)
+    return kernels.grouped_product_reference(rows, w, groups.block_expert)
 
 
 def _outer(rows: jax.Array, g: jax.Array, groups: Groups, w: jax.Array) -> jax.Array:
-    """[E, D, F]: for each expert, its rows transposed times its cotangents."""
-    blocks, cotangents = (a.reshape(-1, groups.block, a.shape[1]) for a in (rows, g))
-    each = jnp.einsum("bpd,bpf->bdf", blocks, cotangents, preferred_element_type=jnp.float32)
-    summed = jax.ops.segment_sum(each, groups.block_expert, w.shape[0], indices_are_sorted=True)
-    return summed.astype(w.dtype)
+    """[E, D, F] of w's dtype: for each expert, its rows transposed times its cotangents."""
+    if groups.impl == "pallas":
+        return kernels.grouped_outer(rows, g, groups.first_block, groups.interpret)
+    return kernels.grouped_outer_reference(rows, g, groups.block_expert, w.shape[0])

@@ -71,7 +71,7 @@ def grouped(
     x: jax.Array, expert_idx: jax.Array, expert_weight: jax.Array, experts: Experts, backend: Backend
 ) -> jax.Array:
     """Tokens sorted by expert, one product a group; the results fetched back by the inverse permutation."""
-    groups = moe_grouped.plan(expert_idx, experts.w_up.shape[0], backend.grouped_impl)
+    groups = moe_grouped.plan(expert_idx, experts.w_up.shape[0], backend.grouped_impl, backend.interpret)
     rows = moe_grouped.dispatch(x, groups)
     gate = None if experts.w_gate is None else moe_grouped.grouped_matmul(rows, experts.w_gate, groups)
     hidden = activation(gate, moe_grouped.grouped_matmul(rows, experts.w_up, groups))

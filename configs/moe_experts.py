@@ -1,0 +1,27 @@
+"""Paper B's expert grid at size m: N experts in all, 8 of width 256 active; the argument is N: 8, 16, 32, 64 or 128.
+
+    python -m mla_jax.main --config configs/moe_experts.py:16 --workdir runs/experts_16
+
+2 experts are shared, N - 2 routed, top-6. N = 8 is the dense control: the same 8 experts as one tanh-GELU layer of
+width 2,048. All have the same active products but for the router. Cost and result: not measured yet
+(launch/gpu_moe.sh).
+"""
+
+from ml_collections import ConfigDict
+
+from mla_jax.config_files import base_config, load_config_dict
+
+COUNTS = (8, 16, 32, 64, 128)
+
+
+def get_config(n_experts: str = "64") -> ConfigDict:
+    if n_experts not in map(str, COUNTS):
+        raise ValueError(f"{n_experts!r} is not one of {', '.join(map(str, COUNTS))}: write e.g. moe_experts.py:16")
+    if n_experts == "8":
+        c = base_config("m")  # mla with decoupled RoPE
+        c.model.block = "gpt"
+        c.model.d_ff = 8 * 256
+        return c
+    c = load_config_dict("moe_mla_rope_flop_matched:m")
+    c.model.n_routed_experts = int(n_experts) - 2
+    return c

@@ -53,6 +53,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
         flags.DEFINE_integer, "step", None, "sample, eval, judge, export: the checkpoint to read (default: the best)"
     )
     define(flags.DEFINE_string, "data.path", None, "eval: a file of stories instead of the held-out part")
+    define(flags.DEFINE_boolean, "trace_experts", False, "sample: also write which experts each token went to")
     define(flags.DEFINE_integer, "fact_stories", 0, "eval: put the fact questions of so many embedded stories too")
     define(flags.DEFINE_string, "base_url", None, "judge: an OpenAI-compatible endpoint ending in /v1")
     define(flags.DEFINE_string, "judge_model", None, "judge: the judging model, by the endpoint's name")
@@ -205,7 +206,7 @@ def _sample(values: flags.FlagValues) -> int:
     given = {name: values[name].value for name in names if values[name].value is not None}
     if values["prompt"].present:
         given["prompts"] = tuple(values["prompt"].value)
-    sample_mode.run(workdir, given, values["step"].value, rich.console.Console())
+    sample_mode.run(workdir, given, values["step"].value, rich.console.Console(), values["trace_experts"].value)
     return 0
 
 
@@ -299,6 +300,7 @@ _FLAGS_OF_MODES = {
     "dry_run": (("study",), ""),
     "max_minutes": (("study",), ""),
     "report_only": (("study",), ""),
+    "trace_experts": (("sample",), ""),
 }
 
 

@@ -1,0 +1,178 @@
+"""A run with experts from end to end: its metrics and plots, resuming, sampling, tracing, and a lost bias."""
+
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import rich.console
+from run_tools import small_config
+
+from mla_jax import eval_mode, rows, runs
+from mla_jax.errors import UserError
+from mla_jax.main import main
+from mla_jax.sample import expert_trace, sample_mode
+from mla_jax.train.expert_meter import ExpertMeter, max_over_mean
+from mla_jax.train.loop import train
+
+pytest_plugins = ["run_fixtures"]
+pytestmark = pytest.mark.usefixtures("run_env")
+
+EXPERTS = {
+    "model.ffn": "moe",
+    "model.n_routed_experts": 6,
+    "model.n_shared_experts": 1,
+    "model.top_k": 2,
+    "model.d_expert": 8,
+    "train.steps": 4,
+    "train.eval_every": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def cache(run_cache: Path) -> None:
+    """The session's cache for the module's run, which is older than a test's environment."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MLA_JAX_CACHE", str(run_cache))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def moe_run(stories_file: Path, cache: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4 steps, checkpoints at 2 and 4."""
+    workdir = tmp_path_factory.mktemp("moe") / "run"
+    train(small_config(stories_file, **EXPERTS), workdir, rich.console.Console(quiet=True))
+    return workdir
+
+
+def test_the_run_folder_says_how_the_experts_are_used(moe_run: Path) -> None:
+    written = rows.read_rows(moe_run / "metrics.jsonl")
+    last = [row for row in written if row["kind"] == "experts"][-1]
+    assert (last["step"], last["steps"]) == (4, 2)
+    assert np.asarray(last["load"]).shape == (2, 6)
+    np.testing.assert_allclose(np.mean(last["load"], axis=1), 1, atol=1e-4)
+    assert (np.asarray(last["max_load"]) >= 1).all()
+    assert last["dead"] == (np.asarray(last["load"]) == 0).sum(axis=1).tolist()
+    assert 0 < max(last["bias_max"]) <= 4 * 2 * 1e-3  # four steps of the rate, recentred
+    assert (np.asarray(last["entropy"]) > 0).all()
+    trained = [row for row in written if row["kind"] == "train"]
+    assert all(len(row["expert_max_load"]) == 2 and row["router_loss"] == 0 for row in trained)
+    assert (moe_run / "plots" / "experts.png").stat().st_size > 10_000
+    assert "plots/experts.png" in (moe_run / "report.md").read_text()
+
+
+def test_the_meter_counts_by_hand() -> None:
+    """Two steps of one layer: loads 6 0 0 and 0 3 3, so 3 and 1.5 over the mean; nobody is dead over both."""
+    meter = ExpertMeter()
+    for load in ([6.0, 0.0, 0.0], [0.0, 3.0, 3.0]):
+        meter.add({"expert_load": np.asarray([load]), "router_entropy": np.asarray([1.0]), "router_loss": 0.5})
+    assert max_over_mean(np.asarray([6.0, 0.0, 0.0])) == 3
+    values = meter.train_values()
+    assert (values["expert_max_load"], values["expert_max_load_worst"], values["expert_dead"]) == ([2.25], 2.25, 0)
+    assert values["router_loss"] == 0.5
+    row = meter.eval_values(np.asarray([[0.1, -0.3, 0.2]]))
+    assert (row["load"], row["max_load"], row["dead"], row["bias_max"]) == ([[1.5, 0.75, 0.75]], [2.25], [0], [0.3])
+    assert meter.train_values() == {} and meter.eval_values(None) == {}
+    meter.add({"loss": np.float32(1.0)})  # a dense model
+    assert meter.train_values() == {}
+
+
+def test_a_loaded_run_has_its_bias_and_evaluates_as_in_training(moe_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(moe_run, copy)
+    run = runs.load_run(copy, 4)
+    assert run.router_bias.shape == (2, 6)
+    assert np.abs(run.router_bias).max() > 0
+    np.testing.assert_allclose(np.mean(run.router_bias, axis=1), 0, atol=1e-7)
+    losses = {row["step"]: row["loss"] for row in rows.read_rows(moe_run / "metrics.jsonl") if row["kind"] == "eval"}
+    assert eval_mode.evaluate(run).result.loss == pytest.approx(losses[4], abs=1e-6)
+
+
+@pytest.mark.slow  # compiles the step again; test_moe_model.py resumes one step without the loop
+def test_resuming_ends_in_the_same_bias_and_weights(moe_run: Path, stories_file: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(moe_run, copy)
+    shutil.rmtree(copy / "checkpoints" / "4")
+    train(small_config(stories_file, **EXPERTS), copy, rich.console.Console(quiet=True))
+    whole, resumed = (runs.load_run(folder, 4) for folder in (moe_run, copy))
+    jax.tree.map(np.testing.assert_array_equal, whole.variables, resumed.variables)
+
+
+def test_a_checkpoint_that_lost_its_bias_is_refused_in_a_sentence(
+    moe_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(moe_run, copy)
+    params = runs.load_run(copy, 4).params
+    item = copy / "checkpoints" / "4" / "model"
+    shutil.rmtree(item)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(item.resolve(), {"params": params})
+    for path in (copy / "checkpoints" / "4").glob("*sum*"):
+        path.unlink()
+    assert main(["mla_jax", "--mode=sample", f"--workdir={copy}", "--step=4"]) == 2
+    error = capsys.readouterr().err
+    assert "it has no router_bias, without which a model with experts routes differently" in error
+    assert "Traceback" not in error
+
+
+class Page(HTMLParser):
+    """Counts tags; complains of those that are not closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open, self.count, self.titles = [], {}, []
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.count[tag] = self.count.get(tag, 0) + 1
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+        self.titles += [value for name, value in attributes if name == "title"]
+        assert not any(name.startswith("on") or name in ("src", "href") for name, _ in attributes)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_traced_samples_name_the_experts_of_every_token(moe_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(moe_run, copy)
+    given = {"prompts": ("the <b>little</b> fox",), "num_samples": 2, "max_new_tokens": 8}
+    sample_mode.run(str(copy), given, 4, rich.console.Console(quiet=True), trace_experts=True)
+    content = json.loads((copy / "experts" / "trace.json").read_text())
+    assert (content["n_routed_experts"], content["top_k"], content["step"]) == (6, 2, 4)
+    n_tokens = 0
+    for text in content["texts"]:
+        experts, weights = np.asarray(text["experts"]), np.asarray(text["weights"])
+        assert experts.shape == weights.shape == (2, len(text["tokens"]), 2)
+        assert "".join(text["tokens"][1 : text["n_prompt"]]) == "the <b>little</b> fox"
+        np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-3)
+        assert (experts[..., 0] != experts[..., 1]).all()
+        n_tokens += len(text["tokens"])
+    assert np.asarray(content["load"]).sum() == 2 * n_tokens * 2
+    assert np.asarray(content["coactivation"]).shape == (1, 6, 6)
+    assert np.asarray(content["coactivation"]).sum() == n_tokens * 4
+    text = (copy / "experts" / "trace.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert not page.open
+    assert page.count["span"] == len(page.titles) == 2 * n_tokens
+    assert "script" not in page.count and "&lt;" in text and "<b>" not in text
+
+
+def test_coactivation_by_hand() -> None:
+    """Two tokens, two layers, 3 experts: token 0 uses {0, 1} then {2, 0}; token 1 uses {1, 2} then {2, 1}."""
+    experts = np.asarray([[[0, 1], [1, 2]], [[2, 0], [2, 1]]])
+    trace = expert_trace.Trace(["a", "b"], 1, experts, np.ones(experts.shape))
+    np.testing.assert_array_equal(expert_trace.coactivation([trace], 3)[0], [[1, 0, 1], [1, 1, 2], [0, 1, 1]])
+    np.testing.assert_array_equal(expert_trace.loads([trace], 3), [[1, 2, 1], [1, 1, 2]])
+
+
+def test_a_dense_run_has_no_experts_to_trace(trained_run: Path) -> None:
+    with pytest.raises(UserError, match=r"--trace_experts is for models with experts, .*ffn=dense"):
+        expert_trace.trace(runs.load_run(trained_run), [("a", "b")])

@@ -7,6 +7,7 @@ sentence on stderr); 3 the loss stopped being a number; 130 interrupted where th
 import os
 import sys
 
+from mla_jax import phases  # noqa: F401 - first, so that its clock counts the imports
 from mla_jax.errors import UserError
 
 

@@ -17,6 +17,7 @@ from mla_jax import accounting, devices
 from mla_jax.config import Config
 from mla_jax.data.pipeline import train_iterator
 from mla_jax.evaluation import EvalResult, evaluate
+from mla_jax.phases import StartClock
 from mla_jax.rows import read_result, read_rows, result_row
 from mla_jax.runs import lock
 from mla_jax.sample.sampler import Sampler, sample_settings
@@ -58,14 +59,19 @@ def train(
     Raises UserError for anything wrong with config, data or folder before a thing is compiled or written, and
     NonFiniteLoss (naming the step and the last good checkpoint) where `train.on_nonfinite` leaves a bad step no way on.
     """
+    start_clock = StartClock()
+    start_clock.mark("imports")
     console = console or rich.console.Console()
+    jax.devices()
+    start_clock.mark("device")
     setup = open_run(config, Path(workdir))
+    start_clock.mark("data")
     with lock(setup.folder):
         for line in setup.changes:
             logging.warning("Resuming with a changed config: %s", line)
         print_startup(console, setup.config, setup.backend, setup.prepared.stats)
         with Checkpoints(setup.folder, setup.config.checkpoint, setup.config) as checkpoints:
-            training = _Training(setup, checkpoints, console)
+            training = _Training(setup, checkpoints, console, start_clock)
             if training.start >= setup.config.train.steps and (row := read_result(setup.folder.result)):
                 return training.already_finished(row)
             write_run_files(setup)
@@ -75,13 +81,15 @@ def train(
 class _Training:
     """The loop's working parts. Metrics are fetched one step late, so that the device never waits for the host."""
 
-    def __init__(self, setup: Setup, checkpoints: Checkpoints, console: rich.console.Console):
+    def __init__(self, setup: Setup, checkpoints: Checkpoints, console: rich.console.Console, start_clock: StartClock):
         config = setup.config
+        self.start_clock = start_clock
         self.setup, self.config, self.checkpoints, self.console = setup, config, checkpoints, console
         self.optimizer = optimizer = make_optimizer(config.optim)
         self.data: grain.DatasetIterator = train_iterator(setup.prepared, config)
         self.state: TrainState = starting_state(setup, optimizer, checkpoints, self.data)
         self.start = int(self.state.step)
+        start_clock.mark("state")
         self.train_step = steps.make_train_step(setup.model, optimizer, config)
         self.eval_step = steps.make_eval_step(setup.model, config)
         self.logit_probe = steps.make_logit_probe(setup.model, config)
@@ -90,6 +98,7 @@ class _Training:
         self.clock = _Clock(config.train.batch_size * config.train.seq_len)
         self.best = _best_so_far(setup, self.start)
         self.last: tuple[int, EvalResult] | None = None
+        self.startup: dict[str, float] = {}
         self.skipped = 0
         self.rollbacks = Rollbacks()
         self.experts = ExpertMeter()
@@ -136,12 +145,16 @@ class _Training:
         cfg, total = self.config.train, self.config.train.steps
         batch = self.clock.timed_next(self.data, count=done - self.start > DATA_WAIT_FROM_STEP)
         self._profile(done - self.start)
+        first = "total" not in self.startup
+        if first:
+            self.start_clock.mark("batch")
         self.state, metrics = self.train_step(self.state, batch)
         self.pending.append((done, metrics))
         self.clock.steps += 1
-        if done == self.start + 1 and cfg.log_every > 1:
-            jax.block_until_ready(metrics)  # compiled now: the first figures should not count that
-            self.clock.restart()
+        if first:
+            self._report_startup(metrics)
+            if cfg.log_every > 1:
+                self.clock.restart()  # compiled now: the first figures should not count that
         self._drain(keep=1)
         if done % cfg.log_every == 0 or done == total:
             self._log(done, batch)
@@ -169,6 +182,15 @@ class _Training:
         )
         self.clock.restart()
         return done
+
+    def _report_startup(self, metrics: dict[str, jax.Array]) -> None:
+        """After the first step of this process: where the time up to here went."""
+        self.start_clock.mark("compile")  # the call returned: traced and compiled, or read from the cache
+        jax.block_until_ready(metrics)
+        self.start_clock.mark("first step")
+        self.startup = self.start_clock.seconds()
+        self.writer.write("startup", self.start, {name.replace(" ", "_"): s for name, s in self.startup.items()})
+        self.progress.say(self.start_clock.line())
 
     def _is_time_to_save(self, done: int) -> bool:
         cfg = self.config.checkpoint
@@ -262,6 +284,7 @@ class _Training:
             "step": done,
             "tokens_per_s": self.clock.median_tokens_per_s(),
             "data_wait": self.clock.data_wait(),
+            "startup_s": self.startup,
             "params": accounting.params(self.config.model)["total"],
             "kv_bytes_per_token": accounting.kv_bytes(self.config.model),
             "mha_kv_bytes_per_token": accounting.mha_kv_bytes(self.config.model),

@@ -88,4 +88,4 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line above the bar."""
-        (self._bar.console if self._bar else self._console).print(line, highlight=False, markup=False)
+        (self._bar.console if self._bar else self._console).print(line, highlight=False, markup=False, soft_wrap=True)

@@ -47,20 +47,46 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, where: Where, scale: float,
     length = q.shape[1]
     # cuDNN's kernels want lengths that are multiples of 8; odd ones (a prompt, an unusual window) go the plain way.
     if backend.attention_impl == "cudnn" and length % 8 == 0:
-        return _attend_cudnn(q, k, v, where, scale)
+        return _attend_cudnn(q, k, v, where, scale, backend.candidates)
     return attend_reference(q, k, v, causal_mask(where, length), scale)
 
 
-def _attend_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, where: Where, scale: float) -> jax.Array:
+def _attend_cudnn(
+    q: jax.Array, k: jax.Array, v: jax.Array, where: Where, scale: float, candidates: tuple[str, ...] = ()
+) -> jax.Array:
     width, value_width = q.shape[-1], v.shape[-1]
-    if value_width < width:  # cuDNN through JAX wants one head size: pad v with zeros, cut the result
-        v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, width - value_width)))
-    elif value_width > width:
-        pad = ((0, 0), (0, 0), (0, 0), (0, value_width - width))
-        q, k = jnp.pad(q, pad), jnp.pad(k, pad)
+    if where.segment_ids is None:
+        if "attn_tokamax" in candidates:
+            return _attend_tokamax(q, k, v, scale)
+        if "attn_cudnn_mla" in candidates and width != value_width:
+            return _attend_cudnn_unequal(q, k, v, scale)
+    if "attn_pad128" in candidates and width != value_width:
+        q, k = widened(q, 128), widened(k, 128)
+    # cuDNN through JAX wants one head size: pad with zeros, cut the result
+    wide = max(q.shape[-1], value_width)
+    q, k, v = widened(q, wide), widened(k, wide), widened(v, wide)
     mask = None if where.segment_ids is None else causal_mask(where, q.shape[1])[:, None]
     out = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, scale=scale, implementation="cudnn")
     return out[..., :value_width]
+
+
+def widened(x: jax.Array, width: int) -> jax.Array:
+    """x [..., K] with zeros up to [..., width]."""
+    missing = width - x.shape[-1]
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
+
+
+def _attend_cudnn_unequal(q: jax.Array, k: jax.Array, v: jax.Array, scale: float) -> jax.Array:
+    """cuDNN with a head size of v's own: JAX has it (cuDNN 9.10, sm90), but not behind `jax.nn` yet."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    return cudnn.dot_product_attention(q, k, v, scale=scale, mask_type=cudnn.MaskType.CAUSAL)
+
+
+def _attend_tokamax(q: jax.Array, k: jax.Array, v: jax.Array, scale: float) -> jax.Array:
+    import tokamax  # a candidate on GPU machines, in the extra `gpu`; it imports xprof
+
+    return tokamax.dot_product_attention(q, k, v, scale=scale, is_causal=True)
 
 
 def attend_reference(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float) -> jax.Array:

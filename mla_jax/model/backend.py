@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from mla_jax.config import ModelConfig
 from mla_jax.errors import UserError
+from mla_jax.model import candidates
 
 CUDNN_MAX_HEAD_DIM = 128  # of the fused backward pass below sm90; Hopper takes 256, which no config here needs
 
@@ -25,6 +26,7 @@ class Backend:
     interpret: bool = False  # Pallas kernels as plain JAX: what tests on a CPU do
     platform: str = "cpu"  # "gpu" | "tpu" | "cpu": whose rates choose among the paths of experts
     grouped_impl: str = "xla"  # "tokamax" | "pallas" | "xla": of grouped products
+    candidates: tuple[str, ...] = ()  # unmeasured forms of the training step (model/candidates.py)
 
     @property
     def jnp_dtype(self) -> Any:
@@ -65,7 +67,19 @@ def choose(cfg: ModelConfig, device: Any = None) -> Backend:
     decode_impl, decode_reason = _choose_decode(cfg, device, dtype, modern_gpu, probe)
     platform = "gpu" if device.platform in ("gpu", "cuda", "rocm") else device.platform
     grouped_impl = _grouped_impl(cfg, device, dtype)
-    return Backend(dtype, impl, reason, decode_impl, decode_reason, platform=platform, grouped_impl=grouped_impl)
+    wanted = candidates.from_environment()
+    if wanted:
+        reason += f"; candidates {', '.join(wanted)}"
+    return Backend(
+        dtype,
+        impl,
+        reason,
+        decode_impl,
+        decode_reason,
+        platform=platform,
+        grouped_impl=grouped_impl,
+        candidates=wanted,
+    )
 
 
 def _choose_decode(cfg: ModelConfig, device: Any, dtype: str, modern_gpu: bool, probe: str | None) -> tuple[str, str]:

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mla_jax.model import cache, decode_attention, layers
+from mla_jax.model import attention, cache, decode_attention, layers
+from mla_jax.model.attention import Where
 from mla_jax.model.mla import LatentAttention, per_token, softmax_over_cache
 
 
@@ -30,6 +31,22 @@ class JointLatentAttention(LatentAttention):
         if self.cfg.latent_norm == "rms":
             c_kv = layers.rms_norm(c_kv, self.latent_gain)
         return cache.LatentCache(c_kv, k_rope)
+
+    def _keys_values(self, entries: cache.LatentCache, where: Where) -> tuple[jax.Array, jax.Array]:
+        """As the plain form; as products alone (a candidate) where nothing happens between the product and k."""
+        cfg = self.cfg
+        plain = cfg.qk_norm or cfg.rope_placement == "decompressed" or not cfg.qk_rope_head_dim
+        if plain or "mla_products" not in self.backend.candidates:
+            return super()._keys_values(entries, where)
+        dtype, rope = self.backend.jnp_dtype, cfg.qk_rope_head_dim
+        # [w_uk 0; 0 1]: the product with the unit matrix hands the rotary key to every head, exactly.
+        copies = jnp.broadcast_to(jnp.eye(rope, dtype=dtype)[:, None], (rope, cfg.n_heads, rope))
+        upper = attention.widened(self.w_uk.astype(dtype), cfg.qk_head_dim)
+        lower = jnp.pad(copies, ((0, 0), (0, 0), (cfg.qk_nope_head_dim, 0)))
+        joined = jnp.concatenate([entries.c_kv, entries.k_rope.astype(dtype)], axis=-1)
+        k = jnp.einsum("bsc,chn->bshn", joined, jnp.concatenate([upper, lower]))
+        w_uv = attention.widened(self.w_uv.astype(dtype), max(cfg.qk_head_dim, cfg.v_head_dim))
+        return k, jnp.einsum("bsc,chv->bshv", entries.c_kv, w_uv)
 
     def expand(self, entries: cache.LatentCache) -> tuple[jax.Array, jax.Array]:
         dtype = self.backend.jnp_dtype

@@ -1,0 +1,33 @@
+"""Faster forms of the training step that have not been measured yet, switched on by an environment variable.
+
+    MLA_JAX_CANDIDATES=ffn_barrier,attn_cudnn_mla bash launch/gpu_speed.sh OUT
+
+Each computes the same function (tests). One that pays on a GPU becomes the only form, with its figure in
+docs/architecture.md; one that does not pay is deleted. No config has them: they say nothing about a run's meaning.
+"""
+
+import os
+
+from mla_jax.errors import UserError
+
+VARIABLE = "MLA_JAX_CANDIDATES"
+
+# name -> what it does, and what it is predicted to save at size m, 128 x 512, on an H100 (step: about 43 ms).
+CANDIDATES = {
+    "ffn_barrier": "block=gpt: the gradient before GELU is written once and the bias gradient reduced from it, "
+    "instead of GELU's backward pass being run again inside the reduction: -2.4 ms",
+    "attn_pad128": "MLA: q, k and v padded to 128 instead of 96, which cuDNN's tiles may like better: -1 to +3 ms",
+    "attn_cudnn_mla": "MLA: cuDNN with its own unequal head sizes (Hopper, cuDNN 9.10 on), v not padded: -3 ms",
+    "attn_tokamax": "tokamax' attention instead of cuDNN's: unknown",
+    "mla_products": "joint MLA: products write k joined and v padded, and read the padded output, so that no pass "
+    "over [B, T, H, K] only pads, cuts or joins: -2 ms",
+}
+
+
+def from_environment() -> tuple[str, ...]:
+    """The names in MLA_JAX_CANDIDATES, sorted. Raises UserError for one that does not exist."""
+    names = sorted(filter(None, os.environ.get(VARIABLE, "").replace(" ", "").split(",")))
+    for name in names:
+        if name not in CANDIDATES:
+            raise UserError(f"{VARIABLE} has {name!r}, which is none of them: use {', '.join(CANDIDATES)}.")
+    return tuple(names)

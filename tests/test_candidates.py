@@ -1,0 +1,96 @@
+"""Unmeasured forms of the training step compute the same function, and are off unless asked for."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import quick_jit, random_params, random_tokens, reference_model, tiny_config
+
+from mla_jax.errors import UserError
+from mla_jax.model import attention, backend, candidates
+from mla_jax.model.backend import REFERENCE
+from mla_jax.model.transformer import Transformer
+from mla_jax.train.loss import cross_entropy_reference
+
+
+def value_and_gradient(config: Any, backend: Any) -> Any:
+    model, tokens = Transformer(config.model, backend), random_tokens(config, 2, 12)
+
+    def loss(params: Any) -> jax.Array:
+        logits, _ = model.apply({"params": params}, tokens)
+        return jnp.mean(cross_entropy_reference(logits, tokens, config.model.vocab_size))
+
+    return quick_jit(jax.value_and_grad(loss))(random_params(reference_model(config)))
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [
+        ("ffn_barrier", {"model.block": "gpt"}),
+        ("mla_products", {}),
+        pytest.param("mla_products", {"model.v_head_dim": 20, "model.qk_rope_head_dim": 2}, marks=pytest.mark.slow),
+        pytest.param("mla_products", {"model.qk_norm": True}, marks=pytest.mark.slow),
+        pytest.param("mla_products", {"model.scan_layers": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_candidate_changes_neither_values_nor_gradients(name: str, knobs: dict[str, Any]) -> None:
+    config = tiny_config("mla_rope", **{"model.n_layers": 1, **knobs})
+    plain = value_and_gradient(config, REFERENCE)
+    other = dataclasses.replace(REFERENCE, candidates=(name,))
+    found = value_and_gradient(config, other)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, plain)
+    programs = [program(config, backend) for backend in (REFERENCE, other)]
+    assert (programs[0] == programs[1]) == bool(knobs.get("model.qk_norm"))  # it does something, where it can
+
+
+def program(config: Any, backend: Any) -> str:
+    model, tokens = Transformer(config.model, backend), random_tokens(config, 2, 12)
+    params = random_params(reference_model(config))
+    return str(jax.make_jaxpr(lambda p: model.apply({"params": p}, tokens)[0])(params))
+
+
+def test_the_barrier_is_in_the_backward_pass_alone() -> None:
+    from mla_jax.model.layers import written_gradient
+
+    assert "optimization_barrier" not in str(jax.make_jaxpr(written_gradient)(jnp.ones(3)))
+    gradient = jax.make_jaxpr(jax.grad(lambda x: jnp.sum(written_gradient(x) ** 2)))(jnp.ones(3))
+    assert "optimization_barrier" in str(gradient)
+
+
+@pytest.mark.parametrize("names", [(), ("attn_pad128",), ("attn_cudnn_mla",), ("attn_tokamax",)])
+def test_attention_of_a_candidate_gets_what_it_needs(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:
+    """The kernels themselves replaced by plain attention: padding, cutting and the choice are what is tested."""
+    rng = np.random.default_rng(0)
+    q, k = (jnp.asarray(rng.standard_normal((2, 8, 3, 24)), jnp.float32) for _ in range(2))
+    v = jnp.asarray(rng.standard_normal((2, 8, 3, 16)), jnp.float32)
+    where, widths = attention.Where(), []
+
+    def kernel(q: jax.Array, k: jax.Array, v: jax.Array, scale: float, **_: Any) -> jax.Array:
+        widths.append((q.shape[-1], k.shape[-1], v.shape[-1]))
+        return attention.attend_reference(q, k, v, attention.causal_mask(where, 8), scale)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    monkeypatch.setattr(attention, "_attend_cudnn_unequal", kernel)
+    monkeypatch.setattr(attention, "_attend_tokamax", kernel)
+    chosen = backend.Backend("float32", "cudnn", candidates=names)
+    out = attention.attend(q, k, v, where, 0.3, chosen)
+    plain = attention.attend(q, k, v, where, 0.3, REFERENCE)
+    np.testing.assert_allclose(out, plain, rtol=1e-5, atol=1e-5)
+    expected = {(): (24, 24, 24), ("attn_pad128",): (128, 128, 128)}
+    assert widths == [expected.get(names, (24, 24, 16))]
+
+
+def test_they_are_off_unless_the_environment_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config("mla_rope").model
+    monkeypatch.delenv(candidates.VARIABLE, raising=False)
+    assert backend.choose(config).candidates == ()
+    monkeypatch.setenv(candidates.VARIABLE, "mla_products, ffn_barrier")
+    chosen = backend.choose(config)
+    assert chosen.candidates == ("ffn_barrier", "mla_products")
+    assert "ffn_barrier" in chosen.reason
+    monkeypatch.setenv(candidates.VARIABLE, "warp_drive")
+    with pytest.raises(UserError, match=r"MLA_JAX_CANDIDATES has 'warp_drive'.*ffn_barrier"):
+        backend.choose(config)

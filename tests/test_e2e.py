@@ -46,7 +46,8 @@ def checkpoint(run: Path, stories: Path) -> tuple[TrainState, dict[str, Any]]:
 def metrics(run: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what the clock decides."""
     clocked = ("time", "tokens_per_s", "data_wait", "mfu")
-    return [{k: v for k, v in row.items() if k not in clocked} for row in read_rows(run / "metrics.jsonl")]
+    rows = [row for row in read_rows(run / "metrics.jsonl") if row["kind"] != "startup"]
+    return [{k: v for k, v in row.items() if k not in clocked} for row in rows]
 
 
 def wait_for(run: Path, condition: Callable[[list[dict[str, Any]]], bool], process: subprocess.Popen) -> None:

@@ -1,5 +1,6 @@
 """From a config to a tokenizer and memory-mapped token files, found in the cache or made there."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -25,7 +26,8 @@ from mla_jax.errors import UserError
 class Prepared:
     """What training and evaluation read.
 
-    fingerprint: sha256 (hex) over corpus and tokenizer, for result rows. stats: counts per split, for people.
+    fingerprint: sha256 (hex) over corpus and tokenizer, for result rows. stats: `statistics.describe` of each split,
+    and where the time went ("seconds" in all, "phases"), for people.
     """
 
     tokenizer: Tokenizer
@@ -42,18 +44,19 @@ def prepare(config: Config, tokenizer: Tokenizer | None = None, quiet: bool = Fa
     second time is a lookup: entries are keyed by content, checked by size and hash, and made again when
     damaged. Unless `quiet`, progress goes to stderr.
     """
-    start = time.monotonic()
+    start, phases = time.monotonic(), Phases()
     if tokenizer is None and config.tokenizer.path:
         tokenizer = Tokenizer.load(config.tokenizer.path)
-    corpus = open_corpus(config, quiet)
+    with phases("fingerprint"):
+        corpus = open_corpus(config, quiet)
     root = cache_root(config.data.cache_dir)
-    surveyed = _Once(corpus, quiet)
+    surveyed = _Once(corpus, quiet, phases)
     if tokenizer is None:
         tokenizer = _tokenizer(config, corpus, root, surveyed, quiet)
     fingerprint, parts, meta, cached = _tokens(corpus, tokenizer, root, surveyed, quiet, config)
     stats: dict[str, Any] = {split: statistics.describe(part) for split, part in parts.items()}
     stats |= {"replaced_utf8": meta["replaced_utf8"], "corpus": corpus.name, "vocab_size": tokenizer.vocab_size}
-    stats |= {"from_cache": cached, "seconds": round(time.monotonic() - start, 3)}
+    stats |= {"from_cache": cached, "seconds": round(time.monotonic() - start, 3), "phases": phases.rounded()}
     return Prepared(tokenizer, parts["train"], parts["valid"], fingerprint, stats)
 
 
@@ -64,19 +67,34 @@ def prepare_file(path: str, config: Config, tokenizer: Tokenizer, quiet: bool = 
     """
     corpus = open_to_evaluate(path, config, quiet)
     root = cache_root(config.data.cache_dir)
-    fingerprint, parts, *_ = _tokens(corpus, tokenizer, root, _Once(corpus, quiet), quiet)
+    fingerprint, parts, *_ = _tokens(corpus, tokenizer, root, _Once(corpus, quiet, Phases()), quiet)
     return parts["valid"], fingerprint
+
+
+class Phases(dict[str, float]):
+    """Seconds by phase: `with phases("reading"): ...`."""
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self[name] = self.get(name, 0.0) + time.monotonic() - start
+
+    def rounded(self) -> dict[str, float]:
+        return {name: round(seconds, 3) for name, seconds in self.items()}
 
 
 class _Once:
     """The corpus' survey, made when it is first asked for: a cached corpus is never read again."""
 
-    def __init__(self, corpus: Corpus, quiet: bool):
-        self._corpus, self._quiet, self._survey = corpus, quiet, None
+    def __init__(self, corpus: Corpus, quiet: bool, phases: Phases):
+        self._corpus, self._quiet, self._survey, self.phases = corpus, quiet, None, phases
 
     def __call__(self) -> Survey:
         if self._survey is None:
-            with Progress("Reading", None, self._quiet) as progress:
+            with self.phases("reading"), Progress("Reading", None, self._quiet) as progress:
                 self._survey = self._corpus.survey(progress.advance)
             if self._survey.replaced:
                 logging.warning(
@@ -93,7 +111,8 @@ def _tokenizer(config: Config, corpus: Corpus, root: Path, surveyed: _Once, quie
     def build(folder: Path) -> dict[str, Any]:
         if not quiet:
             say(f"Learning at most {knobs.vocab_size:,} pieces from {corpus.name}.")
-        model = train_tokenizer(_first_bytes(corpus.stories("train"), knobs.train_bytes), knobs.vocab_size)
+        with surveyed.phases("learning"):
+            model = train_tokenizer(_first_bytes(corpus.stories("train"), knobs.train_bytes), knobs.vocab_size)
         corpus.check_unchanged()
         (folder / "tokenizer.model").write_bytes(model)
         return {"size": len(model), "sha256": hashlib.sha256(model).hexdigest()}
@@ -130,7 +149,8 @@ def _tokens(
     def build(folder: Path) -> dict[str, Any]:
         survey = surveyed()
         meta: dict[str, Any] = {"corpus": corpus.fingerprint, "tokenizer": tokenizer.sha256}
-        with Progress("Tokenizing", sum(survey.stories.values()), quiet) as progress:
+        total = sum(survey.stories.values())
+        with surveyed.phases("tokenizing"), Progress("Tokenizing", total, quiet) as progress:
             meta["parts"] = token_file.write(folder, corpus.rows(), corpus.splits, tokenizer, progress.advance)
         corpus.check_unchanged()
         if to_train:

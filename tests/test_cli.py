@@ -179,6 +179,15 @@ def test_a_line_of_100_megabytes_is_refused(refused, stories_file: Path, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["line.txt"]
 
 
+def test_a_file_to_evaluate_that_is_not_utf8_has_a_remedy_that_eval_has(refused, trained_run, tmp_path) -> None:
+    run = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    (tmp_path / "latin1.txt").write_bytes("caf\u00e9\n".encode("latin-1") * 9)
+    said = refused(
+        "--mode=eval", f"--workdir={run}", f"--data.path={tmp_path}/latin1.txt", words=("--data.path", "to UTF-8.")
+    )
+    assert "--config" not in said
+
+
 def edit_json(path: Path, change: Callable[[dict], object]) -> None:
     content = json.loads(path.read_text())
     change(content)

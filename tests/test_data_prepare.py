@@ -5,6 +5,8 @@ import json
 import os
 import random
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 from mla_jax.config import Config
 from mla_jax.config_files import load_config
 from mla_jax.data import progress, token_file
-from mla_jax.data.prepare import Prepared, prepare
+from mla_jax.data.prepare import Prepared, prepare, prepare_file
 from mla_jax.data.tokenizer import Tokenizer
 from mla_jax.errors import UserError
 
@@ -242,3 +244,47 @@ def test_real_tinystories(tmp_path: Path) -> None:
     texts = (TINYSTORIES / "valid.txt").read_text(encoding="utf-8").split("<|endoftext|>")
     assert decoded(prepared, "valid") == [text.strip("\n") for text in texts if text.strip()]
     assert 3.5 < prepared.train.n_bytes / len(prepared.train.tokens) < 4.5
+
+
+def test_a_file_to_evaluate_is_tokenized_once_and_may_be_short(config: Config, tmp_path: Path, monkeypatch) -> None:
+    tokenizer = prepare(config, quiet=True).tokenizer
+    (tmp_path / "one.txt").write_text("A short one.")
+    encoded = []
+    real = Tokenizer.encode_arrays
+    monkeypatch.setattr(Tokenizer, "encode_arrays", lambda self, texts: encoded.extend(texts) or real(self, texts))
+    tokens, fingerprint = prepare_file(str(tmp_path / "one.txt"), config, tokenizer)
+    assert encoded == ["A short one."] and tokenizer.decode(tokens.tokens[1:-1]) == "A short one."
+    again = prepare_file(str(tmp_path / "one.txt"), config, tokenizer)
+    assert encoded == ["A short one."] and again[1] == fingerprint and np.array_equal(again[0].tokens, tokens.tokens)
+
+
+def test_batches_on_many_threads_keep_their_order(config: Config, tmp_path: Path, monkeypatch) -> None:
+    whole = prepare(config, quiet=True)
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setattr(token_file, "cpus", lambda: 5)
+    monkeypatch.setattr(token_file, "_BATCH_CHARACTERS", 300)
+    real = Tokenizer.encode_arrays
+
+    def slow(self, texts):
+        time.sleep(0.02 * random.random())
+        return real(self, texts)
+
+    monkeypatch.setattr(Tokenizer, "encode_arrays", slow)
+    assert same(prepare(config, quiet=True), whole)
+
+
+def test_the_cache_holds_few_batches_at_a_time() -> None:
+    """A reader that is faster than the encoders waits for them."""
+    begun, done = [], []
+
+    def rows():
+        for i in range(200):
+            begun.append(i)
+            assert len(begun) - len(done) <= 2 * 2 + 1
+            yield i
+
+    with ThreadPoolExecutor(2) as pool, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(token_file, "cpus", lambda: 2)
+        for item in token_file._in_order(lambda i: i, rows(), pool):
+            done.append(item)
+    assert done == list(range(200))

@@ -70,6 +70,18 @@ def test_openings_leave_room_where_words_are_not_spaced(tmp_path: Path) -> None:
         assert len(setup.prepared.tokenizer.encode(opening)) <= setup.config.model.max_len // 4 + 1
 
 
+@pytest.mark.parametrize("size", [300, 400, 8192])
+def test_another_vocabulary_is_refused_on_resumption(copy: Path, stories_file: Path, size: int) -> None:
+    with pytest.raises(UserError, match=rf"tokenizer.vocab_size is {size}, but .* was learned with 320"):
+        open_run(small_config(stories_file, **{"tokenizer.vocab_size": size}), copy)
+    # The number of pieces in config.json is as good as the ceiling; what runs of before did not note is not held up.
+    edited = json.loads((copy / "data.json").read_text())
+    del edited["stats"]["vocab_ceiling"]
+    (copy / "data.json").write_text(json.dumps(edited))
+    if size > edited["stats"]["vocab_size"]:
+        assert open_run(small_config(stories_file, **{"tokenizer.vocab_size": size}), copy).resumes
+
+
 def test_a_changed_schedule_is_allowed_and_told(copy: Path, stories_file: Path) -> None:
     config = small_config(stories_file, **{"train.steps": 30, "optim.learning_rate": 0.5, "optim.decay_steps": 90})
     setup = open_run(config, copy)

@@ -56,6 +56,7 @@ def prepare(config: Config, tokenizer: Tokenizer | None = None, quiet: bool = Fa
     fingerprint, parts, meta, cached = _tokens(corpus, tokenizer, root, surveyed, quiet, config)
     stats: dict[str, Any] = {split: statistics.describe(part) for split, part in parts.items()}
     stats |= {"replaced_utf8": meta["replaced_utf8"], "corpus": corpus.name, "vocab_size": tokenizer.vocab_size}
+    stats["vocab_ceiling"] = config.tokenizer.vocab_size
     stats |= {"from_cache": cached, "seconds": round(time.monotonic() - start, 3), "phases": phases.rounded()}
     return Prepared(tokenizer, parts["train"], parts["valid"], fingerprint, stats)
 

@@ -88,6 +88,20 @@ def check_resumable(saved: Config, wanted: Config, workdir: str) -> list[str]:
     return [f"{name}: {old!r} -> {new!r}" for name, old, new in changed]
 
 
+def check_vocabulary(wanted: Config, data: dict[str, Any], pieces: int) -> None:
+    """Raise UserError when `tokenizer.vocab_size` is not what the run began with; `data` is the run's data.json.
+
+    The config holds the pieces that were learned, which may be fewer than were asked for, so the ceiling is kept there.
+    """
+    asked, given = data.get("stats", {}).get("vocab_ceiling"), wanted.tokenizer.vocab_size
+    if given in (pieces, asked) or (asked is None and given > pieces):
+        return
+    raise UserError(
+        f"tokenizer.vocab_size is {given}, but the tokenizer of this run was learned with {asked or pieces} and its "
+        "weights are bound to it: give the old value, or start a new --workdir."
+    )
+
+
 def check_same_shapes(source: str, found: Any, wanted: Any) -> None:
     """Raise UserError, naming the differences, unless two parameter trees have the same names and shapes."""
 

@@ -22,7 +22,7 @@ from mla_jax.model import backend as backend_lib
 from mla_jax.model.transformer import Transformer
 from mla_jax.runs import RunFolder
 from mla_jax.train.checkpoint import Checkpoints
-from mla_jax.train.resume import check_resumable, check_same_shapes
+from mla_jax.train.resume import check_resumable, check_same_shapes, check_vocabulary
 from mla_jax.train.state import TrainState, abstract_state, init_params, init_state
 
 OPENINGS = 16
@@ -68,6 +68,8 @@ def open_run(config: Config, workdir: Path) -> Setup:
             )
     backend = backend_lib.choose(config.model)
     prepared = prepare(config, tokenizer)
+    if resumes:
+        check_vocabulary(config, runs.read_data(folder), prepared.tokenizer.vocab_size)
     config = with_vocabulary(config, prepared.tokenizer.vocab_size)
     changes: list[str] = []
     if saved is not None:

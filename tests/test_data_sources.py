@@ -300,6 +300,27 @@ def test_data_sets_that_cannot_be_read_are_a_sentence(tmp_path: Path, fake_hub, 
     assert not list((tmp_path / "cache").rglob("*.jsonl"))
 
 
+@pytest.mark.parametrize("name", ["hf:", "hf:/a", "hf:../a", "hf:a/b/c", "hf:a b", "hf:a/b:"])
+def test_what_cannot_be_a_name_is_refused(tmp_path: Path, fake_hub, name: str) -> None:
+    with pytest.raises(UserError, match="that is no name of a Hugging Face data set: write hf:owner/name"):
+        open_corpus(config(tmp_path, name))
+    assert not fake_hub.asked
+
+
+@pytest.mark.slow
+def test_the_real_package_streams_splits_and_columns(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "set").mkdir()
+    write_parquet(tmp_path / "set" / "train-0.parquet", {"id": [0, 1, 2], "story": STORIES})
+    write_parquet(tmp_path / "set" / "validation-0.parquet", {"id": [3], "story": ["held out"]})
+    source = like("owner/name")
+    splits = hub._splits(hub._load(str(tmp_path / "set"), source), source)
+    assert list(hub._texts(splits["train"], source)) == STORIES
+    assert list(hub._texts(splits["valid"], source)) == ["held out"]
+    with pytest.raises(UserError, match="Hugging Face"):
+        hub._load(str(tmp_path / "none"), source)
+
+
 def test_a_download_that_breaks_off_leaves_nothing(tmp_path: Path, fake_hub) -> None:
     def broken():
         yield from rows(STORIES)

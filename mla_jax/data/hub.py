@@ -36,13 +36,17 @@ def local_copy(name: str, source: Source, root: Path, quiet: bool = False) -> di
     there is used without asking the network. Raises UserError.
     """
 
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?", name):
+        raise source.fail("that is no name of a Hugging Face data set", "write hf:owner/name or hf:owner/name:config")
+
     def build(folder: Path) -> dict[str, Any]:
+        splits = _splits(_load(name, source), source)
         if not quiet:
-            say(f"Fetching {name} from Hugging Face.")
+            say(f"Copying {name} from Hugging Face to {root / 'datasets'}.")
         parts = {}
-        for split, rows in _splits(_load(name, source), source).items():
+        for split, rows in splits.items():
             path = folder / f"{split}.jsonl"
-            with path.open("w", encoding="utf-8") as file, Progress(f"Fetching {split}", None, quiet) as progress:
+            with path.open("w", encoding="utf-8") as file, Progress(f"Copying {split}", None, quiet) as progress:
                 for text in _texts(rows, source):
                     file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
                     progress.advance()

@@ -36,8 +36,9 @@ def find(name: str, like: Source, root: Path, quiet: bool = False) -> Found:
     if not explicit and os.path.isdir(path):
         return Found(named, _in_folder(named))
     if explicit or (not os.path.exists(path) and hub.looks_like_a_name(name)):
-        named = dataclasses.replace(like, path=Path(name.removeprefix(hub.PREFIX)))
-        copies = hub.local_copy(str(named.path), named, root, quiet)
+        data_set = name.removeprefix(hub.PREFIX)
+        named = dataclasses.replace(like, path=Path(data_set or name))
+        copies = hub.local_copy(data_set, named, root, quiet)
         parts = {split: (dataclasses.replace(like, path=copy, text_field=""),) for split, copy in copies.items()}
         return Found(named, parts["train"], parts.get("valid", ()))
     named.check()

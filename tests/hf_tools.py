@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from tiny import random_params, reference_model
 
@@ -40,7 +42,16 @@ def untrained_run(path: Path, config: Config, tokenizer: Tokenizer, seed: int = 
     data = {"fingerprint": FINGERPRINT, "tokenizer_sha256": tokenizer.sha256}
     runs.write_text(path / "data.json", json.dumps(data))
     model = reference_model(config)
-    return Run(RunFolder(path), config, tokenizer, model, random_params(model, seed), None, 3)
+    return Run(RunFolder(path), config, tokenizer, model, random_params(model, seed), random_bias(config, seed), 3)
+
+
+def random_bias(config: Config, seed: int = 0) -> jax.Array | None:
+    """A router bias that changes many choices: scores lie in 0..1. None without experts."""
+    cfg = config.model
+    if not cfg.n_moe_layers:
+        return None
+    noise = np.random.default_rng([seed, 1]).standard_normal((cfg.n_moe_layers, cfg.n_routed_experts))
+    return jnp.asarray(0.3 * noise, jnp.float32)
 
 
 def assert_trees_equal(left: Any, right: Any, path: str = "") -> None:

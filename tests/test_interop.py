@@ -10,17 +10,19 @@ import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
-from hf_tools import FIXTURES, assert_trees_equal, fixture
+from hf_tools import FIXTURES, assert_trees_equal, fixture, random_bias
 from run_tools import story_texts
 from tiny import GRID, abstract_params, grid_config, quick_jit, random_params, reference_model
 
 from mla_jax import config as config_lib
+from mla_jax.config import Config
 from mla_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mla_jax.errors import UserError
 from mla_jax.interop import families, weights
 from mla_jax.interop.hf import _foreign_config
 from mla_jax.interop.hf_config import HFConfig, model_knobs
 from mla_jax.interop.tokenizer import tokenizer_config, tokenizer_json
+from mla_jax.model.transformer import variables_of
 
 # Every point of the grid that has an equal; for each of the others, words of the reason.
 EXPORTED = {
@@ -59,10 +61,10 @@ def test_logits_of_transformers_from_its_own_weights(name: str, tmp_path: Path) 
     golden = fixture(name)
     hf_config = read_config(golden.config, tmp_path)
     config = _foreign_config(model_knobs(hf_config), "config.json")
-    params = weights.to_params(config.model, golden.tensors, name, hf_config.interleaved)
+    params, router_bias = weights.to_params(config.model, golden.tensors, name, hf_config.interleaved)
     model = reference_model(config)
     assert jax.tree.structure(params) == jax.tree.structure(dict(abstract_params(model)))
-    logits, _ = quick_jit(model.apply)({"params": params}, golden.tokens)
+    logits, _ = quick_jit(model.apply)(variables_of(params, router_bias), golden.tokens)
     np.testing.assert_allclose(logits, golden.logits, atol=1e-4, rtol=0)
     assert np.abs(golden.logits).max() > 1  # and not because all is near zero
 
@@ -71,7 +73,7 @@ def test_the_order_of_rotary_rows_matters(tmp_path: Path) -> None:
     """Rows read in the other order give other logits: the tests above would not miss it."""
     golden = fixture("deepseek_half_split")
     config = _foreign_config(model_knobs(read_config(golden.config, tmp_path)), "config.json")
-    wrong = weights.to_params(config.model, golden.tensors, "there", interleaved=True)
+    wrong, _ = weights.to_params(config.model, golden.tensors, "there", interleaved=True)
     logits, _ = quick_jit(reference_model(config).apply)({"params": wrong}, golden.tokens)
     assert np.abs(logits - golden.logits).max() > 1e-2
 
@@ -83,8 +85,8 @@ def test_export_gives_back_the_tensors_of_transformers(name: str, tmp_path: Path
     if not hf_config.interleaved:
         pytest.skip("an export always writes DeepSeek's interleaved order")
     config = _foreign_config(model_knobs(hf_config), "config.json")
-    params = weights.to_params(config.model, golden.tensors, name)
-    assert_trees_equal(weights.to_tensors(config.model, params), golden.tensors)
+    loaded = weights.to_params(config.model, golden.tensors, name)
+    assert_trees_equal(weights.to_tensors(config.model, *loaded), golden.tensors)
 
 
 @pytest.mark.parametrize("name", FIXTURES)
@@ -96,14 +98,49 @@ def test_the_config_reads_back_as_what_was_written(name: str, tmp_path: Path) ->
     assert model_knobs(read_config(json.dumps(written), tmp_path)) == knobs
 
 
-@pytest.mark.parametrize("point", EXPORTED)
+EXPERTS = {
+    "model.ffn": "moe",
+    "model.n_routed_experts": 5,
+    "model.n_shared_experts": 1,
+    "model.top_k": 2,
+    "model.d_expert": 7,
+}
+WITH_EXPERTS = {
+    "one_dense_layer": {"model.first_k_dense": 1, "model.routed_scaling_factor": 2.0},
+    "two_shared": {"model.n_shared_experts": 2, "model.router_renormalize": False},
+    "none_shared": {"model.n_shared_experts": 0},
+}
+
+
+@pytest.mark.parametrize("point", [*EXPORTED, *WITH_EXPERTS])
 def test_parameters_survive_the_way_there_and_back(point: str) -> None:
-    config = grid_config(point)
-    assert families.family(config.model) == EXPORTED[point]
-    params = random_params(reference_model(config))
-    tensors = weights.to_tensors(config.model, params)
-    assert sum(t.size for t in tensors.values()) == sum(a.size for a in jax.tree.leaves(params))
-    assert_trees_equal(weights.to_params(config.model, tensors, "there"), dict(params))
+    config = grid_config(point) if point in EXPORTED else moe_config(WITH_EXPERTS[point])
+    assert families.family(config.model) == EXPORTED.get(point, "DeepseekV3ForCausalLM")
+    params, bias = random_params(reference_model(config)), random_bias(config)
+    tensors = weights.to_tensors(config.model, params, bias)
+    assert sum(t.size for t in tensors.values()) == sum(a.size for a in jax.tree.leaves((params, bias)))
+    back, back_bias = weights.to_params(config.model, tensors, "there")
+    assert_trees_equal(back, dict(params))
+    assert_trees_equal({"bias": back_bias}, {"bias": bias})
+
+
+def moe_config(changes: dict) -> Config:
+    return grid_config("joint-decoupled-norm_rms", **(EXPERTS | changes))
+
+
+def test_experts_without_an_equal_are_refused() -> None:
+    for config, words in (
+        (grid_config("mha-rope", **EXPERTS), "its attention is MLA"),
+        (moe_config({"model.router_score": "softmax"}), "by a sigmoid"),
+        (moe_config({"model.n_routed_experts": 1, "model.top_k": 1}), "among two or more"),
+    ):
+        with pytest.raises(UserError, match=words):
+            families.family(config.model)
+    config = moe_config({})
+    masked = np.zeros((2, 5), np.float32)
+    masked[1, 3] = -np.inf
+    with pytest.raises(UserError, match="masks experts"):
+        weights.to_tensors(config.model, random_params(reference_model(config)), masked)
 
 
 @pytest.mark.parametrize("point", sorted(set(GRID) - set(EXPORTED)))
@@ -152,6 +189,11 @@ CONFIG_LIES = {
         "all of a head",
     ),
     "odd_rope": ("deepseek", {"qk_rope_head_dim": 5}, "even"),
+    "grouped_experts": ("deepseek_moe", {"n_group": 2}, "topk_group is 1", "2 groups"),
+    "softmax_router": ("deepseek_moe", {"scoring_func": "softmax"}, "scoring_func is 'softmax'"),
+    "more_chosen_than_there_are": ("deepseek_moe", {"num_experts_per_tok": 7}, "top_k", "7"),
+    "no_experts": ("deepseek_moe", {"n_routed_experts": 0}, "n_routed_experts is 0"),
+    "no_scale": ("deepseek_moe", {"routed_scaling_factor": None}, "routed_scaling_factor"),
     "exact_gelu": ("gpt2", {"activation_function": "gelu"}, "activation_function is 'gelu'", "gelu_new"),
     "scaled_by_layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
     "heads_do_not_divide": ("gpt2", {"n_head": 5}, "n_head is 5", "24"),

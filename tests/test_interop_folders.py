@@ -60,6 +60,32 @@ def test_an_export_comes_back_bit_for_bit(run: Run, exported: Path) -> None:
     assert [p.name for p in exported.parent.iterdir()] == [exported.name], "a temporary folder was left"
 
 
+def test_a_router_bias_travels_with_its_experts(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """In float32 beside bfloat16 weights too, and into the checkpoint of a run folder."""
+    experts = {
+        "ffn": "moe",
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "top_k": 2,
+        "d_expert": 6,
+        "first_k_dense": 1,
+    }
+    knobs = {f"model.{name}": value for name, value in (experts | {"vocab_size": tokenizer.vocab_size}).items()}
+    run = untrained_run(tmp_path / "run", grid_config("joint-decoupled-norm_rms", **knobs), tokenizer)
+    assert run.router_bias.shape == (1, 4)
+    out = hf.export(run, tmp_path / "out")
+    assert "4 routed of width 6, 2 of them a token; 1 shared" in (out / "README.md").read_text()
+    loaded = runs.load_run(import_hf.to_run(out, tmp_path / "imported"))
+    for back in (hf.load(out), loaded):
+        assert_trees_equal({"params": dict(back.params), "bias": back.router_bias}, both(run))
+    rounded = hf.load(hf.export(run, tmp_path / "rounded", dtype="bfloat16"))
+    assert_trees_equal({"bias": rounded.router_bias}, {"bias": run.router_bias})
+
+
+def both(run: Run) -> dict:
+    return {"params": dict(run.params), "bias": run.router_bias}
+
+
 def test_surplus_rows_are_cut_and_said_so(tokenizer: Tokenizer, tmp_path: Path) -> None:
     config = grid_config("gqa-rope", **{"model.vocab_size": tokenizer.vocab_size + 10})
     run = untrained_run(tmp_path / "run", config, tokenizer)
@@ -163,7 +189,7 @@ def test_a_disk_that_fills_up_leaves_the_old_export(monkeypatch: pytest.MonkeyPa
     out = hf.export(run, tmp_path / "out")
     before = listing(tmp_path)
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tensor_files, "write", full)

@@ -31,6 +31,7 @@ pytestmark = pytest.mark.slow
 
 TINYSTORIES = Path(__file__).resolve().parents[2] / "shared" / "data" / "tinystories" / "valid.txt"
 NEW_TOKENS = 64
+FAMILIES = ["deepseek", "deepseek_q_lora", "deepseek_moe", "llama_mha", "llama_gqa", "gpt2"]
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +67,22 @@ def random_config(family: str, seed: int, vocab_size: int) -> Config:
             "attention": "mla",
             "position": "rope",
             "kv_lora_rank": pick(5, 8),
-            "q_lora_rank": 0 if family == "deepseek" else pick(3, 7),
+            "q_lora_rank": {"deepseek": 0, "deepseek_q_lora": pick(3, 7)}.get(family, pick(0, 5)),
             "qk_nope_head_dim": pick(4, 7, 10),
             "qk_rope_head_dim": pick(2, 6, 8),
             "v_head_dim": pick(5, 8, 11),
+        }
+    if family == "deepseek_moe":
+        model |= {
+            "ffn": "moe",
+            "n_layers": 3,
+            "n_routed_experts": pick(4, 7, 16),
+            "n_shared_experts": seed % 3,
+            "top_k": pick(1, 2, 4),
+            "d_expert": pick(5, 8),
+            "first_k_dense": pick(0, 1, 2),
+            "router_renormalize": pick(True, False),
+            "routed_scaling_factor": pick(1.0, 2.5),
         }
     values = {f"model.{name}": value for name, value in model.items()}
     return load_config("base", **values, **{"train.seq_len": 96, "sample.max_new_tokens": 8})
@@ -89,14 +102,15 @@ def greedy(run: Run, prompt: np.ndarray) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("family", ["deepseek", "deepseek_q_lora", "llama_mha", "llama_gqa", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_computes_the_same(family: str, seed: int, tokenizer: Tokenizer, tmp_path: Path, capsys) -> None:
     config = random_config(family, seed, tokenizer.vocab_size)
     run = untrained_run(tmp_path / "run", config, tokenizer, seed)
     folder = hf.export(run, tmp_path / "out")
-    model, report = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, output_loading_info=True, attn_implementation="eager"
-    )
+    plain = {"attn_implementation": "eager"}
+    if family == "deepseek_moe":
+        plain["experts_implementation"] = "eager"  # the default one wants widths that are multiples of 4
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **plain)
     assert not any(report.values()), report
     tokens = np.random.default_rng(seed).integers(0, tokenizer.vocab_size, (3, 40)).astype(np.int32)
     ours, _ = jax.jit(run.model.apply)(run.variables, tokens)
@@ -113,10 +127,12 @@ def test_transformers_computes_the_same(family: str, seed: int, tokenizer: Token
     )[0, len(prompt) :].tolist()
     assert len(generated) == NEW_TOKENS and greedy(run, prompt) == generated
 
-    assert_trees_equal(dict(hf.load(folder).params), dict(run.params))
+    back = hf.load(folder)
+    assert_trees_equal(dict(back.params), dict(run.params))
+    assert_trees_equal({"bias": back.router_bias}, {"bias": run.router_bias})
 
 
-@pytest.mark.parametrize("family", ["deepseek", "llama_gqa", "gpt2"])
+@pytest.mark.parametrize("family", ["deepseek_moe", "llama_gqa", "gpt2"])
 def test_what_transformers_saves_comes_back(family: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Loaded there, saved there by save_pretrained (its config.json, no manifest), loaded here."""
     config = random_config(family, 0, tokenizer.vocab_size)
@@ -125,6 +141,7 @@ def test_what_transformers_saves_comes_back(family: str, tokenizer: Tokenizer, t
     transformers.AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "saved")
     back = hf.load(tmp_path / "saved", tokenizer=folder / "tokenizer.model")
     assert_trees_equal(dict(back.params), dict(run.params))
+    assert_trees_equal({"bias": back.router_bias}, {"bias": run.router_bias})
 
 
 @pytest.mark.parametrize("family", ["deepseek", "llama_mha", "gpt2"])

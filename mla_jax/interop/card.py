@@ -73,6 +73,10 @@ def _model_rows(cfg: Any) -> list[tuple[str, str]]:
         rows.append(("latents", f"{ranks}; head widths: {heads}"))
     elif cfg.n_kv_heads != cfg.n_heads:
         rows.append(("key/value heads", str(cfg.n_kv_heads)))
+    if cfg.ffn == "moe":
+        active = f"{accounting.params(cfg)['active']:,} parameters active for a token"
+        experts = f"{cfg.n_routed_experts} routed of width {cfg.d_expert}, {cfg.top_k} of them a token"
+        rows.append(("experts", f"{experts}; {cfg.n_shared_experts} shared; {active}"))
     saved = f"MHA of the same heads: {mha:,}; {1 - kv / mha:.1%} saved"
     return [*rows, ("KV cache", f"{kv:,} bytes per token in bfloat16 ({saved})")]
 

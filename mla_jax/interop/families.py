@@ -1,6 +1,6 @@
 """Which Hugging Face architecture computes what a config computes, and the config.json of each, both ways.
 
-* joint MLA with decoupled RoPE and RMS-normed latents, default block -> DeepseekV3ForCausalLM
+* joint MLA with decoupled RoPE and RMS-normed latents, default block, dense or experts -> DeepseekV3ForCausalLM
 * MHA and GQA with RoPE, default block -> LlamaForCausalLM
 * MHA with learned positions, block=gpt -> GPT2LMHeadModel
 
@@ -21,10 +21,10 @@ def family(cfg: ModelConfig) -> str:
     """The architecture's name. Raises UserError, with the reason, for a config that none computes."""
     if cfg.qk_norm:
         _refuse("model.qk_norm", cfg.qk_norm, "the three architectures do not normalise queries and keys per head")
-    if cfg.ffn != "dense":
-        _refuse("model.ffn", cfg.ffn, "experts are not exported yet")
     if cfg.attention == "mla":
         return _mla_family(cfg)
+    if cfg.ffn != "dense":
+        _refuse("model.ffn", cfg.ffn, "only DeepseekV3ForCausalLM has our kind of experts, and its attention is MLA")
     if cfg.block == "gpt":
         if cfg.attention != "mha" or cfg.n_kv_heads != cfg.n_heads:
             _refuse("model.attention", cfg.attention, "GPT2LMHeadModel (block=gpt) has as many key heads as queries")
@@ -53,7 +53,16 @@ def _mla_family(cfg: ModelConfig) -> str:
         _refuse("model.latent_norm", cfg.latent_norm, "DeepseekV3ForCausalLM normalises its latents (rms)")
     if cfg.block != "default":
         _refuse("model.block", cfg.block, "DeepseekV3ForCausalLM has RMSNorm, SwiGLU and no biases (default)")
+    if cfg.ffn == "moe":
+        _check_experts(cfg)
     return DEEPSEEK
+
+
+def _check_experts(cfg: ModelConfig) -> None:
+    if cfg.router_score != "sigmoid":
+        _refuse("model.router_score", cfg.router_score, "DeepseekV3ForCausalLM scores experts by a sigmoid")
+    if cfg.n_routed_experts < 2:
+        _refuse("model.n_routed_experts", cfg.n_routed_experts, "DeepseekV3ForCausalLM chooses among two or more")
 
 
 def _refuse(field: str, value: Any, reason: str) -> None:
@@ -96,8 +105,26 @@ def _deepseek(cfg: ModelConfig) -> dict[str, Any]:
         "qk_rope_head_dim": cfg.qk_rope_head_dim,
         "v_head_dim": cfg.v_head_dim,
         "rope_interleave": True,  # DeepSeek's order of the rotary rows; `weights` permutes ours into it
-        "first_k_dense_replace": cfg.n_layers,
         "num_nextn_predict_layers": 0,
+        **_experts(cfg),
+    }
+
+
+def _experts(cfg: ModelConfig) -> dict[str, Any]:
+    if cfg.ffn == "dense":
+        return {"first_k_dense_replace": cfg.n_layers}
+    return {
+        "first_k_dense_replace": cfg.first_k_dense,
+        "moe_intermediate_size": cfg.d_expert,
+        "n_routed_experts": cfg.n_routed_experts,
+        "n_shared_experts": cfg.n_shared_experts,
+        "num_experts_per_tok": cfg.top_k,
+        "norm_topk_prob": cfg.router_renormalize,
+        "routed_scaling_factor": cfg.routed_scaling_factor,
+        "scoring_func": "sigmoid",  # not read by transformers, but by others
+        "topk_method": "noaux_tc",
+        "n_group": 1,  # no groups: every expert can be chosen
+        "topk_group": 1,
     }
 
 

@@ -64,10 +64,10 @@ def export(run: Run, out: str | os.PathLike, dtype: str = "float32") -> Path:
     }
     folders.check_place(out, "--out", manifest.is_export)
     data = runs.read_data(run.folder)
-    tensors = weights.to_tensors(config.model, params)
+    tensors = weights.to_tensors(config.model, params, run.router_bias)
     readme = card.text(run, config, data, dtype)
     with folders.built_aside(out, "--out") as building:
-        tensor_files.write(building / tensor_files.NAME, tensors, dtype)
+        tensor_files.write(building / tensor_files.NAME, tensors, dtype, exact=weights.ROUTER_BIAS)
         for name, content in texts.items():
             text = json.dumps(content, indent=2, ensure_ascii=False)
             (building / name).write_text(text + "\n", encoding="utf-8")
@@ -98,10 +98,10 @@ def load(folder: str | os.PathLike, tokenizer: str | os.PathLike | None = None) 
     config = _config(hf_config, told)
     found = _tokenizer(folder, tokenizer, config, told)
     tensors = tensor_files.read(folder)
-    numpy_params = weights.to_params(config.model, tensors, str(folder), hf_config.interleaved)
-    params = jax.tree.map(jnp.asarray, numpy_params)
+    loaded = weights.to_params(config.model, tensors, str(folder), hf_config.interleaved)
+    params, router_bias = jax.tree.map(jnp.asarray, loaded)  # None, without experts, is no leaf
     model = Transformer(config.model, backend_lib.choose(config.model))
-    return Run(RunFolder(folder), config, found, model, params, None, told.step if told else 0)
+    return Run(RunFolder(folder), config, found, model, params, router_bias, told.step if told else 0)
 
 
 def _config(hf_config: HFConfig, told: manifest.Manifest | None) -> Config:

@@ -33,16 +33,16 @@ class HFConfig:
     def fail(self, field: str, value: Any, rule: str) -> None:
         raise UserError(f"{self.path}: {field} is {value!r}; {rule}: mla_jax cannot import this model.")
 
-    def integer(self, field: str, default: Any = _MISSING) -> int:
-        """A whole number >= 1; null and absence give the default."""
+    def integer(self, field: str, default: Any = _MISSING, least: int = 1) -> int:
+        """A whole number >= least; null and absence give the default."""
         value = self.content.get(field)
         if value is None and default is not _MISSING:
             return default
-        if type(value) is not int or not 1 <= value < 2**31:
-            self.fail(field, value, "it must be a whole number, at least 1")
+        if type(value) is not int or not least <= value < 2**31:
+            self.fail(field, value, f"it must be a whole number, at least {least}")
         return value
 
-    def number(self, field: str, default: float) -> float:
+    def number(self, field: str, default: Any) -> float:
         value = self.content.get(field)
         value = default if value is None else value
         if type(value) not in (int, float):
@@ -77,7 +77,7 @@ class HFConfig:
 def model_knobs(config: HFConfig) -> dict[str, Any]:
     """{"attention": ..., ...}: the knobs of `model` that the file determines. Raises UserError."""
     name = config.architecture
-    knobs = {"vocab_size": config.integer("vocab_size"), "qk_norm": False, "ffn": "dense"}
+    knobs: dict[str, Any] = {"vocab_size": config.integer("vocab_size"), "qk_norm": False, "ffn": "dense"}
     if "quantization_config" in config.content:
         config.fail("quantization_config", "set", "quantised weights are not read")
     return knobs | {DEEPSEEK: _deepseek, LLAMA: _llama, GPT2: _gpt2}[name](config)
@@ -131,8 +131,6 @@ def _deepseek(config: HFConfig) -> dict[str, Any]:
     knobs = _rotary(config)
     if config.integer("num_key_value_heads", knobs["n_heads"]) != knobs["n_heads"]:
         config.fail("num_key_value_heads", config.content["num_key_value_heads"], "MLA has as many as query heads")
-    if config.integer("first_k_dense_replace") < knobs["n_layers"]:
-        config.fail("first_k_dense_replace", config.content["first_k_dense_replace"], "experts are not imported yet")
     query_rank = config.content.get("q_lora_rank")
     return knobs | {
         "attention": "mla",
@@ -144,6 +142,32 @@ def _deepseek(config: HFConfig) -> dict[str, Any]:
         "qk_nope_head_dim": config.integer("qk_nope_head_dim"),
         "qk_rope_head_dim": config.integer("qk_rope_head_dim"),
         "v_head_dim": config.integer("v_head_dim"),
+        **_experts(config, knobs["n_layers"]),
+    }
+
+
+def _experts(config: HFConfig, n_layers: int) -> dict[str, Any]:
+    first_k_dense = config.integer("first_k_dense_replace", least=0)
+    if first_k_dense >= n_layers:
+        return {"ffn": "dense"}
+    config.must_be("scoring_func", "sigmoid", "sigmoid", "DeepSeek-V3 scores experts by a sigmoid")
+    config.must_be("topk_method", "noaux_tc", "noaux_tc", "DeepSeek-V3 chooses by biased scores")
+    groups = config.integer("n_group")
+    if config.integer("topk_group") != groups:
+        config.fail("topk_group", config.content["topk_group"], f"all of the {groups} groups are open to a token here")
+    renormalize = config.content.get("norm_topk_prob")
+    if type(renormalize) is not bool:
+        config.fail("norm_topk_prob", renormalize, "it must be true or false")
+    return {
+        "ffn": "moe",
+        "first_k_dense": first_k_dense,
+        "d_expert": config.integer("moe_intermediate_size"),
+        "n_routed_experts": config.integer("n_routed_experts"),
+        "n_shared_experts": config.integer("n_shared_experts", least=0),
+        "top_k": config.integer("num_experts_per_tok"),
+        "router_score": "sigmoid",
+        "router_renormalize": renormalize,
+        "routed_scaling_factor": config.number("routed_scaling_factor", _MISSING),
     }
 
 

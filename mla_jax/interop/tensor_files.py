@@ -26,10 +26,11 @@ def library() -> Any:
     return safetensors
 
 
-def write(path: Path, tensors: dict[str, np.ndarray], dtype: str) -> None:
-    """Write float32 `tensors` as `dtype` (float32 or bfloat16)."""
+def write(path: Path, tensors: dict[str, np.ndarray], dtype: str, exact: str = "") -> None:
+    """Write float32 `tensors` as `dtype` (float32 or bfloat16), those whose name ends in `exact` as they are."""
     kind = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}[dtype]
-    content = {name: np.ascontiguousarray(tensor.astype(kind)) for name, tensor in tensors.items()}
+    kinds = {name: np.dtype(np.float32) if exact and name.endswith(exact) else kind for name in tensors}
+    content = {name: np.ascontiguousarray(tensor.astype(kinds[name])) for name, tensor in tensors.items()}
     # transformers refuses files that do not name a framework.
     library().numpy.save_file(content, path, metadata={"format": "pt"})
     path.chmod(0o644)  # the library closes it to other users

@@ -9,13 +9,16 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from mla_jax.config import ModelConfig
 from mla_jax.errors import UserError
 from mla_jax.interop.families import DEEPSEEK, LLAMA, family
 
-Path = tuple[str, ...]
+# Names into our tree {**params, "router_bias": [L_moe, E]}; a number is a place on the first axis of an array.
+Path = tuple[str | int, ...]
+ROUTER_BIAS = "e_score_correction_bias"  # float32 whatever the dtype of the weights: transformers keeps it so
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,30 +32,40 @@ class Entry:
     unpack: Callable[[np.ndarray], tuple[np.ndarray, ...]]
 
 
-def to_tensors(cfg: ModelConfig, params: Any) -> dict[str, np.ndarray]:
-    """Our parameters (a float32 pytree) -> {name: tensor}, C-contiguous. Raises UserError as `families.family` does."""
+def to_tensors(cfg: ModelConfig, params: Any, router_bias: Any = None) -> dict[str, np.ndarray]:
+    """Our parameters (a float32 pytree) and, with experts, router_bias [L_moe, E] -> {name: tensor}, C-contiguous.
+
+    Raises UserError as `families.family` does, and for a router bias that masks experts.
+    """
+    tree = jax.tree.map(np.asarray, dict(params))
+    if router_bias is not None:
+        tree["router_bias"] = np.asarray(router_bias)
+        if not np.isfinite(tree["router_bias"]).all():
+            raise UserError("The router bias masks experts (-inf), which DeepseekV3ForCausalLM cannot: unmask them.")
     tensors = {}
     for entry in table(cfg):
-        tensor = np.ascontiguousarray(entry.pack(*(np.asarray(_get(params, path)) for path in entry.paths)))
+        tensor = np.ascontiguousarray(entry.pack(*(_get(tree, path) for path in entry.paths)))
         assert tensor.shape == entry.shape, (entry.name, tensor.shape, entry.shape)
         tensors[entry.name] = tensor
     return tensors
 
 
-def to_params(cfg: ModelConfig, tensors: dict[str, np.ndarray], where: str, interleaved: bool = True) -> dict[str, Any]:
-    """{name: tensor} -> our parameters, float32 numpy arrays.
+def to_params(
+    cfg: ModelConfig, tensors: dict[str, np.ndarray], where: str, interleaved: bool = True
+) -> tuple[dict[str, Any], np.ndarray | None]:
+    """{name: tensor} -> our parameters and, with experts, router_bias [L_moe, E] (else None); float32 numpy arrays.
 
     `interleaved`: the order of DeepSeek's rotary rows. Raises UserError, naming the file `where`, for a tensor that is
     missing, has another shape than the config says, has numbers that are not finite, or that the config has no use for.
     """
-    params: dict[str, Any] = {}
+    tree: dict[str, Any] = {}
     tensors = dict(tensors)
     for entry in table(cfg, interleaved):
-        if entry.name not in tensors:
+        tensor = tensors.pop(entry.name, None)
+        if tensor is None:
             raise UserError(
                 f"{where} has no tensor {entry.name!r}, which its config.json asks for: copy the folder again."
             )
-        tensor = tensors.pop(entry.name)
         if tensor.shape != entry.shape:
             raise UserError(
                 f"{where}: {entry.name} has the shape {list(tensor.shape)}, and by config.json it must be "
@@ -61,9 +74,11 @@ def to_params(cfg: ModelConfig, tensors: dict[str, np.ndarray], where: str, inte
         if not np.isfinite(tensor).all():
             raise UserError(f"{where}: {entry.name} has numbers that are infinite or not numbers: copy the file again.")
         for path, value in zip(entry.paths, entry.unpack(tensor.astype(np.float32)), strict=True):
-            _put(params, path, np.ascontiguousarray(value))
+            _put(tree, path, value)
+    params = _stack(tree)
+    router_bias = params.pop("router_bias", None)
     _check_rest(tensors, params["embedding"], where)
-    return params
+    return params, router_bias
 
 
 def _check_rest(tensors: dict[str, np.ndarray], embedding: np.ndarray, where: str) -> None:
@@ -90,7 +105,10 @@ def table(cfg: ModelConfig, interleaved: bool = True) -> Iterator[Entry]:
             yield _same(f"{there}.post_attention_layernorm.weight", (here, "ffn_norm", "gain"), (width,))
             attention = _mla if name == DEEPSEEK else _grouped
             yield from attention(cfg, f"{there}.self_attn", (here, "attention"), interleaved)
-            yield from _swiglu(cfg.d_model, cfg.d_ff, f"{there}.mlp", (here, "ffn"))
+            if i >= cfg.n_layers - cfg.n_moe_layers:
+                yield from _experts(cfg, f"{there}.mlp", (here, "ffn"), i - (cfg.n_layers - cfg.n_moe_layers))
+            else:
+                yield from _swiglu(width, cfg.d_ff, f"{there}.mlp", (here, "ffn"))
         yield _same("model.norm.weight", ("final_norm", "gain"), (width,))
         return
     yield _same("transformer.wte.weight", ("embedding",), (cfg.vocab_size, width))
@@ -144,10 +162,26 @@ def _rope_order(rope: int, interleaved: bool) -> np.ndarray:
     return rows.reshape(2, rope // 2).T.reshape(-1) if interleaved else rows
 
 
-def _swiglu(width: int, hidden: int, there: str, here: Path) -> Iterator[Entry]:
-    yield _linear(f"{there}.gate_proj.weight", (*here, "w_gate"), (width,), (hidden,))
-    yield _linear(f"{there}.up_proj.weight", (*here, "w_up"), (width,), (hidden,))
-    yield _linear(f"{there}.down_proj.weight", (*here, "w_down"), (hidden,), (width,))
+def _swiglu(width: int, hidden: int, there: str, here: Path, place: Path = ()) -> Iterator[Entry]:
+    """place: (e,) for expert e of a stack."""
+    yield _linear(f"{there}.gate_proj.weight", (*here, "w_gate", *place), (width,), (hidden,))
+    yield _linear(f"{there}.up_proj.weight", (*here, "w_up", *place), (width,), (hidden,))
+    yield _linear(f"{there}.down_proj.weight", (*here, "w_down", *place), (hidden,), (width,))
+
+
+def _experts(cfg: ModelConfig, there: str, here: Path, moe_layer: int) -> Iterator[Entry]:
+    """Experts are single tensors there and a stack [E, ...] here; the router bias lies with its layer there."""
+    experts, width = cfg.n_routed_experts, cfg.d_model
+    yield _linear(f"{there}.gate.weight", (*here, "w_router"), (width,), (experts,))
+    yield _same(f"{there}.gate.{ROUTER_BIAS}", ("router_bias", moe_layer), (experts,))
+    for e in range(experts):
+        yield from _swiglu(width, cfg.d_expert, f"{there}.experts.{e}", here, (e,))
+    hidden = cfg.n_shared_experts * cfg.d_expert
+    if hidden:
+        yield from _swiglu(width, hidden, f"{there}.shared_experts", (*here, "shared"))
+        return
+    for name, shape in (("gate_proj", (0, width)), ("up_proj", (0, width)), ("down_proj", (width, 0))):
+        yield _empty(f"{there}.shared_experts.{name}.weight", shape)  # there, no shared expert is one without width
 
 
 def _gpt_layer(cfg: ModelConfig, there: str, layer: str) -> Iterator[Entry]:
@@ -193,6 +227,10 @@ def _same(name: str, path: Path, shape: tuple[int, ...]) -> Entry:
     return Entry(name, shape, (path,), lambda a: a, lambda t: (t,))
 
 
+def _empty(name: str, shape: tuple[int, ...]) -> Entry:
+    return Entry(name, shape, (), lambda: np.zeros(shape, np.float32), lambda _: ())
+
+
 def _linear(
     name: str, path: Path, inputs: tuple[int, ...], outputs: tuple[int, ...], columns: np.ndarray | None = None
 ) -> Entry:
@@ -219,3 +257,12 @@ def _put(tree: dict[str, Any], path: Path, value: np.ndarray) -> None:
     for name in path[:-1]:
         tree = tree.setdefault(name, {})
     tree[path[-1]] = value
+
+
+def _stack(tree: Any) -> Any:
+    """The tree with every {0: a, 1: b, ...} as one array, and every array C-contiguous."""
+    if not isinstance(tree, dict):
+        return np.ascontiguousarray(tree)
+    if 0 in tree:
+        return np.stack([tree[i] for i in range(len(tree))])
+    return {name: _stack(branch) for name, branch in tree.items()}

@@ -35,10 +35,23 @@ _MLA = _ROTARY | {
     "v_head_dim": 7,
     "first_k_dense_replace": 2,
 }
+_MOE = _MLA | {
+    "n_routed_experts": 6,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 9,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
 CONFIGS = {
     "deepseek": transformers.DeepseekV3Config(**_MLA, q_lora_rank=None),
     "deepseek_q_lora": transformers.DeepseekV3Config(**_MLA, q_lora_rank=11),
     "deepseek_half_split": transformers.DeepseekV3Config(**_MLA, q_lora_rank=None, rope_interleave=False),
+    "deepseek_moe": transformers.DeepseekV3Config(**_MOE, q_lora_rank=11, routed_scaling_factor=2.5),
+    "deepseek_moe_raw": transformers.DeepseekV3Config(
+        **(_MOE | {"first_k_dense_replace": 0, "n_shared_experts": 1}), q_lora_rank=None, norm_topk_prob=False
+    ),
     "llama_mha": transformers.LlamaConfig(**_ROTARY),
     "llama_gqa": transformers.LlamaConfig(**(_ROTARY | {"num_attention_heads": 4}), num_key_value_heads=2, head_dim=10),
     "gpt2": transformers.GPT2Config(**_SHARED, n_positions=32, n_embd=24, n_layer=2, n_head=3, n_inner=20),
@@ -58,7 +71,7 @@ def randomise(model: torch.nn.Module) -> None:
 def main() -> None:
     tokens = np.random.default_rng(0).integers(0, 40, (2, 20))
     for name, config in CONFIGS.items():
-        config._attn_implementation = "eager"
+        config._attn_implementation = config._experts_implementation = "eager"
         model = transformers.AutoModelForCausalLM.from_config(config).eval()
         randomise(model)
         with torch.no_grad():

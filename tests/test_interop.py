@@ -78,6 +78,17 @@ def test_the_order_of_rotary_rows_matters(tmp_path: Path) -> None:
     assert np.abs(logits - golden.logits).max() > 1e-2
 
 
+def test_the_router_bias_matters(tmp_path: Path) -> None:
+    """Without it, or with that of other layers or experts, tokens go elsewhere."""
+    golden = fixture("deepseek_moe_raw")
+    config = _foreign_config(model_knobs(read_config(golden.config, tmp_path)), "config.json")
+    params, bias = weights.to_params(config.model, golden.tensors, "there")
+    apply = quick_jit(reference_model(config).apply)
+    for wrong in (0 * bias, bias[::-1], bias[:, ::-1]):
+        logits, _ = apply(variables_of(params, wrong), golden.tokens)
+        assert np.abs(logits - golden.logits).max() > 1e-2
+
+
 @pytest.mark.parametrize("name", FIXTURES)
 def test_export_gives_back_the_tensors_of_transformers(name: str, tmp_path: Path) -> None:
     golden = fixture(name)

@@ -104,6 +104,12 @@ def get_config(size: str = "m") -> ConfigDict:
     r.tensorboard = True  # also write TensorBoard events
     r.profile_steps = 0  # > 0: write a jax.profiler trace of this many steps after step 20 to the run folder
 
+    c.mesh = x = ConfigDict()  # how the devices of all processes are laid out; their product must divide them
+    x.data = 0  # copies of the model, each with its share of the batch; 0 = all the devices that the others leave
+    x.fsdp = 1  # also splits the batch, and with it parameters, gradients and optimizer state
+    x.expert = 1  # moe only: also splits the batch, and with it the experts
+    x.tensor = 1  # splits heads and hidden units
+
     c.optim = o = ConfigDict()
     o.name = "adamw"  # adamw | muon (hidden matrices; embeddings, norms, biases and the router stay with AdamW)
     o.learning_rate = 1e-3  # peak

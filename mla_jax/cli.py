@@ -52,6 +52,10 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     define(
         flags.DEFINE_integer, "step", None, "sample, eval, judge, export: the checkpoint to read (default: the best)"
     )
+    define(flags.DEFINE_string, "coordinator_address", None, "train, several processes: HOST:PORT of process 0")
+    define(flags.DEFINE_integer, "num_processes", None, "train, several processes: how many; 1 = this one alone")
+    define(flags.DEFINE_integer, "process_id", None, "train, several processes: this one's number, from 0")
+    define(flags.DEFINE_integer, "init_timeout_s", 300, "train, several processes: how long to wait for the others")
     define(flags.DEFINE_string, "data.path", None, "eval: a file of stories instead of the held-out part")
     define(flags.DEFINE_boolean, "trace_experts", False, "sample: also write which experts each token went to")
     define(flags.DEFINE_integer, "fact_stories", 0, "eval: put the fact questions of so many embedded stories too")
@@ -145,12 +149,14 @@ def _train(values: flags.FlagValues) -> int:
         raise UserError("--config is a study, and this is train: add --mode study, or name one of its configs.")
     config: Config = from_config_dict(values["config"].value)
     workdir = _one_workdir(values)
-    from mla_jax import compile_cache
+    from mla_jax import compile_cache, distributed
     from mla_jax.train.loop import NonFiniteLoss, train
 
     compile_cache.enable()
+    names = ("coordinator_address", "num_processes", "process_id", "init_timeout_s")
+    launch = distributed.launch_from(*(values[name].value for name in names))
     try:
-        with _interrupt_exits():
+        with _interrupt_exits(), distributed.joined(launch):
             train(config, workdir)
     except NonFiniteLoss as error:
         print(f"mla_jax: {error}", file=sys.stderr)
@@ -284,6 +290,10 @@ _FLAGS_OF_MODES = {
     "top_k": (("sample", "judge"), "sample.top_k"),
     "seed": (("sample", "judge"), "train.seed"),
     "step": (("sample", "eval", "judge", "export"), "train.steps"),
+    "coordinator_address": (("train",), ""),
+    "num_processes": (("train",), ""),
+    "process_id": (("train",), ""),
+    "init_timeout_s": (("train",), ""),
     "base_url": (("judge",), ""),
     "judge_model": (("judge",), ""),
     "rubric": (("judge",), ""),

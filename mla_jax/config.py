@@ -82,6 +82,10 @@ MIGRATIONS: dict[int, dict[str, Any]] = {
         "sample.stop": (),
         "sample.cache_dtype": "auto",
         "sample.prefill_chunk": 1024,
+        "mesh.data": 1,
+        "mesh.fsdp": 1,
+        "mesh.expert": 1,
+        "mesh.tensor": 1,
     },
 }
 
@@ -190,6 +194,14 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    data: int
+    fsdp: int
+    expert: int
+    tensor: int
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimConfig:
     name: str
     learning_rate: float
@@ -247,6 +259,7 @@ class Config:
     data: DataConfig
     tokenizer: TokenizerConfig
     train: TrainConfig
+    mesh: MeshConfig
     optim: OptimConfig
     eval: EvalConfig
     checkpoint: CheckpointConfig

@@ -123,7 +123,8 @@ def ranges(config: "Config") -> None:
         "model.n_layers model.d_model model.n_heads model.head_dim model.max_len model.d_ff data.stories "
         "data.valid_stories data.threads tokenizer.train_bytes train.steps train.batch_size train.microbatches "
         "train.seq_len train.log_every train.eval_every optim.decay_steps eval.batch_size checkpoint.every "
-        "checkpoint.keep_latest sample.num_samples sample.max_new_tokens sample.prefill_chunk"
+        "checkpoint.keep_latest sample.num_samples sample.max_new_tokens sample.prefill_chunk "
+        "mesh.fsdp mesh.expert mesh.tensor"
     )
     at_least_zero = (
         "model.vocab_size model.n_kv_heads model.kv_lora_rank model.q_lora_rank model.qk_nope_head_dim "
@@ -131,7 +132,7 @@ def ranges(config: "Config") -> None:
         "model.d_expert model.first_k_dense model.router_aux_weight model.router_sequence_weight "
         "model.router_z_weight optim.warmup_steps optim.weight_decay optim.clip_norm "
         "checkpoint.keep_best sample.temperature sample.top_k train.profile_steps train.bad_loss train.bad_grad_norm "
-        "train.seed sample.seed data.seed train.loss_chunks"
+        "train.seed sample.seed data.seed train.loss_chunks mesh.data"
     )
     bounds = dict.fromkeys(at_least_one.split(), (1, math.inf)) | dict.fromkeys(at_least_zero.split(), (0, math.inf))
     bounds |= {
@@ -318,6 +319,32 @@ def batches(config: "Config") -> None:
         )
 
 
+def meshes(config: "Config") -> None:
+    """Each axis of the mesh divides what it splits. What depends on the devices is checked by mesh.py."""
+    mesh, m, batch = config.mesh, config.model, config.train.batch_size
+    splits = [("tensor", name, getattr(m, name)) for name in ("n_heads", "n_kv_heads", "d_ff")]
+    splits += [("fsdp", name, getattr(m, name)) for name in ("d_model", "kv_lora_rank", "q_lora_rank")]
+    for axis, name, length in splits:
+        if length % getattr(mesh, axis):
+            fail(config, f"mesh.{axis}", f"it splits model.{name} ({length}) and must divide it", "change one of them")
+    if mesh.expert > 1:
+        fail(config, "mesh.expert", f"model.ffn is {m.ffn}, which has no experts to split", "set it to 1")
+    shards = max(1, mesh.data) * mesh.fsdp * mesh.expert
+    for field in ("train.batch_size", "eval.batch_size"):
+        if get(config, field) % shards:
+            fail(
+                config, field, f"mesh data x fsdp x expert splits it into {shards} parts", "make it a multiple of that"
+            )
+    if batch // config.train.microbatches % shards:
+        fail(
+            config,
+            "train.microbatches",
+            f"mesh data x fsdp x expert splits each of batch_size/microbatches = {batch // config.train.microbatches} "
+            f"rows into {shards} parts",
+            "lower one of them",
+        )
+
+
 def places(config: "Config") -> None:
     """A held-out file needs a training file; a sampler needs room; steps to keep are steps."""
     if any(step < 1 for step in config.checkpoint.keep_steps):
@@ -342,4 +369,4 @@ def places(config: "Config") -> None:
         fail(config, "sample.stop", "an empty string stops nothing", "leave it out")
 
 
-RULES = (ranges, heads, latents, positions, experts, batches, places)
+RULES = (ranges, heads, latents, positions, experts, batches, meshes, places)

@@ -96,11 +96,14 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def lock(folder: RunFolder) -> Iterator[None]:
-    """Hold the run folder for training; the lock dies with its process. Raises UserError when another holds it."""
+def lock(folder: RunFolder, mark: str = "") -> Iterator[None]:
+    """Hold the run folder for training; the lock dies with its process. Raises UserError when another holds it.
+
+    mark: what other processes of the same run look for, to see that they have the same folder (`check_lock`).
+    """
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        handle = open(folder.path / ".lock", "w")  # noqa: SIM115 (closed by the with below)
+        handle = open(folder.path / ".lock", "a+")  # noqa: SIM115 (closed by the with below)
     except OSError as error:
         raise UserError(
             f"--workdir is {str(folder.path)!r}, which cannot be written to ({error.strerror}): choose another folder."
@@ -113,7 +116,23 @@ def lock(folder: RunFolder) -> Iterator[None]:
                 f"--workdir is {str(folder.path)!r}, which another process is training in: "
                 "wait for it, stop it, or choose another folder."
             ) from None
+        handle.truncate(0)
+        handle.write(mark)
+        handle.flush()
         yield
+
+
+def check_lock(folder: RunFolder, mark: str) -> None:
+    """Raise UserError unless process 0 of this run holds this very folder."""
+    try:
+        found = (folder.path / ".lock").read_text()
+    except OSError:
+        found = ""
+    if found != mark:
+        raise UserError(
+            f"--workdir is {str(folder.path)!r}, which is not the folder that process 0 has under that path: give a "
+            "folder that all processes share (a network file system)."
+        )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -290,7 +309,7 @@ def abstract_params(model: Transformer) -> Any:
 
 
 def _one_device() -> jax.sharding.Sharding:
-    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
 def checkpoint_losses(folder: RunFolder) -> dict[int, float]:

@@ -45,9 +45,10 @@ def train_iterator(
 ) -> grain.DatasetIterator:
     """Endless batches {"tokens", "segment_ids"}, int32 [B / process_count, T + 1] each.
 
-    Their order depends on train.seed and the epoch only; the batch of a step is the same set of windows
-    however many processes share it. `get_state` / `set_state` give and take a small dict. Raises UserError
-    when the batch does not divide among processes or not one window fits.
+    Their order depends on train.seed and the epoch only; process i gets block i of the rows of a step's batch, which
+    is the same however many processes share it: so a run goes on with another number of them. `get_state` and
+    `set_state` give and take a small dict. Raises UserError when the batch does not divide among processes or not one
+    window fits.
     """
     train = config.train
     source = windows(prepared.train, train.seq_len)
@@ -67,8 +68,8 @@ def train_iterator(
         .seed(train.seed)  # hashed; shuffle(seed) alone would make epoch 1 of seed 0 epoch 0 of seed 1
         .shuffle()
         .repeat()  # before batching: batches run across the ends of epochs
-        .slice(slice(process_index, None, process_count))
         .batch(train.batch_size // process_count, drop_remainder=True)
+        .slice(slice(process_index, None, process_count))
         .map(lambda tokens: _batch(tokens, separator_id))
     )
     options = grain.ReadOptions(num_threads=config.data.threads, prefetch_buffer_size=4 * config.data.threads)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from mla_jax.config import ModelConfig
 from mla_jax.errors import UserError
@@ -27,6 +28,7 @@ class Backend:
     platform: str = "cpu"  # "gpu" | "tpu" | "cpu": whose rates choose among the paths of experts
     grouped_impl: str = "xla"  # "tokamax" | "pallas" | "xla": of grouped products
     candidates: tuple[str, ...] = ()  # unmeasured forms of the training step (model/candidates.py)
+    mesh: Mesh | None = None  # the devices that a batch is spread over; None = one
 
     @property
     def jnp_dtype(self) -> Any:

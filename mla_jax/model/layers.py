@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from mla_jax import mesh
 from mla_jax.config import ModelConfig
 from mla_jax.model.backend import Backend
 
@@ -59,6 +60,16 @@ def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     cos, sin = cos[..., None, :], sin[..., None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def residual(x: jax.Array, backend: Backend) -> jax.Array:
+    """The residual stream x [B, T, D] where a block reads it: rows split over the mesh, row-major in memory."""
+    return row_major(mesh.constrain_rows(x, backend.mesh), backend)
+
+
+def whole(table: jax.Array, backend: Backend) -> jax.Array:
+    """A table to be indexed, gathered first where the mesh splits it: XLA would otherwise move activations instead."""
+    return mesh.constrain(table, backend.mesh)
 
 
 def row_major(x: jax.Array, backend: Backend) -> jax.Array:

@@ -8,15 +8,15 @@ best N).
 
 import contextlib
 import itertools
+import json
 from typing import Any
 
 import grain
-import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
-from mla_jax import checksums
+from mla_jax import checksums, distributed
 from mla_jax.config import CheckpointConfig, Config
 from mla_jax.errors import UserError
 from mla_jax.runs import RunFolder, check_router_bias, drop_failed_reads, quiet_reads, short_reason
@@ -105,15 +105,12 @@ class Checkpoints:
         A damaged checkpoint is named in the log and the one before it taken; its folder becomes STEP.damagedN, so that
         the step can be saved again and nothing reads it. Raises UserError, and moves none, when all are damaged.
         """
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), abstract)
         weights = {"params": abstract.params}
         if abstract.router_bias is not None:
             weights["router_bias"] = abstract.router_bias
         items = ocp.args.Composite(
             model=ocp.args.StandardRestore(weights),
             train=ocp.args.StandardRestore({"step": abstract.step, "opt_state": abstract.opt_state}),
-            data=grain.checkpoint.CheckpointRestore(data),
         )
         steps = sorted(self._manager.all_steps(), reverse=True)
         for number, step in enumerate(steps):
@@ -123,8 +120,12 @@ class Checkpoints:
                     check_router_bias(self._folder.checkpoints / str(step) / "model")
                 with quiet_reads():
                     restored = self._manager.restore(step, args=items)
+                data.set_state(self._data_state(step))
+                reason = ""
             except Exception as error:  # Orbax and TensorStore raise many types for a damaged file
                 reason = short_reason(error)
+            if any(reasons := distributed.exchange(f"restore/{step}", reason)):  # damaged for one is damaged for all
+                reason = next(filter(None, reasons))
                 logging.error("Checkpoint %s/%d cannot be restored (%s).", self._folder.checkpoints, step, reason)
                 restored = None
             if restored is None:
@@ -140,9 +141,18 @@ class Checkpoints:
             )
         return None
 
+    def _data_state(self, step: int) -> dict[str, Any]:
+        """The input pipeline's place: the same in every process, so that any number of them can go on from it."""
+        files = sorted((self._folder.checkpoints / str(step) / "data").glob("process_*.json"))
+        if not files:
+            raise FileNotFoundError("it does not say where the input pipeline was")
+        return json.loads(files[0].read_text(encoding="utf-8"))
+
     def _seal(self) -> None:
         """Called by Orbax in its own thread when all is written and before the folder gets its final name: a
         checkpoint that counts has its checksums."""
+        if not distributed.is_first():
+            return
         for folder in self._folder.checkpoints.glob("*.orbax-checkpoint-tmp*"):
             try:
                 checksums.seal(folder)
@@ -150,12 +160,13 @@ class Checkpoints:
                 logging.info("%s has no checksums (%s).", folder, error.strerror)
 
     def _move_aside(self, steps: list[int]) -> None:
-        for step in steps:
+        for step in steps if distributed.is_first() else ():
             folder = self._folder.checkpoints / str(step)
             aside = next(p for i in itertools.count(1) if not (p := folder.with_name(f"{step}.damaged{i}")).exists())
             folder.rename(aside)
             logging.warning("Moved the damaged checkpoint %s to %s.", folder, aside.name)
         if steps:
+            distributed.exchange("moved aside", "")
             self._manager.reload()
 
 

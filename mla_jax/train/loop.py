@@ -1,10 +1,13 @@
 """The training loop: from a config and a work folder to a run folder."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import time
+import uuid
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +16,22 @@ import jax
 import rich.console
 from absl import logging
 
-from mla_jax import accounting, devices
+from mla_jax import accounting, devices, distributed
+from mla_jax import mesh as mesh_lib
 from mla_jax.config import Config
 from mla_jax.data.pipeline import train_iterator
 from mla_jax.evaluation import EvalResult, evaluate
 from mla_jax.phases import StartClock
 from mla_jax.rows import read_result, read_rows, result_row
-from mla_jax.runs import lock
+from mla_jax.runs import RunFolder, check_lock, lock
 from mla_jax.sample.sampler import Sampler, sample_settings
 from mla_jax.train import step as steps
 from mla_jax.train.checkpoint import Checkpoints
 from mla_jax.train.ema import swapped
 from mla_jax.train.expert_meter import ExpertMeter
-from mla_jax.train.metrics import MetricsWriter, Progress
+from mla_jax.train.metrics import MetricsWriter, NoWriter, Progress
 from mla_jax.train.optim import make_optimizer, schedule
+from mla_jax.train.resume import flatten
 from mla_jax.train.rollback import BadStep, NonFiniteLoss, Rollbacks, stop_message
 from mla_jax.train.setup import Setup, open_run, starting_state, write_run_files
 from mla_jax.train.startup import print_startup
@@ -61,21 +66,41 @@ def train(
     """
     start_clock = StartClock()
     start_clock.mark("imports")
-    console = console or rich.console.Console()
+    console = console or rich.console.Console(quiet=not distributed.is_first())
+    distributed.check_same("config", {**flatten(config), "workdir": str(workdir), "jax": jax.__version__})
     jax.devices()
     start_clock.mark("device")
-    setup = open_run(config, Path(workdir))
+    setup = distributed.first_then_others("open", lambda: open_run(config, Path(workdir)))
+    distributed.check_same("data", {"data": setup.prepared.fingerprint, "checkpoints": setup.folder.steps()})
     start_clock.mark("data")
-    with lock(setup.folder):
+    with _held(setup.folder):
         for line in setup.changes:
             logging.warning("Resuming with a changed config: %s", line)
         print_startup(console, setup.config, setup.backend, setup.prepared.stats)
-        with Checkpoints(setup.folder, setup.config.checkpoint, setup.config) as checkpoints:
+        with (
+            Checkpoints(setup.folder, setup.config.checkpoint, setup.config) as checkpoints,
+            distributed.peers_needed(),
+        ):
             training = _Training(setup, checkpoints, console, start_clock)
             if training.start >= setup.config.train.steps and (row := read_result(setup.folder.result)):
                 return training.already_finished(row)
-            write_run_files(setup)
+            if distributed.is_first():
+                write_run_files(setup)
             return training.run(deadline)
+
+
+@contextlib.contextmanager
+def _held(folder: RunFolder) -> Iterator[None]:
+    """The run folder, held by process 0 for all of them."""
+    mark = distributed.exchange("mark", uuid.uuid4().hex)[0]
+    with contextlib.ExitStack() as stack:
+        with distributed.together("lock"):
+            if distributed.is_first():
+                stack.enter_context(lock(folder, mark))
+        with distributed.together("locked"):
+            if not distributed.is_first():
+                check_lock(folder, mark)
+        yield
 
 
 class _Training:
@@ -86,12 +111,19 @@ class _Training:
         self.start_clock = start_clock
         self.setup, self.config, self.checkpoints, self.console = setup, config, checkpoints, console
         self.optimizer = optimizer = make_optimizer(config.optim)
-        self.data: grain.DatasetIterator = train_iterator(setup.prepared, config)
+        mesh = setup.backend.mesh
+        self.part = mesh_lib.process_part(mesh, config.train.batch_size)
+        self.data: grain.DatasetIterator = train_iterator(setup.prepared, config, *self.part)
+        self.place = mesh_lib.batch_placer(mesh, config.train.batch_size)
+        self.agreed = distributed.Agreement(mesh)
+        self.n_devices = 1 if mesh is None else mesh.size
         self.state: TrainState = starting_state(setup, optimizer, checkpoints, self.data)
         self.start = int(self.state.step)
         start_clock.mark("state")
         self.train_step = steps.make_train_step(setup.model, optimizer, config)
-        self.eval_step = steps.make_eval_step(setup.model, config)
+        eval_step = steps.make_eval_step(setup.model, config)
+        place_eval = mesh_lib.batch_placer(mesh, config.eval.batch_size)
+        self.eval_step = lambda variables, batch: eval_step(variables, place_eval(batch))
         self.logit_probe = steps.make_logit_probe(setup.model, config)
         self.learning_rate = schedule(config.optim)
         self.pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
@@ -100,6 +132,7 @@ class _Training:
         self.last: tuple[int, EvalResult] | None = None
         self.startup: dict[str, float] = {}
         self.skipped = 0
+        self.stopping: str | None = None
         self.rollbacks = Rollbacks()
         self.experts = ExpertMeter()
 
@@ -118,7 +151,9 @@ class _Training:
         cfg, total = self.config.train, self.config.train.steps
         if self.start:
             self.console.print(f"resuming at step {self.start} of {total}", highlight=False)
-        writer = MetricsWriter(self.setup.folder, self.start, cfg.tensorboard)
+        writer = NoWriter()
+        if distributed.is_first():
+            writer = MetricsWriter(self.setup.folder, self.start, cfg.tensorboard)
         progress = Progress(self.console, self.start, total)
         with writer as self.writer, progress as self.progress, StopOnSignal(deadline) as self.stop:
             self.clock.restart()
@@ -129,7 +164,7 @@ class _Training:
                 except BadStep as bad:
                     done = self._roll_back(bad)
                     continue
-                if (reason := self.stop.reason) and done in self.checkpoints.steps and done < total:
+                if (reason := self.stopping) and done in self.checkpoints.steps and done < total:
                     self.checkpoints.wait()
                     self.progress.say(f"stopped at step {done} by {reason}; the same command continues.")
                     return TrainResult(None, done, reason)
@@ -143,7 +178,7 @@ class _Training:
     def _advance(self, done: int) -> int:
         """Step number `done`, with what is due after it; returns it. Raises BadStep under the policy rollback."""
         cfg, total = self.config.train, self.config.train.steps
-        batch = self.clock.timed_next(self.data, count=done - self.start > DATA_WAIT_FROM_STEP)
+        batch = self.place(self.clock.timed_next(self.data, count=done - self.start > DATA_WAIT_FROM_STEP))
         self._profile(done - self.start)
         first = "total" not in self.startup
         if first:
@@ -160,7 +195,9 @@ class _Training:
             self._log(done, batch)
         if done % cfg.eval_every == 0 or done == total:
             self._evaluate(done)
-        if self._is_time_to_save(done) or self.stop.reason:
+        wish = self.stop.reason
+        self.stopping = (wish or "another process") if self.agreed(wish is not None) else None
+        if self._is_time_to_save(done) or self.stopping:
             self._save(done)
         return done
 
@@ -170,7 +207,8 @@ class _Training:
         good = self.checkpoints.latest
         if refusal := self.rollbacks.allow(good):
             raise NonFiniteLoss(stop_message(bad.step, bad.metrics, good, self.config.train, refusal))
-        elsewhere = train_iterator(self.setup.prepared, self.config)  # the data of training stays where it is
+        # The data of training stays where it is.
+        elsewhere = train_iterator(self.setup.prepared, self.config, *self.part)
         self.state = self.checkpoints.restore(abstract_state(self.setup.model, self.optimizer), elsewhere)
         done = int(self.state.step)
         self.pending.clear()
@@ -218,7 +256,7 @@ class _Training:
         tokens_per_s = self.clock.tokens_per_s()
         peak = devices.peak_flops()
         flops = accounting.flops_per_token(self.config.model, self.config.train.seq_len)
-        mfu = tokens_per_s * flops / peak if peak else None
+        mfu = tokens_per_s * flops / (peak * self.n_devices) if peak else None
         values = {name: self.metrics[name] for name in ("loss", "grad_norm", "param_norm")}
         values |= self.experts.train_values()
         values |= {
@@ -293,11 +331,20 @@ class _Training:
         peak = devices.peak_flops()
         if peak:
             flops = accounting.flops_per_token(self.config.model, self.config.train.seq_len)
-            metrics["mfu"] = metrics["tokens_per_s"] * flops / peak
+            metrics["mfu"] = metrics["tokens_per_s"] * flops / (peak * self.n_devices)
         tokenizer = setup.prepared.tokenizer
         row = result_row(setup.folder.name, self.config.hash, metrics, setup.prepared.fingerprint, tokenizer.sha256)
-        sampler = Sampler(setup.model, swapped(self.state).variables, tokenizer, self.config)
-        sample = self.config.sample
+        variables = mesh_lib.gather(swapped(self.state).variables, setup.backend.mesh)
+        if distributed.is_first():
+            self._leave_behind(row, variables)
+        distributed.exchange("finished", "")  # process 0 serves the others' farewell: wait for its samples
+        return row
+
+    def _leave_behind(self, row: dict[str, Any], variables: Any) -> None:
+        """Samples, plot and report, by one device."""
+        setup, tokenizer, sample = self.setup, self.setup.prepared.tokenizer, self.config.sample
+        model = setup.model.clone(backend=dataclasses.replace(setup.backend, mesh=None))
+        sampler = Sampler(model, variables, tokenizer, self.config)
         prompts = [prompt for prompt in sample.prompts for _ in range(sample.num_samples)]
         prompts = prompts or setup.openings[: sample.num_samples]
         room = self.config.model.max_len - max(len(tokenizer.encode(prompt)) for prompt in prompts) - 1
@@ -311,7 +358,6 @@ class _Training:
             list(zip(prompts, completions, strict=True)),
             self.console,
         )
-        return row
 
 
 def _best_so_far(setup: Setup, start: int) -> tuple[int, float, float]:

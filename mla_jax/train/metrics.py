@@ -53,6 +53,22 @@ class MetricsWriter:
                 self._board.add_scalar(f"{kind}/{name}", value, step)
 
 
+class NoWriter:
+    """What a process that is not the first writes: nothing."""
+
+    def __enter__(self) -> "NoWriter":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        pass
+
+    def cut(self, step: int) -> None:
+        pass
+
+
 class Progress:
     """A rich progress bar on a terminal, plain lines elsewhere (logs, notebooks' subprocesses, CI)."""
 

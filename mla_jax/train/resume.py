@@ -40,6 +40,7 @@ _FREE = (
     "train.bad_grad_norm",
     "train.tensorboard",
     "train.profile_steps",
+    "mesh.",
     "optim.learning_rate",
     "optim.warmup_steps",
     "optim.decay_steps",

@@ -12,6 +12,7 @@ import grain
 import optax
 
 from mla_jax import config as config_lib
+from mla_jax import mesh as mesh_lib
 from mla_jax import runs
 from mla_jax.config import Config
 from mla_jax.data.pipeline import baselines
@@ -67,6 +68,8 @@ def open_run(config: Config, workdir: Path) -> Setup:
                 "trained with: leave it out."
             )
     backend = backend_lib.choose(config.model)
+    backend = dataclasses.replace(backend, mesh=mesh_lib.make_mesh(config.mesh))
+    mesh_lib.check_batches(config, backend.mesh)
     prepared = prepare(config, tokenizer)
     if resumes:
         check_vocabulary(config, runs.read_data(folder), prepared.tokenizer.vocab_size)
@@ -115,7 +118,11 @@ def starting_state(
             return restored
     if setup.config.init_from:
         source = runs.load_run(setup.config.init_from)
-        return init_state(setup.model, optimizer, source.params, source.router_bias)
+        params = source.params
+        if setup.backend.mesh is not None:
+            where = mesh_lib.state_shardings(setup.backend.mesh, setup.config.model, params, params)
+            params = mesh_lib.spread(params, where)
+        return init_state(setup.model, optimizer, params, source.router_bias)
     return init_state(setup.model, optimizer, init_params(setup.model, setup.config.train.seed))
 
 

@@ -5,7 +5,7 @@ import contextlib
 import rich.console
 import rich.table
 
-from mla_jax import accounting, devices
+from mla_jax import accounting, devices, mesh
 from mla_jax.config import Config, replace
 from mla_jax.config_files import load_config, load_config_dict
 from mla_jax.data import statistics
@@ -25,6 +25,8 @@ def print_startup(console: rich.console.Console, config: Config, backend: Backen
     say(f"device    {devices.device_name()}: {backend.attention_impl} attention in {backend.dtype} ({backend.reason})")
     decode_reason = "" if backend.decode_reason == backend.reason else f" ({backend.decode_reason})"
     say(f"decode    {backend.decode_impl}{decode_reason}")
+    if backend.mesh is not None:
+        say(f"mesh      {mesh.describe(backend.mesh)}")
     say(f"config    {config.hash}; unlike base: {', '.join(chosen(config)) or 'nothing'}")
     train, valid = stats["train"], stats["valid"]
     say(

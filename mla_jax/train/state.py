@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from mla_jax import mesh
 from mla_jax.model.moe import initial_router_bias
 from mla_jax.model.transformer import Transformer, variables_of
 
@@ -30,25 +31,47 @@ class TrainState:
 
 
 def init_params(model: Transformer, seed: int) -> Any:
-    """Fresh float32 parameters; a function of the seed and the model's config alone."""
+    """Fresh float32 parameters, on the model's mesh; a function of the seed and the model's config alone."""
     tokens = jnp.zeros((1, 8), jnp.int32)
-    return jax.jit(model.init)(jax.random.key(seed), tokens)["params"]
+    key = jax.random.key(seed)
+    if model.backend.mesh is None:
+        return jax.jit(model.init)(key, tokens)["params"]
+    abstract = jax.eval_shape(model.init, key, tokens)
+    where = mesh.state_shardings(model.backend.mesh, model.cfg, abstract["params"], abstract)
+    return jax.jit(model.init, out_shardings=where)(key, tokens)["params"]
 
 
 def init_state(
     model: Transformer, optimizer: optax.GradientTransformation, params: Any, router_bias: jax.Array | None = None
 ) -> TrainState:
-    """The state at step 0 of given parameters and, with experts, their router bias (default: zeros)."""
+    """The state at step 0 of given parameters and, with experts, their router bias (default: zeros), on the mesh."""
     if router_bias is None:
         router_bias = initial_router_bias(model.cfg)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), router_bias)
+    state = TrainState(jnp.zeros((), jnp.int32), params, None, router_bias)
+    if model.backend.mesh is None:
+        return state.replace(opt_state=optimizer.init(params))
+    where = shardings(model, state.replace(opt_state=jax.eval_shape(optimizer.init, params)))
+    opt_state = jax.jit(optimizer.init, out_shardings=where.opt_state)(params)
+    step, router_bias = mesh.spread((state.step, router_bias), (where.step, where.router_bias))
+    return TrainState(step, params, opt_state, router_bias)
+
+
+def shardings(model: Transformer, state: TrainState) -> TrainState:
+    """Where each leaf of a state (or of its shapes) lives on the model's mesh: a TrainState of NamedSharding."""
+    return mesh.state_shardings(model.backend.mesh, model.cfg, state.params, state)
 
 
 def abstract_state(model: Transformer, optimizer: optax.GradientTransformation) -> TrainState:
-    """Shapes and dtypes of a state, computing nothing: what a checkpoint is restored against."""
+    """Shapes, dtypes and places of a state, computing nothing: what a checkpoint is restored against."""
 
     def build() -> TrainState:
         params = model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
-        return init_state(model, optimizer, params)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), initial_router_bias(model.cfg))
 
-    return jax.eval_shape(build)
+    state = jax.eval_shape(build)
+    if model.backend.mesh is None:
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        where = jax.tree.map(lambda _: place, state)
+    else:
+        where = shardings(model, state)
+    return jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), state, where)

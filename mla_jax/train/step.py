@@ -1,5 +1,6 @@
 """One optimizer step and one evaluation step, jitted."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mla_jax import mesh as mesh_lib
 from mla_jax.config import Config
 from mla_jax.data.pipeline import shift
 from mla_jax.model.attention import Where
 from mla_jax.model.moe import router_bias_update
 from mla_jax.model.transformer import Transformer, variables_of
 from mla_jax.train.loss import chunked_cross_entropy, cross_entropy
-from mla_jax.train.state import TrainState
+from mla_jax.train.state import TrainState, abstract_state, shardings
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -56,6 +58,8 @@ def make_train_step(
     n_tokens, document_mask = config.tokenizer.vocab_size, config.data.document_mask
     seed, parts, chunks = config.train.seed, config.train.microbatches, config.train.loss_chunks
     cfg = config.model
+    mesh = model.backend.mesh
+    where = None if mesh is None else shardings(model, abstract_state(model, optimizer))
 
     def loss_sum(params: Any, router_bias: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
         shifted = shift(batch, document_mask)
@@ -81,6 +85,7 @@ def make_train_step(
         if parts == 1:
             return gradient(params, router_bias, batch, key)
         split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
+        split = jax.tree.map(lambda a: mesh_lib.constrain(a, mesh, None, mesh_lib.BATCH), split)
 
         def add(carry: tuple, part: tuple) -> tuple[tuple, None]:
             index, microbatch = part
@@ -99,6 +104,8 @@ def make_train_step(
         grads, sums = whole_batch(state.params, state.router_bias, batch, key)
         count = jnp.maximum(sums.count, 1.0)
         grads = jax.tree.map(lambda g: g / count, grads)
+        if where is not None:
+            grads = jax.lax.with_sharding_constraint(grads, where.params)
         with jax.named_scope("optimizer"):
             grad_norm = optax.tree.norm(grads)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -132,7 +139,9 @@ def make_train_step(
             }
         return TrainState(state.step + 1, params, opt_state, router_bias), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    if where is None:
+        return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(where, mesh_lib.replicated(mesh)))
 
 
 def make_eval_step(model: Transformer, config: Config) -> Callable[[Any, Batch], jax.Array]:
@@ -144,7 +153,7 @@ def make_eval_step(model: Transformer, config: Config) -> Callable[[Any, Batch],
         logits, _ = model.apply(variables, shifted["inputs"], where_of(shifted, document_mask))
         return cross_entropy(logits, shifted["targets"], n_tokens) * shifted["loss_mask"]
 
-    return jax.jit(eval_step)
+    return _jit_replicated(eval_step, model)
 
 
 def make_logit_probe(model: Transformer, config: Config) -> Callable[[Any, Batch], jax.Array]:
@@ -152,10 +161,17 @@ def make_logit_probe(model: Transformer, config: Config) -> Callable[[Any, Batch
 
     Its own small program, run when metrics are logged: fused attention never shows its logits.
     """
+    one_row = model.clone(backend=dataclasses.replace(model.backend, mesh=None))  # it does not divide
 
     def probe(variables: Any, batch: Batch) -> jax.Array:
         shifted = shift(jax.tree.map(lambda a: a[:1], batch), config.data.document_mask)
-        _, aux = model.apply(variables, shifted["inputs"], where_of(shifted, config.data.document_mask))
+        _, aux = one_row.apply(variables, shifted["inputs"], where_of(shifted, config.data.document_mask))
         return jnp.max(aux.attn_logit_max)
 
-    return jax.jit(probe)
+    return _jit_replicated(probe, model)
+
+
+def _jit_replicated(function: Callable, model: Transformer) -> Callable:
+    """jax.jit, with the whole result on every device of the model's mesh: every process can read it."""
+    mesh = model.backend.mesh
+    return jax.jit(function) if mesh is None else jax.jit(function, out_shardings=mesh_lib.replicated(mesh))

@@ -1,0 +1,106 @@
+"""What tests/test_mesh.py runs in a process of its own, with 8 simulated devices: python mesh_driver.py PART
+
+Prints one JSON object: {mesh shape or check: number}. Simulated devices must be asked for before JAX starts.
+"""
+
+import dataclasses
+import json
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from tiny import QUICK, random_params, tiny_config
+
+from mla_jax import mesh as mesh_lib
+from mla_jax.config import Config
+from mla_jax.model.backend import REFERENCE
+from mla_jax.model.transformer import Transformer
+from mla_jax.train.optim import make_optimizer
+from mla_jax.train.state import init_state
+from mla_jax.train.step import make_eval_step, make_train_step
+
+ROWS, STEPS = 8, 5
+KNOBS = {
+    "model.n_layers": 1,
+    "model.vocab_size": 320,
+    "tokenizer.vocab_size": 317,
+    "train.batch_size": ROWS,
+    "eval.batch_size": ROWS,
+    "train.steps": 100,
+    "train.seq_len": 16,
+    "optim.warmup_steps": 0,
+}
+Shape = tuple[int, int, int, int]
+FAST = (("mla_rope", (1, 2, 1, 4), {}),)
+SHAPES = ((8, 1, 1, 1), (1, 8, 1, 1), (4, 2, 1, 1), (2, 2, 1, 2), (1, 2, 1, 4), (2, 1, 1, 1))
+SLOW = (
+    *(("mla_rope", shape, {}) for shape in SHAPES),
+    ("mla_per_head", (2, 2, 1, 2), {}),
+    ("mha", (2, 2, 1, 2), {"model.dropout": 0.1, "train.microbatches": 2}),
+    ("gqa", (2, 2, 1, 2), {"model.scan_layers": True, "model.n_layers": 2, "data.document_mask": True}),
+    ("mla_rope", (2, 4, 1, 1), {"optim.name": "muon", "optim.ema_decay": 0.9, "model.q_lora_rank": 16}),
+)
+
+
+def config_of(name: str, shape: Shape, knobs: dict[str, Any]) -> Config:
+    return tiny_config(
+        name,
+        **(KNOBS | dict(zip(("mesh.data", "mesh.fsdp", "mesh.expert", "mesh.tensor"), shape, strict=True)) | knobs),
+    )
+
+
+def batches(config: Config) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    shape = (ROWS, config.train.seq_len + 1)
+    return [
+        {
+            "tokens": rng.integers(0, 317, shape).astype(np.int32),
+            "segment_ids": np.cumsum(rng.random(shape) < 0.1, axis=1).astype(np.int32) + 1,
+        }
+        for _ in range(STEPS)
+    ]
+
+
+def trajectory(name: str, shape: Shape, knobs: dict[str, Any]) -> tuple[list[Any], Any]:
+    """(metrics and losses of STEPS steps, the state after them as numpy)."""
+    config = config_of(name, shape, knobs)
+    mesh = mesh_lib.make_mesh(config.mesh)
+    model, optimizer = (
+        Transformer(config.model, dataclasses.replace(REFERENCE, mesh=mesh)),
+        make_optimizer(config.optim),
+    )
+    params = random_params(Transformer(config.model, REFERENCE))
+    if mesh is not None:
+        params = mesh_lib.spread(params, mesh_lib.state_shardings(mesh, config.model, params, params))
+    state = init_state(model, optimizer, params)
+    place = mesh_lib.batch_placer(mesh, ROWS)
+    step, rows = None, []
+    for batch in map(place, batches(config)):
+        step = step or make_train_step(model, optimizer, config).lower(state, batch).compile(compiler_options=QUICK)
+        before = jax.tree.map(lambda a: a.sharding, state)
+        state, metrics = step(state, batch)
+        assert jax.tree.map(lambda a: a.sharding, state) == before
+        rows.append([float(metrics[key]) for key in ("loss", "grad_norm", "param_norm")])
+    nll = make_eval_step(model, config)(state.variables, batch)
+    return [np.array(rows), np.asarray(nll)], jax.tree.map(np.asarray, state)
+
+
+def largest_difference(a: Any, b: Any) -> float:
+    return max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def compare(cases: tuple) -> dict[str, float]:
+    """The largest difference to one device, of losses, norms and the state's numbers."""
+    references, found = {}, {}
+    for name, shape, knobs in cases:
+        key = f"{name} {knobs}"
+        if key not in references:
+            references[key] = trajectory(name, (1, 1, 1, 1), knobs)
+        found[f"{key} {shape}"] = largest_difference(references[key], trajectory(name, shape, knobs))
+    return found
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_default_matmul_precision", "highest")
+    print(json.dumps(compare({"fast": FAST, "slow": SLOW}[sys.argv[1]])))

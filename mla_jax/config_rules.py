@@ -322,12 +322,13 @@ def batches(config: "Config") -> None:
 def meshes(config: "Config") -> None:
     """Each axis of the mesh divides what it splits. What depends on the devices is checked by mesh.py."""
     mesh, m, batch = config.mesh, config.model, config.train.batch_size
-    splits = [("tensor", name, getattr(m, name)) for name in ("n_heads", "n_kv_heads", "d_ff")]
+    splits = [("tensor", name, getattr(m, name)) for name in ("n_heads", "n_kv_heads", "d_ff", "d_expert")]
+    splits += [("expert", "n_routed_experts", m.n_routed_experts)]
     splits += [("fsdp", name, getattr(m, name)) for name in ("d_model", "kv_lora_rank", "q_lora_rank")]
     for axis, name, length in splits:
         if length % getattr(mesh, axis):
             fail(config, f"mesh.{axis}", f"it splits model.{name} ({length}) and must divide it", "change one of them")
-    if mesh.expert > 1:
+    if mesh.expert > 1 and m.ffn != "moe":
         fail(config, "mesh.expert", f"model.ffn is {m.ffn}, which has no experts to split", "set it to 1")
     shards = max(1, mesh.data) * mesh.fsdp * mesh.expert
     for field in ("train.batch_size", "eval.batch_size"):

@@ -42,10 +42,13 @@ TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"layer/joint/w_u[kv]", ("fsdp", "tensor", None)),  # [C, H, N]
     (r"layer/per_head/w_d[kv]", ("fsdp", "tensor", None)),  # [D, H, C]
     (r"layer/per_head/w_u[kv]", ("tensor", "fsdp", None)),  # [H, C, N]
-    (r"layer/ffn/w_(gate|up|in)", ("fsdp", "tensor")),  # [D, F]
-    (r"layer/ffn/w_(down|out)", ("tensor", "fsdp")),  # [F, D]
-    (r"layer/ffn/b_in", ("tensor",)),
-    (r"layer/ffn/b_out", (None,)),
+    (r"layer/ffn(/shared)?/w_(gate|up|in)", ("fsdp", "tensor")),  # [D, F]
+    (r"layer/ffn(/shared)?/w_(down|out)", ("tensor", "fsdp")),  # [F, D]
+    (r"layer/ffn(/shared)?/b_in", ("tensor",)),
+    (r"layer/ffn(/shared)?/b_out", (None,)),
+    (r"layer/ffn/w_router", ("fsdp", None)),  # [D, E]
+    (r"layer/ffn/w_(gate|up)", ("expert", "fsdp", "tensor")),  # [E, D, F]
+    (r"layer/ffn/w_down", ("expert", "tensor", "fsdp")),  # [E, F, D]
 )
 
 
@@ -113,10 +116,10 @@ def param_specs(cfg: ModelConfig, params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, leaf: _spec(cfg, path, leaf), params)
 
 
-def rules_used(cfg: ModelConfig, params: Any) -> set[str]:
-    """The rows of TABLE that some parameter matches."""
-    paths = [_canonical(cfg, path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    return {pattern for pattern, _ in TABLE if any(re.fullmatch(pattern, path) for path in paths)}
+def rows_used(cfg: ModelConfig, params: Any) -> set[int]:
+    """The numbers of the rows of TABLE that some parameter matches."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {row for path, leaf in leaves for row in _matches(_canonical(cfg, path), leaf)}
 
 
 def state_shardings(mesh: Mesh, cfg: ModelConfig, params: Any, state: Any) -> Any:
@@ -175,7 +178,8 @@ def process_part(mesh: Mesh | None, batch_size: int) -> tuple[int, int]:
     if mesh is None:
         return 0, 1
     rows = [
-        index[0].indices(batch_size) for index in _rows(mesh).addressable_devices_indices_map((batch_size,)).values()
+        index[0].indices(batch_size)
+        for index in batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     ]
     low, high = min(row[0] for row in rows), max(row[1] for row in rows)
     count, rest = divmod(batch_size, high - low)
@@ -189,7 +193,7 @@ def batch_placer(mesh: Mesh | None, batch_size: int) -> Callable[[dict[str, np.n
     """
     if mesh is None:
         return lambda batch: batch
-    sharding = _rows(mesh)
+    sharding = batch_sharding(mesh)
     part, count = process_part(mesh, batch_size)
 
     def place(array: np.ndarray) -> jax.Array:
@@ -223,7 +227,8 @@ def gather(tree: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(lambda a: jax.device_put(a.addressable_data(0), device), whole)
 
 
-def _rows(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of arrays [B, ...] whose rows are a batch's."""
     return NamedSharding(mesh, P(BATCH))
 
 
@@ -233,9 +238,13 @@ def _canonical(cfg: ModelConfig, path: tuple) -> str:
     return "/".join(kind if name == "attention" else name for name in names)
 
 
+def _matches(name: str, leaf: Any) -> list[int]:
+    return [i for i, (row, axes) in enumerate(TABLE) if re.fullmatch(row, name) and len(axes) == len(leaf.shape)]
+
+
 def _spec(cfg: ModelConfig, path: tuple, leaf: Any) -> P:
     name = _canonical(cfg, path)
-    found = [axes for pattern, axes in TABLE if re.fullmatch(pattern, name) and len(axes) == len(leaf.shape)]
+    found = _matches(name, leaf)
     if len(found) != 1:
         raise ValueError(f"parameter {name} {leaf.shape} matches {len(found)} rows of mesh.TABLE: it needs one.")
-    return P(*found[0])
+    return P(*TABLE[found[0]][1])

@@ -12,7 +12,7 @@ from flax import linen as nn
 from flax import struct
 
 from mla_jax.config import ModelConfig
-from mla_jax.model import layers, moe_balance, moe_choice, moe_paths
+from mla_jax.model import layers, moe_balance, moe_choice, moe_parallel, moe_paths
 from mla_jax.model.backend import Backend
 
 
@@ -111,9 +111,10 @@ class MoE(nn.Module):
             precision = jax.lax.Precision.HIGHEST
             router_logits = jnp.matmul(flat.astype(jnp.float32), w_router, precision=precision)
             expert_idx, expert_weight, expert_load = route(router_logits, router_bias, cfg)
-        path = moe_paths.PATHS[moe_choice.choose(cfg, batch * length, self.backend).impl]
+        impl = moe_choice.choose(cfg, moe_parallel.tokens_here(batch, length, self.backend), self.backend).impl
         with jax.named_scope("experts"):
-            out = path(flat, expert_idx, expert_weight, experts, self.backend).reshape(x.shape)
+            chosen = moe_parallel.Chosen(expert_idx, expert_weight)
+            out = moe_parallel.routed(impl, flat, chosen, experts, self.backend, batch).reshape(x.shape)
         if cfg.n_shared_experts:
             with jax.named_scope("shared_experts"):
                 hidden = cfg.n_shared_experts * cfg.d_expert

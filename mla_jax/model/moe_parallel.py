@@ -1,0 +1,99 @@
+"""Routed experts on a mesh: every device works on its own tokens, or on those of its expert group.
+
+*Data and FSDP axes*: tokens are routed, sorted and computed where they are; XLA gathers split matrices first.
+*Expert axis*: a device holds E / n experts. The tokens of its group are gathered to it, it computes the share of its
+own experts, and the shares are summed and scattered back. No token is dropped and all shapes are static, which an
+exchange of the chosen tokens alone (all-to-all) cannot give; n is small beside the experts K of a token, so it would
+hardly send less either.
+*Tensor axis*: hidden units are split, and the shares summed.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from mla_jax.mesh import BATCH, batch_shards
+from mla_jax.model import moe_grouped, moe_paths
+from mla_jax.model.backend import Backend
+from mla_jax.model.moe_paths import Experts
+
+
+class Chosen(NamedTuple):
+    """What the router chose: expert_idx [N, K] int32, expert_weight [N, K] float32."""
+
+    expert_idx: jax.Array
+    expert_weight: jax.Array
+
+
+def tokens_here(rows: int, length: int, backend: Backend) -> int:
+    """Tokens of a batch of `rows` rows that one device routes."""
+    return rows * length // (batch_shards(backend.mesh) if _on_mesh(rows, backend) else 1)
+
+
+def routed(impl: str, x: jax.Array, chosen: Chosen, experts: Experts, backend: Backend, rows: int) -> jax.Array:
+    """`moe_paths.PATHS[impl]` of x [N, D], N = rows x length, on the backend's mesh: the same values and gradients."""
+    path, mesh = moe_paths.PATHS[impl], backend.mesh
+    if not _on_mesh(rows, backend):
+        return path(x, *chosen, experts, backend)
+    if impl == "grouped":
+        path = _grouped
+    split = P(BATCH)
+    into, out_of = P("expert", None, "tensor"), P("expert", "tensor", None)
+    places = Experts(None if experts.w_gate is None else into, into, out_of)
+    return jax.shard_map(
+        _share(path, mesh.shape["expert"], mesh.shape["tensor"], backend),
+        mesh=mesh,
+        in_specs=(split, Chosen(split, split), places),
+        out_specs=split,
+        check_vma=False,
+    )(x, chosen, experts)
+
+
+def _on_mesh(rows: int, backend: Backend) -> bool:
+    """Not where the rows do not divide, like the single one that initialisation runs on: XLA does as it likes then."""
+    return backend.mesh is not None and rows % batch_shards(backend.mesh) == 0
+
+
+def _share(path: Callable[..., jax.Array], groups: int, splits: int, backend: Backend) -> Callable[..., jax.Array]:
+    """What one device does."""
+
+    def share(x: jax.Array, chosen: Chosen, experts: Experts) -> jax.Array:
+        n_experts = experts.w_up.shape[0]
+        expert_idx, expert_weight = chosen
+        if groups > 1:
+            x, expert_idx, expert_weight = (
+                jax.lax.all_gather(a, "expert", tiled=True) for a in (x, expert_idx, expert_weight)
+            )
+            expert_idx = expert_idx - jax.lax.axis_index("expert") * n_experts
+            mine = (expert_idx >= 0) & (expert_idx < n_experts)
+            # One past the last: an expert that no path computes.
+            expert_idx, expert_weight = jnp.where(mine, expert_idx, n_experts), jnp.where(mine, expert_weight, 0.0)
+        out = path(x, expert_idx, expert_weight, experts, backend)
+        if splits > 1:
+            out = jax.lax.psum(out, "tensor")
+        return jax.lax.psum_scatter(out, "expert", tiled=True) if groups > 1 else out
+
+    return share
+
+
+def _grouped(
+    x: jax.Array, expert_idx: jax.Array, expert_weight: jax.Array, experts: Experts, backend: Backend
+) -> jax.Array:
+    """`moe_paths.grouped` where some choices belong to other devices: they lie behind the last group.
+
+    tokamax skips rows behind the groups and leaves in them what it likes; so they are made zero, both ways.
+    """
+    groups = moe_grouped.plan(expert_idx, experts.w_up.shape[0], backend.grouped_impl)
+
+    def clean(rows: jax.Array) -> jax.Array:
+        return jnp.where(live, rows, 0) if groups.impl == "tokamax" else rows
+
+    live = (jnp.arange(groups.source.shape[0]) < jnp.sum(groups.sizes))[:, None]
+    rows = clean(moe_grouped.dispatch(x, groups))
+    gate = None if experts.w_gate is None else clean(moe_grouped.grouped_matmul(rows, experts.w_gate, groups))
+    hidden = moe_paths.activation(gate, clean(moe_grouped.grouped_matmul(rows, experts.w_up, groups)))
+    out = clean(moe_grouped.grouped_matmul(hidden, experts.w_down, groups))
+    return moe_grouped.combine(out, expert_weight, groups)

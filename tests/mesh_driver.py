@@ -93,7 +93,9 @@ def trajectory(name: str, shape: Shape, knobs: dict[str, Any]) -> tuple[list[Any
 
 
 def largest_difference(a: Any, b: Any) -> float:
-    return max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    """Absolute where numbers are below 1, else relative."""
+    pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return max(float((np.abs(x - y) / np.maximum(1, np.abs(x))).max()) for x, y in pairs)
 
 
 def compare(cases: tuple) -> dict[str, float]:

@@ -17,7 +17,7 @@ from tiny import GRID, abstract_params, grid_config, reference_model, tiny_confi
 
 from mla_jax import config_files
 from mla_jax import mesh as mesh_lib
-from mla_jax.config import MeshConfig, replace
+from mla_jax.config import Config, MeshConfig, replace
 from mla_jax.errors import UserError
 from mla_jax.train.optim import make_optimizer
 
@@ -78,20 +78,20 @@ def test_every_parameter_has_one_row_and_divides(point: str) -> None:
         assert len(spec) == leaf.ndim
 
 
-def test_no_row_of_the_table_is_unused() -> None:
-    used = set()
-    for point in GRID:
-        config = grid_config(point)
-        used |= mesh_lib.rows_used(config.model, abstract_params(reference_model(config)))
-    assert used == set(range(len(mesh_lib.TABLE))), [
-        mesh_lib.TABLE[i] for i in range(len(mesh_lib.TABLE)) if i not in used
-    ]
+def named(name: str) -> Config:
+    return replace(config_files.load_config(name), **{"model.vocab_size": 8192, "model.n_layers": 2})
 
 
 @pytest.mark.parametrize("name", config_files.names())
 def test_named_configs_are_covered(name: str) -> None:
-    config = replace(config_files.load_config(name), **{"model.vocab_size": 8192, "model.n_layers": 2})
-    mesh_lib.param_specs(config.model, abstract_params(reference_model(config)))
+    mesh_lib.param_specs(named(name).model, abstract_params(reference_model(named(name))))
+
+
+def test_no_row_of_the_table_is_unused() -> None:
+    used: set[int] = set()
+    for config in [*map(grid_config, GRID), *map(named, config_files.names())]:
+        used |= mesh_lib.rows_used(config.model, abstract_params(reference_model(config)))
+    assert [row for i, row in enumerate(mesh_lib.TABLE) if i not in used] == []
 
 
 def test_an_unknown_parameter_is_an_error() -> None:

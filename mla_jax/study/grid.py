@@ -148,7 +148,7 @@ def _check(study: Study) -> None:
         )
     if not study.name or set(study.name) & set("/\\*?[] \t\n"):
         raise UserError(f"name is {study.name!r}; it names files: use letters, digits, '_' and '-'.")
-    if study.reference not in names:
+    if not any(study.reference in (name, name.partition("_")[2]) for name in names):
         near = config_lib.suggest(study.reference, names)
         raise UserError(f"reference is {study.reference!r}, which is no point{near}: use the name of one.")
     for field in ("plan_flops", "plan_overhead_s"):

@@ -12,7 +12,7 @@ from mla_jax.data.prepare import Prepared, prepare
 from mla_jax.evaluation import EvalResult, evaluate
 from mla_jax.rows import read_rows
 from mla_jax.runs import Run
-from mla_jax.sample.sampler import Sampler
+from mla_jax.sample.sampler import Sampler, sample_settings
 from mla_jax.study.grid import Tier
 from mla_jax.study.spectra import cache_spectra
 from mla_jax.train.step import make_eval_step
@@ -36,6 +36,7 @@ def measure(folder: Path, tier: Tier) -> dict[str, Any]:
         "story_losses": [round(row["loss"], 4) for row in own.by_story(prepared.valid)],
         "facts": fact_scores(run, tier.fact_stories),
         "spectra": cache_spectra(run, windows(prepared, run.config.train.seq_len)),
+        "experts": expert_load(run.folder.metrics),
         "stories": sampled(run, stored["openings"][: tier.stories]),
         "best_checkpoint": run.step,
     }
@@ -50,6 +51,12 @@ def curve(metrics: Path) -> dict[str, list[tuple[int, float]]]:
         stride = max(1, -(-len(points) // CURVE_POINTS)) if kind == "train" else 1
         found[kind] = points[stride - 1 :: stride]
     return found
+
+
+def expert_load(metrics: Path) -> dict[str, Any]:
+    """The last "experts" row of metrics.jsonl (load [L_moe][E], max_load, dead, entropy); {} without experts."""
+    rows = [row for row in read_rows(metrics) if row["kind"] == "experts"]
+    return {name: value for name, value in rows[-1].items() if name not in ("kind", "time")} if rows else {}
 
 
 def lengths_of(config: Config, lengths: tuple[int, ...]) -> list[int]:
@@ -102,7 +109,6 @@ def sampled(run: Run, prompts: list[str]) -> list[dict[str, str]]:
     """A completion of each prompt by the run's own sampling settings."""
     cfg = run.config.sample
     room = run.config.model.max_len - max(len(run.tokenizer.encode(prompt)) for prompt in prompts) - 1
-    texts = Sampler.from_run(run).generate(
-        prompts, min(cfg.max_new_tokens, max(1, room)), cfg.temperature, cfg.top_k, cfg.seed
-    )
+    settings = sample_settings(cfg) | {"max_new_tokens": min(cfg.max_new_tokens, max(1, room))}
+    texts = Sampler.from_run(run).generate(prompts, **settings)
     return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]

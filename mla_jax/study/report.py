@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mla_jax.runs import write_text
-from mla_jax.study import tables
+from mla_jax.study import claim_tables, plots, tables
 from mla_jax.study.grid import Study
 from mla_jax.study.results import Results, collect
 from mla_jax.study.rows import Rows
@@ -12,15 +12,20 @@ from mla_jax.study.rows import Rows
 def write(study: Study, rows: Rows, folder: Path) -> Path:
     """Write report.md (no clock in it: the same rows give the same bytes), time.md and results.csv."""
     found = collect(study, rows)
-    write_text(folder / "report.md", markdown(found))
+    pictures = plots.write(found, folder / "plots")
+    write_text(folder / "report.md", markdown(found, pictures))
     write_text(folder / "time.md", tables.time_used(found))
     write_text(folder / "results.csv", tables.csv(found))
     return folder / "report.md"
 
 
-def markdown(found: Results) -> str:
-    """The whole text of report.md."""
+def markdown(found: Results, pictures: list[tuple[str, str]]) -> str:
+    """The whole text of report.md. pictures: (file in plots/, caption)."""
     parts = [f"# {found.study.title}", tables.about(found)]
+    if found.study.papers:
+        parts += ["## What the papers say, and what we find", claim_tables.claims(found)]
+    if "A" in found.study.papers:
+        parts += ["## Does RoPE rescue MLA, or help MHA just as much?", claim_tables.rope(found)]
     for tier in found.tiers:
         parts += [f"## {tier.capitalize()}", tables.main(found, tier)]
     parts += ["## Story by story", tables.by_story(found)]
@@ -29,4 +34,14 @@ def markdown(found: Results) -> str:
     parts += ["## Loss by position", tables.by_position(found)]
     parts += ["## How many directions the cache uses", tables.effective_ranks(found)]
     parts += ["## Samples", tables.samples(found)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    parts += ["## Plots", "\n\n".join(f"{caption}\n\n![{caption}](plots/{name})" for name, caption in pictures)]
+    return "\n\n".join(_without_empty_sections(parts)) + "\n"
+
+
+def _without_empty_sections(parts: list[str]) -> list[str]:
+    """Drop a heading whose section has nothing to show."""
+    kept = []
+    for part, after in zip(parts, [*parts[1:], ""], strict=True):
+        if part and not (part.startswith("## ") and not after):
+            kept.append(part)
+    return kept

@@ -47,14 +47,18 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """points: those with rows, in table order. rows: every row that the report stands on. other_data: rows of the same
-    configs on other data, left out. failed: (row's name, error). missing, waiting: as in `plan.Plan`."""
+    """What there is. points: those with rows, in table order. rows: every row that the report stands on.
+
+    other_data: how many rows of the same configs, on other data, are left out. bench: decode benchmark rows of the
+    repository. failed: (run, error). to_do: runs that are not done. missing: points that this mla_jax cannot make.
+    """
 
     study: Study
     points: tuple[Measured, ...]
     rows: tuple[Row, ...]
     fingerprint: str
     other_data: int
+    bench: tuple[Row, ...]
     failed: tuple[tuple[str, str], ...]
     to_do: int
     missing: tuple[Point, ...]
@@ -93,7 +97,9 @@ def collect(study: Study, rows: Rows) -> Results:
         if row and row["study"]["status"] not in DONE:
             failed.append((task.name, row["study"].get("error", "")))
     other = sum(count for value, count in prints.items() if value != fingerprint)
-    return Results(study, tuple(points), tuple(kept.values()), fingerprint, other, tuple(failed), to_do, made.missing)
+    return Results(
+        study, tuple(points), tuple(kept.values()), fingerprint, other, rows.bench, tuple(failed), to_do, made.missing
+    )
 
 
 def _measured(study: Study, point: Point, rows: Rows, fingerprint: str) -> Measured | None:
@@ -116,6 +122,12 @@ def _measured(study: Study, point: Point, rows: Rows, fingerprint: str) -> Measu
 
 def _kv(p: Measured) -> int:
     return p.any["study"]["kv_numbers"]
+
+
+def reference_of(found: Results, tier: str) -> Measured | None:
+    """The study's reference in this tier: the point of that name, with or without the tier's prefix ("s_mha")."""
+    name = found.study.reference
+    return next((p for p in found.tier(tier) if p.name == name or p.name.partition("_")[2] == name), None)
 
 
 def relative(variant: Measured, reference: Measured, value: Callable[[Row], float] = best_loss) -> list[float]:

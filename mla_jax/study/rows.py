@@ -46,6 +46,13 @@ def read_files(paths: Iterable[Path]) -> list[dict[str, Any]]:
     return [row for row in found if is_study_row(row)]
 
 
+def bench_rows(paths: Iterable[Path]) -> tuple[dict[str, Any], ...]:
+    """Decode benchmark rows (mla_jax/bench) of .jsonl files."""
+    found = [row for path in paths if path.suffix == ".jsonl" for row in read_rows(path)]
+    wanted = {"point", "batch", "context", "tokens_per_s"}
+    return tuple(row for row in found if isinstance(row, dict) and wanted <= row.get("metrics", {}).keys())
+
+
 def committed_files() -> list[Path]:
     """Row files under docs/results/rows of the checkout this code runs from; none in an installed package."""
     folder = Path(__file__).resolve().parents[2] / "docs" / "results" / "rows"
@@ -54,10 +61,14 @@ def committed_files() -> list[Path]:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Rows by key, the newest of each; a row whose config cannot be read any more is among `unreadable`."""
+    """Rows by key, the newest of each; a row whose config cannot be read any more is among `unreadable`.
+
+    bench: decode benchmark rows of the repository.
+    """
 
     by_key: dict[str, dict[str, Any]]
-    unreadable: tuple[str, ...]
+    unreadable: tuple[str, ...] = ()
+    bench: tuple[dict[str, Any], ...] = ()
 
     def done(self, key: str, fingerprint: str | None = None) -> dict[str, Any] | None:
         """The finished row of that key, on data of that fingerprint where one is given."""
@@ -79,7 +90,7 @@ def gather(workdir: Path | None, with_committed: bool = True) -> Rows:
             by_key[key_of_row(row)] = row
         except (UserError, KeyError) as error:
             unreadable.append(str(error))
-    return Rows(by_key, tuple(unreadable))
+    return Rows(by_key, tuple(unreadable), bench_rows(files))
 
 
 def best_loss(row: dict[str, Any]) -> float:

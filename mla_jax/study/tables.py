@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from mla_jax.accounting import mha_kv_bytes
-from mla_jax.study.results import Measured, Results, Row, relative, seconds
+from mla_jax.study.results import Measured, Results, Row, reference_of, relative, seconds
 from mla_jax.study.rows import best_loss, model_of
 from mla_jax.study.stats import Estimate, estimate, holm, story_p
 
@@ -84,7 +84,7 @@ def _scale(found: Results) -> list[str]:
 
 def main(found: Results, tier: str) -> str:
     """The papers' table: cache against loss, a row a point."""
-    reference = _reference(found, tier)
+    reference = reference_of(found, tier)
     rows = []
     for p in found.tier(tier):
         row = p.any
@@ -110,12 +110,6 @@ def main(found: Results, tier: str) -> str:
     return table((*head, f"% against {name}", "bits/byte", "best step", f"facts, {HARD} words ago"), rows)
 
 
-def _reference(found: Results, tier: str) -> Measured | None:
-    """The study's reference point in this tier: itself, or the one of the same name with the tier's prefix."""
-    name = found.study.reference
-    return next((p for p in found.tier(tier) if p.name in (name, f"s_{name}")), None)
-
-
 def _accuracy(row: Row, distance: str, kind: str = "all") -> float:
     """Share of right answers; nan where the questions were not put."""
     return next((f["accuracy"] for f in row["facts"] if (f["kind"], f["distance"]) == (kind, distance)), math.nan)
@@ -125,7 +119,7 @@ def by_story(found: Results) -> str:
     """Differences from the reference on each held-out story, averaged over the seeds that both have."""
     rows = []
     for tier in found.tiers:
-        reference = _reference(found, tier)
+        reference = reference_of(found, tier)
         if reference is None:
             continue
         differences = {p.name: _story_differences(p, reference) for p in found.tier(tier) if p is not reference}

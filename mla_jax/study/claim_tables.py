@@ -1,0 +1,78 @@
+"""The report's answers to the papers: a line a claim, and the question that neither paper asks."""
+
+import math
+
+from mla_jax.study import evidence
+from mla_jax.study.results import Results
+from mla_jax.study.stats import Estimate
+from mla_jax.study.tables import table
+from mla_jax.study.verdicts import Judged, judge
+
+SCALE = (
+    "Figures are at the scale above, a small part of the papers' training: a verdict is about the claim at this scale. "
+    "Confirmed: the 95 % interval lies inside the claim's range; contradicted: outside of it; undecided: anything "
+    "else. The range is a quarter of the figure to either side, half a point at least. Smallest: the difference from "
+    "nothing that as many seeds with this scatter would show four times out of five."
+)
+
+
+def claims(found: Results) -> str:
+    """Paper says / arithmetic says / we measured / verdict."""
+    rows = []
+    for judged in judge(found):
+        claim = judged.claim
+        test = judged.test
+        rows.append(
+            (
+                claim.id,
+                f"{claim.words} [{claim.known}]",
+                judged.arithmetic or "-",
+                f"{measured(test.found, claim.unit)}: {test.what}" if test else "-",
+                _smallest(judged),
+                f"**{judged.verdict}**",
+            )
+        )
+    head = ("", "the paper says", "arithmetic says", "we measured (mean, 95 % interval, n)", "smallest", "verdict")
+    return f"{SCALE}\n\n{table(head, rows)}"
+
+
+def measured(found: Estimate, unit: str, digits: int = 2) -> str:
+    """ "+0.31 [-0.20, +0.82], n=3 (% of loss)"."""
+    if math.isinf(found.mean):
+        return f"not reached in every run, n={found.n} ({unit})"
+    sign = "" if unit == "times" or unit.endswith("steps") else "+"
+    text = f"{found.mean:{sign}.{digits}f}"
+    if not math.isnan(found.low):
+        text += f" [{found.low:{sign}.{digits}f}, {found.high:{sign}.{digits}f}]"
+    return f"{text}, n={found.n}" + (f" ({unit})" if unit else "")
+
+
+def _smallest(judged: Judged) -> str:
+    if judged.test is None or math.isnan(judged.test.found.detectable):
+        return "-"
+    return f"{judged.test.found.detectable:.2f}"
+
+
+def rope(found: Results) -> str:
+    """Gains from RoPE in both families, and their difference."""
+    answers = evidence.rope_interaction(found)
+    if not answers:
+        return "No rows yet: it needs MHA and MLA with learned and with rotary positions, on equal seeds."
+    rows = [
+        (form, *(measured(test.found, "") for test in tests), _answer(tests[2].found, found.study.verdicts))
+        for form, *tests in answers
+    ]
+    head = ("MLA is", "RoPE changes MHA's loss by %", "RoPE changes MLA's loss by %", "MLA less MHA", "answer")
+    return table(head, rows)
+
+
+def _answer(difference: Estimate, verdicts: bool) -> str:
+    if not verdicts:
+        return "not judged: the study is too small"
+    if math.isnan(difference.low):
+        return "undecided: one seed"
+    if difference.high < 0:
+        return "RoPE does more for MLA"
+    if difference.low > 0:
+        return "RoPE does more for MHA"
+    return f"no difference seen; one of {difference.detectable:.2f} points would have been"

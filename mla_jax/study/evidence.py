@@ -1,0 +1,194 @@
+"""How rows test a claim: each function returns a test, which returns None while rows are missing."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+from mla_jax.study.results import Measured, Results, Row, relative
+from mla_jax.study.rows import best_loss
+from mla_jax.study.stats import Estimate, estimate
+
+PREFIXES = ("", "s_")  # headline points first, then the same points of the grid
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """what: the comparison in words, with the points' names."""
+
+    what: str
+    found: Estimate
+
+
+ClaimTest = Callable[[Results], Evidence | None]
+
+
+def pair(found: Results, variant: str, reference: str) -> tuple[Measured, Measured] | None:
+    """Both points, of one tier: the headline's where it has both."""
+    for prefix in PREFIXES:
+        a, b = found.find(prefix + variant), found.find(prefix + reference)
+        if a and b and a.tier == b.tier:
+            return a, b
+    return None
+
+
+def loss_difference(variant: str, reference: str) -> ClaimTest:
+    """(variant - reference) / reference of the best validation loss, per cent, paired by seed."""
+
+    def test(found: Results) -> Evidence | None:
+        points = pair(found, variant, reference)
+        if points is None or not (values := relative(*points)):
+            return None
+        return Evidence(f"{points[0].name} against {points[1].name}", estimate(values))
+
+    return test
+
+
+def perplexity_difference(variant: str, reference: str) -> ClaimTest:
+    """The same of exp(loss)."""
+
+    def test(found: Results) -> Evidence | None:
+        points = pair(found, variant, reference)
+        if points is None or not (values := relative(*points, lambda row: math.exp(best_loss(row)))):
+            return None
+        return Evidence(f"{points[0].name} against {points[1].name}", estimate(values))
+
+    return test
+
+
+def best_difference(prefix: str, reference: str) -> ClaimTest:
+    """The best of several points, chosen by the first seed and measured on the others: no winner's luck."""
+
+    def test(found: Results) -> Evidence | None:
+        for lead in PREFIXES:
+            base = found.find(lead + reference)
+            if base is None:
+                continue
+            family = [p for p in found.points if _is_rank_of(p.name, lead + prefix) and p.tier == base.tier]
+            family = [p for p in family if len(p.measured) > 1]
+            if len(family) < 2 or len(base.measured) < 2:
+                continue
+            first = min(base.measured)
+            family = [p for p in family if first in p.measured]
+            best = min(family, key=lambda p: best_loss(p.measured[first]), default=None)
+            if best is None:
+                continue
+            seeds = sorted((best.measured.keys() & base.measured.keys()) - {first})
+            values = [100 * (best_loss(best.measured[s]) / best_loss(base.measured[s]) - 1) for s in seeds]
+            if values:
+                what = f"{best.name} (best of {len(family)} by seed {first}) against {base.name}, other seeds"
+                return Evidence(what, estimate(values))
+        return None
+
+    return test
+
+
+def _is_rank_of(name: str, prefix: str) -> bool:
+    return name.startswith(prefix) and name.removeprefix(prefix).isdigit()
+
+
+def cliff(form: str, reference: str) -> ClaimTest:
+    """Per cent of the reference's loss that the step from r = d/16 to d/32 costs more than the step before it."""
+
+    def test(found: Results) -> Evidence | None:
+        for lead in PREFIXES:
+            points = [found.find(f"{lead}{form}_r{part}") for part in (8, 16, 32)]
+            base = found.find(lead + reference)
+            if base is None or any(p is None for p in points):
+                continue
+            seeds = sorted(set.intersection(*(set(p.measured) for p in (*points, base))))
+            values = []
+            for seed in seeds:
+                eighth, sixteenth, last = (best_loss(p.measured[seed]) for p in points)
+                values.append(100 * (last - 2 * sixteenth + eighth) / best_loss(base.measured[seed]))
+            if values:
+                return Evidence(f"{lead}{form}: r8, r16, r32, in per cent of {base.name}", estimate(values))
+        return None
+
+    return test
+
+
+def speed(faster: str, slower: str) -> ClaimTest:
+    """Decode tokens/s, one over the other, where the cache is largest among decode benchmark rows that both have."""
+
+    def test(found: Results) -> Evidence | None:
+        cells: dict[tuple, dict[str, Row]] = {}
+        for row in found.bench:
+            m = row["metrics"]
+            cell = (row["device"], m["batch"], m["context"], m.get("dtype"))
+            cells.setdefault(cell, {})[m["point"]] = row
+        both = [(cell, rows) for cell, rows in cells.items() if faster in rows and slower in rows]
+        if not both:
+            return None
+        cell, rows = max(both, key=lambda item: (item[0][1] * item[0][2], item[0]))
+        ratio = rows[faster]["metrics"]["tokens_per_s"] / rows[slower]["metrics"]["tokens_per_s"]
+        return Evidence(f"{faster} over {slower}, {cell[0]}, batch {cell[1]}, context {cell[2]}", estimate([ratio]))
+
+    return test
+
+
+def share_of_steps(fast: str, slow: str) -> ClaimTest:
+    """Per cent of the slow optimizer's steps after which the fast one has its final loss; over models and seeds."""
+
+    def test(found: Results) -> Evidence | None:
+        values, names = [], []
+        for p in found.points:
+            if not p.name.endswith(f"_{fast}"):
+                continue
+            other = found.find(p.name.removesuffix(fast) + slow)
+            if other is None:
+                continue
+            shares = [
+                steps_to(p.measured[s]["curve"]["eval"], other.measured[s]["curve"]["eval"])
+                for s in sorted(p.measured.keys() & other.measured.keys())
+            ]
+            values += shares
+            names += [p.name] if shares else []
+        return Evidence(", ".join(names), estimate(values)) if values else None
+
+    return test
+
+
+def steps_to(curve: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> float:
+    """Per cent of the reference's last step at which `curve` first reaches the reference's best loss, linearly between
+    evaluations; infinite where it never does."""
+    target, last = min(loss for _, loss in reference), reference[-1][0]
+    before = None
+    for step, loss in curve:
+        if loss <= target:
+            if before is None or before[1] == loss:
+                return 100 * step / last
+            share = (before[1] - target) / (before[1] - loss)
+            return 100 * (before[0] + share * (step - before[0])) / last
+        before = (step, loss)
+    return math.inf
+
+
+def rope_interaction(found: Results) -> list[tuple[str, Evidence, Evidence, Evidence]]:
+    """Does RoPE rescue MLA, or help MHA just as much? (form, gain of MHA, gain of MLA, their difference), per cent.
+
+    A gain is the loss with RoPE over the loss with learned positions, less 1: negative is better. The difference is
+    the MLA's gain less the MHA's, by seed: negative where RoPE does more for MLA.
+    """
+    answers = []
+    for label, plain, rotated in (
+        ("per head, r = d/2", "per_head_learned_r2", "per_head_rope_r2"),
+        ("joint, r = d/2", "joint_learned_r2", "joint_rope_r2"),
+    ):
+        for prefix in PREFIXES:
+            points = [found.find(prefix + name) for name in ("mha", "mha_rope", plain, rotated)]
+            if any(p is None for p in points):
+                continue
+            seeds = sorted(set.intersection(*(set(p.measured) for p in points)))
+            loss = [[best_loss(p.measured[s]) for s in seeds] for p in points]
+            mha = [100 * (b / a - 1) for a, b in zip(loss[0], loss[1], strict=True)]
+            mla = [100 * (b / a - 1) for a, b in zip(loss[2], loss[3], strict=True)]
+            if seeds:
+                difference = [b - a for a, b in zip(mha, mla, strict=True)]
+                tests = (
+                    Evidence("mha", estimate(mha)),
+                    Evidence("mla", estimate(mla)),
+                    Evidence("", estimate(difference)),
+                )
+                answers.append((f"{label} ({points[3].tier})", *tests))
+                break
+    return answers

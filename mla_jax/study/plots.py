@@ -1,0 +1,116 @@
+"""A study's plots, drawn from `series`: PNG files in plots/."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mla_jax.study import series
+from mla_jax.study.results import Results
+from mla_jax.study.series import Line
+
+MARKS = "osD^v<>PX*"
+
+
+def write(found: Results, folder: Path) -> list[tuple[str, str]]:
+    """Draw what there are rows for; returns (file name, caption)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, caption, figure in _figures(found):
+        figure.savefig(folder / f"{name}.png", dpi=110)
+        plt.close(figure)
+        written.append((f"{name}.png", caption))
+    return written
+
+
+def _figures(found: Results):
+    tiers = found.tiers
+    yield from _by_tier(found, "pareto", "Loss over KV cache", series.pareto, _pareto)
+    yield from _by_tier(found, "curves", "Validation loss; bands: range over seeds", series.curves, _plain("step"))
+    if lines := series.ranks(found):
+        yield "ranks", "Rank sweep", draw(lines, "d / r", "validation loss", log_x=2, marks=True)
+    if tiers and (lines := series.effective_ranks(found, tiers[0])):
+        figure = draw(lines, "layer", "effective rank / width", marks=True)
+        yield "effective_rank", "Effective rank of the cached latents or values by layer", figure
+    for p in series.latent_points(found)[:2]:
+        lines = series.singular_values(found, p.name)
+        figure = draw(lines, "direction", "singular value / largest", log_y=True, title=p.name)
+        yield f"spectrum_{p.name}", f"Singular values of the latent of {p.name}, by layer", figure
+    if tiers and (lines := series.facts(found, tiers[0])):
+        figure = draw(lines, "words since the fact was stated", "right answers", marks=True)
+        yield "facts", "Fact questions by distance", figure
+    if tiers and (lines := series.positions(found, tiers[0])):
+        yield "positions", "Loss by position in the window", draw(lines, "position", "loss")
+    if lines := series.sizes(found):
+        figure = draw(lines, "parameters without embeddings", "validation loss", log_x=10, marks=True)
+        yield "sizes", "Loss over size", figure
+    if lines := series.speeds(found):
+        figure = draw(lines, "batch", "decode tokens/s", log_x=2, log_y=True, marks=True)
+        yield "speed", "Decode speed over the batch", figure
+    if loads := series.expert_load(found):
+        yield "experts", "Expert load at the end of training (1 = even)", heat_maps(loads[:6])
+
+
+def _by_tier(found: Results, name: str, caption: str, lines_of: Callable, drawn: Callable):
+    for tier in found.tiers:
+        lines = lines_of(found, tier)
+        if len(lines) > 1 or (lines and len(lines[0].x) > 1):
+            yield f"{name}_{tier}", f"{caption} ({tier})", drawn(lines)
+
+
+def _pareto(lines: list[Line]) -> Any:
+    return draw(lines, "KV numbers a token and layer", "validation loss", log_x=2, marks=True)
+
+
+def _plain(x_label: str) -> Callable:
+    return lambda lines: draw(lines, x_label, "validation loss")
+
+
+def draw(
+    lines: list[Line], x_label: str, y_label: str, log_x: int = 0, log_y: bool = False, marks: bool = False,
+    title: str = "",
+) -> Any:  # fmt: skip
+    """A figure of lines with their bands; a line of one point is a mark with an error bar. log_x: base, 0 = linear."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for number, line in enumerate(lines):
+        color, mark = f"C{number % 10}", MARKS[(number // 10 + number) % len(MARKS)]
+        if len(line.x) == 1:
+            error = [[line.y[0] - line.low[0]], [line.high[0] - line.y[0]]]
+            axes.errorbar(line.x, line.y, yerr=error, fmt=mark, color=color, capsize=3, label=line.label)
+            continue
+        axes.plot(line.x, line.y, color=color, marker=mark if marks else None, markersize=5, label=line.label)
+        if line.low != line.high:
+            axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.15, linewidth=0)
+    if log_x:
+        axes.set_xscale("log", base=log_x)
+    if log_y:
+        axes.set_yscale("log")
+    axes.set(xlabel=x_label, ylabel=y_label, title=title)
+    axes.grid(alpha=0.3)
+    if len(lines) > 12:
+        figure.legend(loc="outside right upper", fontsize=7)
+    else:
+        axes.legend(fontsize=8)
+    return figure
+
+
+def heat_maps(loads: list[tuple[str, Any]]) -> Any:
+    """Load of every expert (columns) in every layer (rows), a map a point."""
+    from matplotlib import pyplot as plt
+
+    height = 1.2 + 0.9 * len(loads)
+    figure, axes = plt.subplots(len(loads), 1, figsize=(8, height), layout="constrained", squeeze=False)
+    image = None
+    for (name, load), axis in zip(loads, axes[:, 0], strict=True):
+        image = axis.imshow(load, aspect="auto", cmap="viridis", vmin=0, vmax=max(2.0, float(load.max())))
+        axis.set(title=name, ylabel="layer")
+    axes[-1, 0].set_xlabel("expert")
+    if image is not None:
+        figure.colorbar(image, ax=list(axes[:, 0]), label="load / mean load")
+    return figure

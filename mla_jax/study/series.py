@@ -1,0 +1,179 @@
+"""The data of a study's plots, apart from their drawing: each function gives lines to draw, empty without rows."""
+
+import dataclasses
+import math
+import re
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+from mla_jax.study.results import Measured, Results
+from mla_jax.study.rows import best_loss
+from mla_jax.study.stats import Estimate
+
+Rank = re.compile(r"^(?:s_)?(.+)_r(\d+)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """x, y and a band [low, high] around y (equal to y where there is none)."""
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+def _line(label: str, points: list[tuple[float, Estimate]]) -> Line:
+    points = [(x, e) for x, e in points if math.isfinite(e.mean)]
+    low = tuple(e.mean if math.isnan(e.low) else e.low for _, e in points)
+    high = tuple(e.mean if math.isnan(e.high) else e.high for _, e in points)
+    return Line(label, tuple(float(x) for x, _ in points), tuple(e.mean for _, e in points), low, high)
+
+
+def pareto(found: Results, tier: str) -> list[Line]:
+    """Best loss over KV numbers a token and layer, a line of one point for each."""
+    lines = [_line(p.name, [(p.any["study"]["kv_numbers"], p.over_seeds(best_loss))]) for p in found.tier(tier)]
+    return [line for line in lines if line.x]
+
+
+def curves(found: Results, tier: str) -> list[Line]:
+    """Validation loss over steps; the band is the range over seeds."""
+    lines = []
+    for p in found.tier(tier):
+        by_step: dict[int, list[float]] = defaultdict(list)
+        for row in p.measured.values():
+            for step, loss in row["curve"]["eval"]:
+                by_step[step].append(loss)
+        steps = sorted(s for s, values in by_step.items() if len(values) == len(p.measured))
+        if steps:
+            values = [by_step[s] for s in steps]
+            lines.append(
+                Line(
+                    p.name,
+                    tuple(map(float, steps)),
+                    tuple(float(np.mean(v)) for v in values),
+                    tuple(map(min, values)),
+                    tuple(map(max, values)),
+                )
+            )
+    return lines
+
+
+def ranks(found: Results) -> list[Line]:
+    """Best loss over d / r, a line for each form with three ranks or more in one tier."""
+    forms: dict[tuple[str, str], list[tuple[float, Estimate]]] = defaultdict(list)
+    for p in found.points:
+        if match := Rank.match(p.name):
+            forms[(match[1], p.tier)].append((float(match[2]), p.over_seeds(best_loss)))
+    return [
+        _line(f"{form} ({tier})", sorted(points, key=lambda point: point[0]))
+        for (form, tier), points in sorted(forms.items())
+        if len(points) >= 3
+    ]
+
+
+def effective_ranks(found: Results, tier: str) -> list[Line]:
+    """Effective rank over width by layer, of the entry that holds latents or values."""
+    lines = []
+    for p in found.tier(tier):
+        for entry in ("c_kv", "v_latent", "v"):
+            layers = [s for row in list(p.measured.values())[:1] for s in row["spectra"] if s["entry"] == entry]
+            if layers:
+                y = tuple(s["effective_rank"] / s["width"] for s in layers)
+                x = tuple(float(s["layer"]) for s in layers)
+                lines.append(Line(f"{p.name}: {entry}", x, y, y, y))
+    return lines
+
+
+def singular_values(found: Results, name: str) -> list[Line]:
+    """Singular values of the latents (or values) of one point, a line a layer."""
+    p = found.find(name)
+    lines = []
+    for row in list(p.measured.values())[:1] if p else []:
+        for s in row["spectra"]:
+            if s["entry"] in ("c_kv", "v_latent", "v"):
+                y = tuple(s["singular_values"])
+                lines.append(Line(f"layer {s['layer']}", tuple(float(i + 1) for i in range(len(y))), y, y, y))
+    return lines
+
+
+def facts(found: Results, tier: str) -> list[Line]:
+    """Accuracy of fact questions over the words since the fact was stated (lower edge of each bucket)."""
+    lines = []
+    for p in found.tier(tier):
+        rows = [row["facts"] for row in p.measured.values() if row["facts"]]
+        if not rows:
+            continue
+        distances = [f["distance"] for f in rows[0] if f["kind"] == "all" and not f["distance"].startswith(">")]
+        points = []
+        for distance in distances:
+            value = p.over_seeds(lambda r, d=distance: next(_accuracy(r, d), math.nan))
+            points.append((int(distance.split("-")[0]), value))
+        lines.append(_line(p.name, points))
+    return lines
+
+
+def _accuracy(row: dict[str, Any], distance: str):
+    return (f["accuracy"] for f in row["facts"] if f["kind"] == "all" and f["distance"] == distance)
+
+
+def positions(found: Results, tier: str) -> list[Line]:
+    """Loss by position up to the longest window measured."""
+    lines = []
+    for p in found.tier(tier):
+        rows = list(p.measured.values())
+        if not rows:
+            continue
+        longest = max(rows[0]["by_position"], key=int)
+        starts = [start for start, _ in rows[0]["by_position"][longest]]
+        values = [
+            (start, p.over_seeds(lambda r, i=i, k=longest: r["by_position"][k][i][1])) for i, start in enumerate(starts)
+        ]
+        lines.append(_line(p.name, values))
+    return lines
+
+
+def sizes(found: Results) -> list[Line]:
+    """Best loss over parameters without embeddings, a line for each variant that two tiers or more have."""
+    families: dict[str, list[tuple[float, Estimate]]] = defaultdict(list)
+    for p in found.points:
+        if p.tier.startswith("size_"):
+            families[p.name.partition("_")[2]].append(
+                (p.any["study"]["params"]["non_embedding"], p.over_seeds(best_loss))
+            )
+    return [_line(name, sorted(v, key=lambda point: point[0])) for name, v in sorted(families.items()) if len(v) > 1]
+
+
+def speeds(found: Results) -> list[Line]:
+    """Decode tokens/s over the batch, at the longest context of the benchmark rows."""
+    if not found.bench:
+        return []
+    context = max(row["metrics"]["context"] for row in found.bench)
+    by_point: dict[str, dict[int, float]] = defaultdict(dict)
+    for row in found.bench:
+        if row["metrics"]["context"] == context:
+            by_point[row["metrics"]["point"]][row["metrics"]["batch"]] = row["metrics"]["tokens_per_s"]
+    lines = []
+    for name, cells in sorted(by_point.items()):
+        y = tuple(cells[batch] for batch in sorted(cells))
+        lines.append(Line(f"{name} @ {context}", tuple(map(float, sorted(cells))), y, y, y))
+    return lines
+
+
+def expert_load(found: Results) -> list[tuple[str, np.ndarray]]:
+    """(point, load [L_moe, E], 1 = even) of the first seed at the end of training."""
+    loads = []
+    for p in found.points:
+        for row in list(p.measured.values())[:1]:
+            if row.get("experts", {}).get("load"):
+                loads.append((p.name, np.asarray(row["experts"]["load"], float)))
+    return loads
+
+
+def latent_points(found: Results) -> list[Measured]:
+    """Points with a latent in their cache, at most four, headline first."""
+    entries = ("c_kv", "v_latent")
+    return [p for p in found.points if p.measured and any(s["entry"] in entries for s in p.any["spectra"])][:4]

@@ -1,18 +1,32 @@
 """study.results, stats, evidence, verdicts, tables, series, plots: figures in the report are those of the rows."""
 
+import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from study_rows import PER_HEAD, declared, row, study
 
 from mla_jax import accounting
-from mla_jax.study import arithmetic, claim_tables, declare, evidence, grid, report, series, stats, tables, verdicts
+from mla_jax.study import (
+    arithmetic,
+    claim_tables,
+    declare,
+    evidence,
+    grid,
+    readme,
+    report,
+    series,
+    stats,
+    tables,
+    verdicts,
+)
 from mla_jax.study.claims import CLAIMS
 from mla_jax.study.plan import plan
 from mla_jax.study.results import collect, relative
-from mla_jax.study.rows import Rows, key_of_row
+from mla_jax.study.rows import Rows, gather, key_of_row, merge, read_files
 
 
 def rows_of(*rows: dict) -> Rows:
@@ -232,3 +246,46 @@ def test_plots_draw_what_the_rows_say(tmp_path) -> None:
     assert all((tmp_path / "plots" / name).stat().st_size > 5000 for name in pictures)
     assert text == (report.write(made, done(made, by_name(PAPER_SAYS, noise=0.01)), tmp_path)).read_text()
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + len(found.rows)
+
+
+def test_the_readmes_block_comes_from_rows_and_keeps_the_rest(tmp_path, capsys) -> None:
+    rows = gather(None)
+    made = readme.block(rows)
+    for words in ("| A1 | r = d/2 saves 45 %", "| B1 |", "| B8 |", "| C1 |", "cannot be as stated", "68.75 %"):
+        assert words in made, words
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    assert readme._main([str(page)]) == 0
+    assert page.read_text() == f"before\n{made}\nafter\n"
+    page.write_text("no marks")
+    assert readme._main([str(page)]) == 2 and "paste the printed block" in capsys.readouterr().err
+
+
+def test_the_readme_of_the_repository_is_up_to_date() -> None:
+    page = Path(__file__).resolve().parents[1] / "README.md"
+    text = page.read_text(encoding="utf-8")
+    if readme.BEGIN not in text:
+        pytest.skip("README.md has no block of results yet")
+    assert readme.replaced(text, readme.block()) == text, "run python -m mla_jax.study.readme README.md"
+
+
+def test_a_headline_with_rows_is_in_the_readmes_block(monkeypatch) -> None:
+    made = claims_study()
+    monkeypatch.setattr(readme, "study_names", lambda: ["made_up"])
+    monkeypatch.setattr(readme, "load_config_dict", lambda name: None)
+    monkeypatch.setattr(readme, "from_config_dict", lambda _: made)
+    text = readme.block(done(made, by_name(PAPER_SAYS, noise=0.01)))
+    assert re.search(r"\| per_head_rope_r2 \| 128 \| 50.0 % \| 2.0261 ± 0.0498 \(3\) \| \+0.30 ± 0.00 \(3\) \|", text)
+    assert re.search(r"\| A4 \|.*\+0.30 \[\+0.30, \+0.30\], n=3.*\| confirmed \|", text)
+
+
+def test_rows_that_come_back_are_merged(tmp_path) -> None:
+    made = study(rates=(), seeds=(0,))
+    first, second, *_ = plan(made, rows_of()).tasks
+    into, back = tmp_path / "all.jsonl", tmp_path / "back.jsonl"
+    into.write_text(json.dumps(row(first, 2.0)) + "\n")
+    newer = [row(first, 1.5) | {"time": "2027"}, row(first, 1.0, "failed") | {"time": "2028"}, row(second)]
+    back.write_text("".join(json.dumps(r) + "\n" for r in newer) + '{"cut')
+    assert merge(into, [back]) == 2
+    losses = {r["name"]: r["metrics"]["best_valid_loss"] for r in read_files([into])}
+    assert losses == {"mha": 1.5, "per_head_rope_r2": 2.0}

@@ -1,11 +1,16 @@
 """Study rows: one finished (or failed) run each, complete enough for a report that sees nothing else.
 
 A row is the result row of docs/architecture.md and, beside it: `study` (where it belongs and how it ended), `config`
-(as asked: format and values), `curve`, `by_position`, `story_losses`, `facts`, `spectra`, `stories`.
+(as asked: format and values), `curve`, `by_position`, `story_losses`, `facts`, `spectra`, `experts`, `stories`.
+
+    python -m mla_jax.study.rows docs/results/rows/study_paper_a.jsonl OUT/study_paper_a.rows.jsonl ...
+
+adds rows that came back from another machine to the repository's, where they count as done.
 """
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +19,7 @@ from mla_jax import config as config_lib
 from mla_jax.config import Config
 from mla_jax.errors import UserError
 from mla_jax.rows import read_rows
+from mla_jax.runs import write_text
 
 DONE = ("done", "diverged")  # how a run may end that has a result; "failed" has an error
 
@@ -103,3 +109,24 @@ def model_of(row: dict[str, Any]) -> config_lib.ModelConfig:
     """The row's model with the embedding rows that its tokenizer gave it."""
     config = config_lib.loads(json.dumps(row["config"]), f"the row of {row['name']}")
     return dataclasses.replace(config.model, vocab_size=row["study"]["vocab_size"])
+
+
+def merge(into: Path, sources: Iterable[Path]) -> int:
+    """Add the study rows of `sources` to the .jsonl file `into`, one a key; returns how many it then holds.
+
+    Finished rows win over failed ones, then the newest. Rows that cannot be read are left out.
+    """
+    by_key: dict[str, dict[str, Any]] = {}
+    for row in sorted(read_files([into, *sources]), key=lambda r: (r["study"].get("status") in DONE, r["time"])):
+        try:
+            by_key[key_of_row(row)] = row
+        except (UserError, KeyError) as error:
+            print(f"left out: {error}", file=sys.stderr)
+    lines = [json.dumps(row) + "\n" for row in sorted(by_key.values(), key=lambda r: (r["name"], r["time"]))]
+    write_text(into, "".join(lines))
+    return len(lines)
+
+
+if __name__ == "__main__":
+    target, *found = map(Path, sys.argv[1:])
+    print(f"{merge(target, found)} rows in {target}")

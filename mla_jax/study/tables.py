@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from mla_jax.accounting import mha_kv_bytes
+from mla_jax.accounting import kv_bytes, mha_kv_bytes
 from mla_jax.study.results import Measured, Results, Row, reference_of, relative, seconds
 from mla_jax.study.rows import best_loss, model_of
 from mla_jax.study.stats import Estimate, estimate, holm, story_p
@@ -34,7 +34,7 @@ def with_error(found: Estimate, digits: int = 4, sign: bool = False) -> str:
 def kv_saved(row: Row) -> float:
     """Share of the KV cache of MHA with the same heads that the row's model does without."""
     model = model_of(row)
-    return 1 - row["metrics"]["kv_bytes_per_token"] / mha_kv_bytes(model)
+    return 1 - kv_bytes(model) / mha_kv_bytes(model)
 
 
 def about(found: Results) -> str:
@@ -96,8 +96,8 @@ def main(found: Results, tier: str) -> str:
                 f"{row['study']['learning_rate']:g}",
                 f"{row['study']['params']['total']:,}",
                 row["study"]["kv_numbers"],
-                f"{row['metrics'].get('kv_bytes_per_token', 0):,}",
-                f"{100 * kv_saved(row):.1f} %" if "kv_bytes_per_token" in row["metrics"] else "-",
+                f"{kv_bytes(model_of(row)):,}",
+                f"{100 * kv_saved(row):.1f} %",
                 with_error(p.over_seeds(best_loss)),
                 with_error(change, 2, sign=True) if change and change.n else "-",
                 with_error(p.over_seeds(lambda r: r["metrics"].get("best_bits_per_byte", math.nan))),

@@ -48,6 +48,13 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     define(flags.DEFINE_integer, "max_new_tokens", None, "sample, judge: at most so many tokens after the prompt")
     define(flags.DEFINE_float, "temperature", None, "sample, judge: 0 is greedy")
     define(flags.DEFINE_integer, "top_k", None, "sample, judge: draw from the k likeliest tokens; 0 = from all")
+    define(flags.DEFINE_float, "top_p", None, "sample: draw from the likeliest tokens that hold this share; 1 = all")
+    define(flags.DEFINE_float, "min_p", None, "sample: drop tokens below this share of the likeliest one; 0 = none")
+    define(flags.DEFINE_float, "repetition_penalty", None, "sample: make tokens used before less likely; 1 = no")
+    define(flags.DEFINE_multi_string, "stop", [], "sample: end a story before this string; may be repeated")
+    define(flags.DEFINE_boolean, "stream", False, "sample: write stories as they come, one after the other")
+    text = "sample, eval: type of the KV cache: auto, bfloat16, float32 or int8 (eval: read the text through it)"
+    define(flags.DEFINE_string, "cache_dtype", None, text)
     define(flags.DEFINE_integer, "seed", None, "sample, judge: seed of the first row")
     define(
         flags.DEFINE_integer, "step", None, "sample, eval, judge, export: the checkpoint to read (default: the best)"
@@ -197,7 +204,12 @@ def _evaluate(values: flags.FlagValues) -> int:
 
     compile_cache.enable()
     eval_mode.run(
-        workdirs, values["data.path"].value, values["step"].value, values["fact_stories"].value, rich.console.Console()
+        workdirs,
+        values["data.path"].value,
+        values["step"].value,
+        values["fact_stories"].value,
+        rich.console.Console(),
+        values["cache_dtype"].value,
     )
     return 0
 
@@ -208,11 +220,14 @@ def _sample(values: flags.FlagValues) -> int:
     from mla_jax.sample import sample_mode
 
     compile_cache.enable()
-    names = ("num_samples", "max_new_tokens", "temperature", "top_k", "seed")
-    given = {name: values[name].value for name in names if values[name].value is not None}
+    names = ("num_samples", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    given = {name: values[name].value for name in (*names, "cache_dtype") if values[name].value is not None}
     if values["prompt"].present:
         given["prompts"] = tuple(values["prompt"].value)
-    sample_mode.run(workdir, given, values["step"].value, rich.console.Console(), values["trace_experts"].value)
+    if values["stop"].present:
+        given["stop"] = tuple(values["stop"].value)
+    stream, trace_experts = values["stream"].value, values["trace_experts"].value
+    sample_mode.run(workdir, given, values["step"].value, rich.console.Console(), trace_experts, stream)
     return 0
 
 
@@ -288,6 +303,12 @@ _FLAGS_OF_MODES = {
     "max_new_tokens": (("sample", "judge"), "sample.max_new_tokens"),
     "temperature": (("sample", "judge"), "sample.temperature"),
     "top_k": (("sample", "judge"), "sample.top_k"),
+    "top_p": (("sample",), "sample.top_p"),
+    "min_p": (("sample",), "sample.min_p"),
+    "repetition_penalty": (("sample",), "sample.repetition_penalty"),
+    "stop": (("sample",), "sample.stop"),
+    "stream": (("sample",), ""),
+    "cache_dtype": (("sample", "eval"), "sample.cache_dtype"),
     "seed": (("sample", "judge"), "train.seed"),
     "step": (("sample", "eval", "judge", "export"), "train.steps"),
     "coordinator_address": (("train",), ""),

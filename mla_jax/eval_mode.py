@@ -1,6 +1,7 @@
 """`--mode eval`: the loss of trained runs on their held-out stories, or on any file."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from mla_jax.evaluation import EvalResult
 from mla_jax.evaluation import evaluate as evaluate_tokens
 from mla_jax.rows import result_row
 from mla_jax.runs import Run
+from mla_jax.sample.scoring import make_cached_eval_step
 from mla_jax.train.step import make_eval_step
 
 
@@ -35,8 +37,16 @@ class Evaluation:
     path: Path
 
 
-def evaluate(run: Run | str | os.PathLike, data_path: str | None = None, step: int | None = None) -> Evaluation:
+def evaluate(
+    run: Run | str | os.PathLike,
+    data_path: str | None = None,
+    step: int | None = None,
+    cache_dtype: str | None = None,
+) -> Evaluation:
     """Evaluate a run on its own held-out stories (equal to the evaluation in training), or on a whole file.
+
+    With a `cache_dtype` (auto, bfloat16, float32, int8) the text is read through a KV cache of that type, as sampling
+    reads it: what int8 latents cost, for one.
 
     Writes eval/NAME.json and eval/NAME_stories.jsonl into the run folder. Raises UserError when the run or the
     data cannot be read, or the run's data is not there any more.
@@ -45,8 +55,10 @@ def evaluate(run: Run | str | os.PathLike, data_path: str | None = None, step: i
     config = run.config
     if os.environ.get("MLA_JAX_CACHE"):  # the folder that training was told of may be another machine's
         config = config_lib.replace(config, **{"data.cache_dir": ""})
+    through_cache = cache_dtype is not None
+    make = functools.partial(make_cached_eval_step, cache_dtype=cache_dtype) if through_cache else make_eval_step
+    eval_step = make(run.model, config)
     tokens, fingerprint = _tokens(run, config, data_path)
-    eval_step = make_eval_step(run.model, config)
     result = evaluate_tokens(eval_step, run.variables, tokens, config.train.seq_len, config.eval.batch_size)
     stories = result.by_story(tokens)
     metrics = {
@@ -57,8 +69,11 @@ def evaluate(run: Run | str | os.PathLike, data_path: str | None = None, step: i
         "step": run.step,
         "loss_by_position": [round(float(x), 5) for x in result.by_position()],
     }
+    if through_cache:
+        metrics["cache_dtype"] = cache_dtype
     row = result_row(run.folder.name, config.hash, metrics, fingerprint, run.tokenizer.sha256)
     name = "valid" if not data_path else f"{Path(data_path).stem}-{_short(data_path)}"
+    name += f"_cache_{cache_dtype}" if through_cache else ""
     path = run.folder.eval / f"{name}.json"
     try:
         run.folder.eval.mkdir(exist_ok=True)
@@ -87,7 +102,12 @@ def _tokens(run: Run, config: Config, data_path: str | None) -> tuple[TokenFile,
 
 
 def run(
-    workdirs: Sequence[str], data_path: str | None, step: int | None, fact_stories: int, console: rich.console.Console
+    workdirs: Sequence[str],
+    data_path: str | None,
+    step: int | None,
+    fact_stories: int,
+    console: rich.console.Console,
+    cache_dtype: str | None = None,
 ) -> None:
     """Evaluate each run folder; print a table, each run's loss by position and, if asked, its fact questions."""
     if fact_stories < 0:
@@ -96,8 +116,13 @@ def run(
     if fact_stories:
         for each in loaded:
             facts.check_embedded(each)
-    evaluations = [evaluate(each, data_path) for each in loaded]
+    if cache_dtype is not None:
+        for each in loaded:
+            make_cached_eval_step(each.model, each.config, cache_dtype)  # refuses before anything is written
+    evaluations = [evaluate(each, data_path, cache_dtype=cache_dtype) for each in loaded]
     table = rich.table.Table("run", "step", "loss", "perplexity", "bits per byte", "tokens", "tokenizer")
+    if cache_dtype is not None:
+        table.title = f"read through a KV cache in {cache_dtype}"
     for evaluation in evaluations:
         m = evaluation.row["metrics"]
         table.add_row(

@@ -111,6 +111,9 @@ FLAGS = [
     (("--mode=sample", "--workdir=W", "--data.path=x"), "--data.path", "sample", "leave it out"),
     (("--mode=sample", "--workdir=W", "--temperature=hot"), "temperature", "hot"),
     (("--mode=sample", "--workdir=W", "--num_samples"), "num_samples"),
+    (("--mode=eval", "--workdir=W", "--stream"), "--stream", "eval", "leave it out"),
+    (("--config=smoke", "--workdir=W", "--cache_dtype=int8"), "--cache_dtype", "sample.cache_dtype"),
+    (("--mode=sample", "--workdir=W", "--stream=perhaps"), "stream", "perhaps"),
     (("--flagfile=W/none",), "none"),
     (("--mode=export",), "--workdir"),
     (("--mode=export", "--workdir=W"), "--out", "exports/mla_rope"),
@@ -307,6 +310,15 @@ SAMPLES = [
     (("--seed=-1",), "seed", "-1"),
     (("--seed=99999999999",), "seed", "99999999999"),
     (("--prompt=" + "word " * 80,), "prompt", "max_len"),
+    (("--top_p=0",), "top_p", "0.0", "set --top_p"),
+    (("--top_p=1.5",), "top_p", "1.5"),
+    (("--top_p=nan",), "top_p", "nan"),
+    (("--min_p=-0.5",), "min_p", "-0.5"),
+    (("--repetition_penalty=0",), "repetition_penalty", "0.0"),
+    (("--stop=",), "stop", "empty string"),
+    (("--cache_dtype=int4",), "cache_dtype", "'int4'", "auto | bfloat16 | float32 | int8"),
+    (("--max_new_tokens=64", "--stream"), "max_new_tokens", "64", "max_len"),
+    (("--prompt=" + "word " * 80, "--stream"), "prompt", "max_len"),
     (("--prompt=\udcff",), "UTF-8"),
 ]
 
@@ -314,6 +326,29 @@ SAMPLES = [
 @pytest.mark.parametrize(("arguments", "w"), [(row[0], row[1:]) for row in SAMPLES], ids=lambda v: repr(v)[:30])
 def test_a_bad_sampling_setting_is_refused(refused, trained_run: Path, arguments: tuple, w: tuple) -> None:
     refused("--mode=sample", f"--workdir={trained_run}", *arguments, words=w)
+
+
+def test_eval_refuses_a_cache_that_the_model_cannot_have(refused, trained_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    before = listing(tmp_path)
+    refused("--mode=eval", f"--workdir={run}", "--cache_dtype=int4", words=("cache_dtype", "'int4'", "int8"))
+    edit_json(run / "config.json", lambda c: c["config"]["data"].update(document_mask=True))
+    arguments = (f"--workdir={trained_run}", f"--workdir={run}", "--cache_dtype=int8")
+    edited = listing(tmp_path)
+    refused("--mode=eval", *arguments, words=("cache_dtype", "data.document_mask"))
+    assert listing(tmp_path) == edited != before
+
+
+def test_a_streamed_story_is_the_same_story(trained_run: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = [f"--workdir={trained_run}", "--prompt=once upon", "--prompt=", "--num_samples=2", "--seed=3"]
+    arguments += ["--top_p=0.9", "--min_p=0.01", "--repetition_penalty=1.1", "--stop=zebra"]
+    outs = []
+    for more in ((), ("--stream",)):
+        capsys.readouterr()
+        assert main(["mla_jax", "--mode=sample", *arguments, *more]) == 0
+        outs.append(capsys.readouterr().out)
+    assert outs[0] == outs[1] and outs[0].count("once upon") >= 2 and "4 of 4 (seed 6)" in outs[0]
 
 
 def foreign(workdir: Path, run: Path) -> None:

@@ -1,34 +1,69 @@
 """`--mode sample`: stories from a trained run, on the terminal."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import rich.console
 
 from mla_jax import config as config_lib
 from mla_jax import runs
+from mla_jax.errors import UserError
 from mla_jax.sample import expert_trace
 from mla_jax.sample.sampler import Sampler, sample_settings
 
 
 def run(
-    workdir: str, given: dict[str, Any], step: int | None, console: rich.console.Console, trace_experts: bool = False
+    workdir: str,
+    given: dict[str, Any],
+    step: int | None,
+    console: rich.console.Console,
+    trace_experts: bool = False,
+    stream: bool = False,
 ) -> list[str]:
     """Print num_samples stories per prompt. `given` overrides fields of the run's `config.sample`.
 
     trace_experts: also write which experts each token went to into the run folder's experts/.
+    stream: write the stories one after the other, each as its tokens are drawn.
     """
     trained = runs.load_run(workdir, step)
     if trace_experts:
         expert_trace.check_has_experts(trained)
-    config = config_lib.replace(trained.config, **{f"sample.{name}": value for name, value in given.items()})
-    cfg = config.sample
-    prompts = [prompt for prompt in (cfg.prompts or ("",)) for _ in range(cfg.num_samples)]
-    completions = Sampler.from_run(trained).generate(prompts, **sample_settings(cfg))
-    for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), 1):
-        console.print(f"--- {number} of {len(prompts)} (seed {cfg.seed + number - 1})", style="dim", highlight=False)
-        console.print(prompt + completion + "\n", highlight=False, markup=False, soft_wrap=True)
+    try:
+        config = config_lib.replace(trained.config, **{f"sample.{name}": value for name, value in given.items()})
+    except UserError as error:  # the remedies are those of a config; here the knobs are flags
+        raise UserError(str(error).replace("--config.sample.", "--")) from None
+    prompts = [prompt for prompt in (config.sample.prompts or ("",)) for _ in range(config.sample.num_samples)]
+    sampler = Sampler(trained.model, trained.variables, trained.tokenizer, config)
+    settings = sample_settings(config.sample)
+    first = settings.pop("seed")
+    seeds = [(first + row) % 2**32 for row in range(len(prompts))]
+    stories: Iterable[Iterable[str]]
+    if stream:
+        # All are asked for before the first is written: a prompt that is too long is refused at once.
+        stories = [sampler.stream(prompt, seed=seed, **settings) for prompt, seed in zip(prompts, seeds, strict=True)]
+    else:
+        stories = [[text] for text in sampler.generate(prompts, seed=seeds, **settings)]
+    completions = []
+    for row, (prompt, pieces) in enumerate(zip(prompts, stories, strict=True)):
+        console.print(f"--- {row + 1} of {len(prompts)} (seed {seeds[row]})", style="dim", highlight=False)
+        completions.append(_write(console, prompt, pieces))
     if trace_experts:
         texts = list(zip(prompts, completions, strict=True))
         _, page = expert_trace.write(trained, expert_trace.trace(trained, texts))
         console.print(f"experts of every token: {page}", highlight=False, markup=False, soft_wrap=True)
     return completions
+
+
+def _write(console: rich.console.Console, prompt: str, pieces: Iterable[str]) -> str:
+    """Print a prompt and what follows it, piece by piece; returns what follows."""
+
+    def write(text: str) -> None:
+        console.print(text, end="", highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+    write(prompt)
+    completion = ""
+    for piece in pieces:
+        write(piece)
+        completion += piece
+    write("\n\n")
+    return completion

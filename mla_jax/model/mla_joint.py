@@ -45,7 +45,9 @@ class JointLatentAttention(LatentAttention):
         lower = jnp.pad(copies, ((0, 0), (0, 0), (cfg.qk_nope_head_dim, 0)))
         joined = jnp.concatenate([entries.c_kv, entries.k_rope.astype(dtype)], axis=-1)
         k = jnp.einsum("bsc,chn->bshn", joined, jnp.concatenate([upper, lower]))
-        w_uv = attention.widened(self.w_uv.astype(dtype), max(cfg.qk_head_dim, cfg.v_head_dim))
+        unequal = "attn_cudnn_mla" in self.backend.candidates  # attention takes v as it is
+        width = cfg.v_head_dim if unequal else max(cfg.qk_head_dim, cfg.v_head_dim)
+        w_uv = attention.widened(self.w_uv.astype(dtype), width)
         return k, jnp.einsum("bsc,chv->bshv", entries.c_kv, w_uv)
 
     def expand(self, entries: cache.LatentCache) -> tuple[jax.Array, jax.Array]:

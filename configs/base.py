@@ -126,6 +126,7 @@ def get_config(size: str = "m") -> ConfigDict:
     o.muon_beta = 0.95  # muon only: momentum (Nesterov)
     o.muon_dtype = "auto"  # muon only, of Newton-Schulz: auto (bfloat16 where the device has it) | bfloat16 | float32
     o.adamw_fraction = 1.0  # muon only: AdamW's share of the learning rate, for what Muon does not update
+    o.qk_clip = 0.0  # largest attention logit a head may reach before its w_q and w_k shrink, e.g. 100; 0 = no limit
     o.ema_decay = 0.0  # average of the weights, for evaluation, samples and checkpoints, e.g. 0.999; 0 = none
 
     c.eval = e = ConfigDict()

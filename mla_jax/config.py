@@ -57,6 +57,7 @@ MIGRATIONS: dict[int, dict[str, Any]] = {
         "optim.muon_beta": 0.95,
         "optim.muon_dtype": "auto",
         "optim.adamw_fraction": 1.0,
+        "optim.qk_clip": 0.0,
         "optim.ema_decay": 0.0,
         "train.bad_loss": 0.0,
         "train.bad_grad_norm": 0.0,
@@ -218,6 +219,7 @@ class OptimConfig:
     muon_beta: float
     muon_dtype: str
     adamw_fraction: float
+    qk_clip: float
     ema_decay: float
 
 

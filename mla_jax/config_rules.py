@@ -132,7 +132,7 @@ def ranges(config: "Config") -> None:
         "model.d_expert model.first_k_dense model.router_aux_weight model.router_sequence_weight "
         "model.router_z_weight optim.warmup_steps optim.weight_decay optim.clip_norm "
         "checkpoint.keep_best sample.temperature sample.top_k train.profile_steps train.bad_loss train.bad_grad_norm "
-        "train.seed sample.seed data.seed train.loss_chunks mesh.data"
+        "train.seed sample.seed data.seed train.loss_chunks mesh.data optim.qk_clip"
     )
     bounds = dict.fromkeys(at_least_one.split(), (1, math.inf)) | dict.fromkeys(at_least_zero.split(), (0, math.inf))
     bounds |= {
@@ -310,6 +310,8 @@ def batches(config: "Config") -> None:
             f"it must divide train.seq_len ({t.seq_len})",
             "change one of them, or set it to 0",
         )
+    if o.qk_clip and config.model.qk_norm:
+        fail(config, "optim.qk_clip", "with model.qk_norm no weight changes the logits' size", "use one of the two")
     if o.warmup_steps >= o.decay_steps:
         fail(
             config,

@@ -136,7 +136,10 @@ def test_shapes_of_every_size_and_variant(name: str, size: str) -> None:
     tokens, lengths = shape((2, 32), jnp.int32), shape((2,), jnp.int32)
     (logits, aux), variables = jax.eval_shape(model.init_with_output, jax.random.key(0), tokens)
     assert (logits.shape, logits.dtype) == ((2, 32, 8192), jnp.bfloat16)
-    assert (aux.attn_logit_max.shape, aux.attn_logit_max.dtype) == ((config.model.n_layers,), jnp.float32)
+    assert (aux.attn_logit_max.shape, aux.attn_logit_max.dtype) == (
+        (config.model.n_layers, config.model.n_heads),
+        jnp.float32,
+    )
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
     real = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
     assert real == accounting.params(config.model)["total"]
@@ -227,7 +230,7 @@ def test_the_largest_attention_logit_is_the_first_rows(point: str) -> None:
     run = quick_jit(lambda tokens: model.apply({"params": params}, tokens)[1].attn_logit_max)
     all_rows, first = run(tokens), run(tokens[:1])
     np.testing.assert_allclose(all_rows, first, atol=TOLERANCE, rtol=0)
-    assert all_rows.shape == (2,)
+    assert all_rows.shape == (2, 4)
     assert float(jnp.abs(run(tokens[1:]) - first).max()) > 1e-3
 
 

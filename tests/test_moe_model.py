@@ -54,7 +54,7 @@ def test_prefill_and_decode_give_the_logits_of_the_whole(name: str) -> None:
     whole, aux = quick_jit(model.apply)(variables, tokens)
     assert aux.router.expert_load.shape == (2, 6)
     assert aux.router.expert_idx.shape == (2, 2, 9, 2)
-    assert aux.attn_logit_max.shape == (3,)
+    assert aux.attn_logit_max.shape == (3, config.model.n_heads)
     np.testing.assert_array_equal(aux.router.expert_load.sum(axis=-1), 2 * 9 * 2)
 
     def run(variables: Any) -> jax.Array:

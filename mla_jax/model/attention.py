@@ -107,7 +107,7 @@ def visible(start: jax.Array, length: int, cache_length: int) -> jax.Array:
 
 
 def largest_logit(q: jax.Array, k: jax.Array, where: Where, scale: float) -> jax.Array:
-    """The largest attention logit of the first row, float32 []: one row says as much about divergence as all do.
+    """The largest attention logit of each head in the first row, float32 [H]: one row tells of divergence as all do.
 
     Costs nothing where its result is not used: XLA removes it.
     """
@@ -115,4 +115,5 @@ def largest_logit(q: jax.Array, k: jax.Array, where: Where, scale: float) -> jax
     first = q[:1].reshape(1, q.shape[1], groups, heads // groups, q.shape[-1])
     logits = jnp.einsum("btgqk,bsgk->bgqts", first, k[:1], preferred_element_type=jnp.float32) * scale
     row = Where(segment_ids=None if where.segment_ids is None else where.segment_ids[:1])
-    return jnp.max(jnp.where(causal_mask(row, q.shape[1])[:, None, None], logits, -jnp.inf))
+    seen = jnp.where(causal_mask(row, q.shape[1])[:, None, None], logits, -jnp.inf)
+    return jnp.max(seen, axis=(0, 3, 4)).reshape(heads)

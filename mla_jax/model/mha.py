@@ -38,7 +38,7 @@ class MultiHeadAttention(nn.Module):
         return self.cfg.head_dim**-0.5
 
     def __call__(self, x: jax.Array, where: Where) -> tuple[jax.Array, jax.Array]:
-        """Self-attention over x -> (output [B, T, D], largest attention logit [])."""
+        """Self-attention over x -> (output [B, T, D], largest attention logit of each head [H])."""
         q, k, v = self._project(x, where)
         out = attention.attend(q, k, v, where, self.scale, self.backend)
         return self._output(out), attention.largest_logit(q, k, where, self.scale)

@@ -75,7 +75,7 @@ class LatentAttention(nn.Module):
         return self.cfg.qk_head_dim**-0.5
 
     def __call__(self, x: jax.Array, where: Where) -> tuple[jax.Array, jax.Array]:
-        """Self-attention, expanded -> (output [B, T, D], largest attention logit [])."""
+        """Self-attention, expanded -> (output [B, T, D], largest attention logit of each head [H])."""
         q, k, v, _ = self._expanded(x, where)
         out = attention.attend(q, k, v, where, self.scale, self.backend)
         return self._output(out), attention.largest_logit(q, k, where, self.scale)

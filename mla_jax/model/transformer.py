@@ -26,7 +26,7 @@ from mla_jax.model.moe import MoE, RouterAux, initial_router_bias
 
 @struct.dataclass
 class Aux:
-    """What a forward pass tells about itself. attn_logit_max [L] float32: of the first row of the batch.
+    """What a forward pass tells about itself. attn_logit_max [L, H] float32: of the batch's first row.
 
     router: what the experts' routers did, with [L_moe] in front; None without experts.
     """

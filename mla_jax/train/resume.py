@@ -48,6 +48,7 @@ _FREE = (
     "optim.schedule",
     "optim.decay_fraction",
     "optim.muon_dtype",
+    "optim.qk_clip",
     "optim.adamw_fraction",
     "optim.weight_decay",
     "optim.clip_norm",

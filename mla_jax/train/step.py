@@ -15,6 +15,7 @@ from mla_jax.model.attention import Where
 from mla_jax.model.moe import router_bias_update
 from mla_jax.model.transformer import Transformer, variables_of
 from mla_jax.train.loss import chunked_cross_entropy, cross_entropy
+from mla_jax.train.qk_clip import clip_queries_and_keys
 from mla_jax.train.state import TrainState, abstract_state, shardings
 
 Batch = dict[str, jax.Array]
@@ -30,11 +31,20 @@ class RouterSums(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Sums over microbatches. loss []: nats; count []: targets; router: None without experts."""
+    """Sums over microbatches. loss []: nats; count []: targets; router: None without experts.
+
+    logit_max [L, H]: the largest attention logits, no sum but a maximum; None where nobody asks (`optim.qk_clip`=0).
+    """
 
     loss: jax.Array
     count: jax.Array
     router: RouterSums | None
+    logit_max: jax.Array | None
+
+    def merged(self, other: "Sums") -> "Sums":
+        """Of this part and another."""
+        total = jax.tree.map(jnp.add, self, other)
+        return total._replace(logit_max=jax.tree.map(jnp.maximum, self.logit_max, other.logit_max))
 
 
 def where_of(shifted: Batch, document_mask: bool) -> Where:
@@ -73,11 +83,12 @@ def make_train_step(
             else:
                 total = jnp.sum(cross_entropy(out, shifted["targets"], n_tokens) * mask)
         count = jnp.sum(mask)
+        logit_max = aux.attn_logit_max if config.optim.qk_clip else None
         if aux.router is None:
-            return total, Sums(total, count, None)
+            return total, Sums(total, count, None, logit_max)
         router_loss = jnp.sum(aux.router.router_loss) * count
         router = RouterSums(router_loss, aux.router.expert_load, aux.router.router_entropy * count)
-        return total + router_loss, Sums(total, count, router)
+        return total + router_loss, Sums(total, count, router, logit_max)
 
     gradient = jax.grad(loss_sum, has_aux=True)
 
@@ -89,8 +100,8 @@ def make_train_step(
 
         def add(carry: tuple, part: tuple) -> tuple[tuple, None]:
             index, microbatch = part
-            new = gradient(params, router_bias, microbatch, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, carry, new), None
+            grads, sums = gradient(params, router_bias, microbatch, jax.random.fold_in(key, index))
+            return (jax.tree.map(jnp.add, carry[0], grads), carry[1].merged(sums)), None
 
         first = jax.tree.map(lambda a: a[0], split)
         zeros = jax.tree.map(
@@ -110,6 +121,8 @@ def make_train_step(
             grad_norm = optax.tree.norm(grads)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
+            if config.optim.qk_clip:
+                params = clip_queries_and_keys(params, sums.logit_max, config.optim.qk_clip, cfg)
         router_bias = state.router_bias
         if sums.router is not None:
             load = sums.router.expert_load

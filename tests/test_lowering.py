@@ -1,5 +1,7 @@
 """Every named config's train step and decode step lower for a TPU: nothing needs CUDA."""
 
+import dataclasses
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,3 +63,35 @@ def test_train_and_decode_steps_lower_for_a_tpu(name: str) -> None:
 def test_so_do_muon_and_what_saves_memory() -> None:
     knobs = {"optim.name": "muon", "optim.ema_decay": 0.999, "optim.muon_dtype": "bfloat16"}
     check(small("mla_rope", **knobs, **{"train.remat": "dots", "train.loss_chunks": 4, "model.qk_norm": True}))
+
+
+@pytest.fixture
+def cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX believes that there is cuDNN 9.12 on an sm90 GPU: what it says to XLA then can be read anywhere."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91200)
+    monkeypatch.setattr(fused, "check_compute_capability", lambda _: True)
+
+
+H100 = SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3", compute_capability="9.0")
+
+
+@pytest.mark.parametrize(
+    ("names", "widths"),
+    [((), (96, 96)), (("attn_cudnn_mla", "mla_products"), (96, 64)), (("attn_pad128",), (128, 128))],
+)
+def test_mla_trains_through_cudnn_on_a_gpu(cudnn: None, names: tuple[str, ...], widths: tuple[int, int]) -> None:
+    """Forward and backward, and the head sizes that cuDNN is given: of queries and of values."""
+    config = small("mla_rope", **{"model.n_layers": 1, "model.decode_impl": "xla"})
+    backend = dataclasses.replace(backend_lib.choose(config.model, H100), candidates=names)
+    assert (backend.dtype, backend.attention_impl) == ("bfloat16", "cudnn")
+    model, optimizer = Transformer(config.model, backend), make_optimizer(config.optim)
+    batch = {name: jax.ShapeDtypeStruct((ROWS, LENGTH + 1), jnp.int32) for name in ("tokens", "segment_ids")}
+    step, state = make_train_step(model, optimizer, config), abstract_state(model, optimizer)
+    calls = [f"__cudnn$fmhaSoftmax{kind}" for kind in ("", "Backward")]
+    program = step.trace(state, batch).lower(lowering_platforms=("cuda",)).as_text()
+    for call in calls:
+        operands = re.search(rf"@{re.escape(call)}\(.*?: \((.*?)\) ->", program)[1]
+        sizes = [int(size) for size in re.findall(r"tensor<4x64x8x(\d+)xbf16>", operands)[:3]]
+        assert sizes == [widths[0], widths[0], widths[1]], call

@@ -29,7 +29,7 @@ def value_and_gradient(config: Any, backend: Any) -> Any:
 @pytest.mark.parametrize(
     ("name", "knobs"),
     [
-        ("ffn_barrier", {"model.block": "gpt"}),
+        pytest.param("ffn_barrier", {"model.block": "gpt"}, marks=pytest.mark.slow),
         ("mla_products", {}),
         pytest.param("mla_products", {"model.v_head_dim": 20, "model.qk_rope_head_dim": 2}, marks=pytest.mark.slow),
         pytest.param("mla_products", {"model.qk_norm": True}, marks=pytest.mark.slow),

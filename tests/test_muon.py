@@ -146,12 +146,10 @@ def optax_muon(cfg: OptimConfig) -> optax.GradientTransformation:
     )
 
 
-@pytest.mark.parametrize("name", ["mla_rope", pytest.param("mla_per_head", marks=pytest.mark.slow)])
-def test_three_steps_equal_optax(name: str) -> None:
-    """Of the matrices: optax gives the rest Adam with Nesterov momentum, we give it AdamW (tests/test_optim.py)."""
-    config = tiny_config(name, **MUON, **{"optim.clip_norm": 0.0, "model.n_layers": 1})
-    ours, theirs = make_optimizer(config.optim), optax_muon(config.optim)
-    params = other = random_params(reference_model(config))
+def check_against_optax(params: Any) -> None:
+    """Three steps, of the matrices: optax gives the rest Adam with Nesterov momentum, we AdamW (test_optim.py)."""
+    cfg = tiny_config(**MUON, **{"optim.clip_norm": 0.0}).optim
+    ours, theirs, other = make_optimizer(cfg), optax_muon(cfg), params
     state, other_state = ours.init(params), theirs.init(other)
     steps = [quick_jit(optimizer.update) for optimizer in (ours, theirs)]
     for seed in range(3):
@@ -162,8 +160,19 @@ def test_three_steps_equal_optax(name: str) -> None:
         updates, other_state = steps[1](grads, other_state, other)
         other = optax.apply_updates(other, updates)
     matrices = [path for path, name in named(optimizer_names(params)).items() if name == "muon"]
+    assert matrices
     for path in matrices:
         np.testing.assert_allclose(named(params)[path], named(other)[path], atol=1e-5, err_msg=path)
+
+
+def test_three_steps_equal_optax() -> None:
+    check_against_optax(TENSORS["layer_1"] | {"w_o": TENSORS["layer_0"]["w_o"], "gain": jnp.ones(5)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mla_rope", "mla_per_head", "moe_mla_rope"])
+def test_three_steps_of_a_model_equal_optax(name: str) -> None:
+    check_against_optax(random_params(reference_model(tiny_config(name, **{"model.n_layers": 1}))))
 
 
 def test_matrices_of_a_shape_share_their_products_whatever_the_depth() -> None:

@@ -42,6 +42,7 @@ def test_nothing_changes_below_the_limit() -> None:
     jax.tree.map(np.testing.assert_array_equal, negative, params)
 
 
+@pytest.mark.slow
 def test_the_step_clips_by_the_largest_logit_of_its_microbatches() -> None:
     knobs = {"model.n_layers": 1, "tokenizer.vocab_size": 300, "model.vocab_size": 300, "train.batch_size": 4}
     knobs |= {"optim.learning_rate": 1e-12, "optim.weight_decay": 0.0, "train.microbatches": 2}

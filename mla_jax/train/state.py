@@ -49,7 +49,7 @@ def init_state(
         router_bias = initial_router_bias(model.cfg)
     state = TrainState(jnp.zeros((), jnp.int32), params, None, router_bias)
     if model.backend.mesh is None:
-        return state.replace(opt_state=optimizer.init(params))
+        return state.replace(opt_state=jax.jit(optimizer.init)(params))  # one program, not one for each shape
     where = shardings(model, state.replace(opt_state=jax.eval_shape(optimizer.init, params)))
     opt_state = jax.jit(optimizer.init, out_shardings=where.opt_state)(params)
     step, router_bias = mesh.spread((state.step, router_bias), (where.step, where.router_bias))

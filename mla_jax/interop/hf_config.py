@@ -9,6 +9,7 @@ from mla_jax.interop import families
 from mla_jax.interop.families import DEEPSEEK, GPT2, LLAMA
 from mla_jax.model.layers import LAYER_NORM_EPS, RMS_EPS
 
+LARGEST = 2**24  # of any size: what is larger is a lie, and would only fail later, for want of memory
 _MISSING = object()
 
 
@@ -31,15 +32,16 @@ class HFConfig:
             raise UserError(f"{path} is not a JSON object: copy the folder again.") from None
 
     def fail(self, field: str, value: Any, rule: str) -> None:
-        raise UserError(f"{self.path}: {field} is {value!r}; {rule}: mla_jax cannot import this model.")
+        shown = repr(value) if len(repr(value)) < 100 else f"{repr(value)[:97]}..."
+        raise UserError(f"{self.path}: {field} is {shown}; {rule}: mla_jax cannot import this model.")
 
     def integer(self, field: str, default: Any = _MISSING, least: int = 1) -> int:
         """A whole number >= least; null and absence give the default."""
         value = self.content.get(field)
         if value is None and default is not _MISSING:
             return default
-        if type(value) is not int or not least <= value < 2**31:
-            self.fail(field, value, f"it must be a whole number, at least {least}")
+        if type(value) is not int or not least <= value <= LARGEST:
+            self.fail(field, value, f"it must be a whole number between {least} and {LARGEST:,}")
         return value
 
     def number(self, field: str, default: Any) -> float:

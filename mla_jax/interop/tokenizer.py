@@ -19,8 +19,10 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
     sentencepiece merges the adjacent pair whose joined piece has the highest score, the leftmost first; `tokenizers`
     the pair of lowest rank, the leftmost first. So every split of a piece into two pieces is a merge, in the order of
-    scores. Where a piece can arise from two overlapping pairs of one score, that order could decide otherwise than the
-    place; exhaustive tests over repetitive texts found no such case. Raises UserError for a tokenizer (of tokenizer.path) that this does not cover.
+    scores. (Where two overlapping pairs make the same piece, the place should decide and the order of its splits could;
+    exhaustive tests over repetitive texts found no such case.)
+
+    Raises UserError for a tokenizer (of tokenizer.path) that this does not cover.
     """
     model = _proto(tokenizer)
     _check(model)

@@ -108,7 +108,7 @@ def test_transformers_computes_the_same(family: str, seed: int, tokenizer: Token
     run = untrained_run(tmp_path / "run", config, tokenizer, seed)
     folder = hf.export(run, tmp_path / "out")
     plain = {"attn_implementation": "eager"}
-    if family == "deepseek_moe":
+    if family == "deepseek_moe" and int(transformers.__version__.partition(".")[0]) >= 5:
         plain["experts_implementation"] = "eager"  # the default one wants widths that are multiples of 4
     model, report = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **plain)
     assert not any(report.values()), report

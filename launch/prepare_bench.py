@@ -2,10 +2,14 @@
 
     python launch/prepare_bench.py --stories train.txt --gigabytes 2 --folder /tmp/prepare_bench
 
-Makes a file of that size by repeating the stories of --stories (text, <|endoftext|> lines) with a number in each, then
-times, in processes of their own: sentencepiece's `encode(list, num_threads=CPUS)` on the first part of the file, the
-whole preparation from an empty cache (with JAX started, as in training), a second preparation, and sentencepiece again
-(the machine's load may have changed). Memory is that of the process and its children, looked at 10 times a second.
+Makes a file of that size by repeating the stories of --stories (text, <|endoftext|> lines) with a number in each, and
+measures, each in a process of its own:
+
+* rounds on parts of it: sentencepiece's `encode(list, num_threads=CPUS)`, then the preparation of the same text with
+  the same model from an empty cache. Side by side, for a machine's load changes; the ratio is the rounds' median.
+* the whole file from nothing, learning of the pieces included, with JAX started as in training, and a second time.
+  Memory is that of the process and its children, looked at 5 times a second.
+
 Everything it made is deleted at the end.
 """
 
@@ -13,6 +17,7 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import threading
@@ -26,8 +31,9 @@ import jax
 jax.devices()
 from mla_jax.config_files import load_config
 from mla_jax.data.prepare import prepare
-path, cache, vocab_size = sys.argv[1:]
-config = load_config("base", **{"data.path": path, "data.cache_dir": cache, "tokenizer.vocab_size": int(vocab_size)})
+path, cache, vocab_size, model = sys.argv[1:]
+knobs = {"data.path": path, "data.cache_dir": cache, "tokenizer.vocab_size": int(vocab_size), "tokenizer.path": model}
+config = load_config("base", **knobs)
 begun, before = time.perf_counter(), os.times()
 prepared = prepare(config)
 after = os.times()
@@ -38,11 +44,11 @@ BASELINE = """
 import json, os, sys, time
 import sentencepiece
 from mla_jax.data.tokenizer import cpus
-path, model, limit = sys.argv[1:]
+path, model = sys.argv[1:]
 processor = sentencepiece.SentencePieceProcessor(model_file=model)
 size = seconds = cpu = 0
 with open(path, encoding="utf-8") as file:
-    while size < int(limit) and (block := file.read(8_000_000)):
+    while block := file.read(8_000_000):
         texts = block.split("<|endoftext|>")
         before, begun = os.times(), time.perf_counter()
         processor.encode(texts, num_threads=cpus())
@@ -78,7 +84,7 @@ class Memory:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._done.wait(0.1):
+        while not self._done.wait(0.2):
             total = {"Rss": 0, "Pss": 0}
             for pid in self._tree():
                 try:
@@ -113,62 +119,94 @@ def run(script: str, *arguments: object) -> dict:
     return json.loads(out.splitlines()[-1]) | {"rss": memory.rss, "pss": memory.pss}
 
 
-def rows(size: int, baselines: list[dict], first: dict, second: dict) -> list[tuple[str, str]]:
-    """(what, value) for the table."""
-    read, spent = sum(b["bytes"] for b in baselines), sum(b["seconds"] for b in baselines)
-    base, base_cpu = read / spent, read / sum(b["cpu"] for b in baselines)
-    phases, train = first["stats"]["phases"], first["stats"]["train"]
-    both = ", ".join(f"{b['bytes'] / b['seconds'] / 1e6:.2f}" for b in baselines)
+def time_rounds(stories: Path, folder: Path, model: Path, size: int, count: int) -> list[dict[str, float]]:
+    """Bytes a second, by the clock ("clock") and by CPU seconds ("cpu"), of sentencepiece and of the preparation."""
+    found = []
+    for number in range(count):
+        path, cache = folder / f"part{number}.txt", folder / f"cache{number}"
+        make_file(stories, path, size)
+        n_bytes = path.stat().st_size
+        base, ours = run(BASELINE, path, model), run(PREPARE, path, cache, 8192, model)
+        row = {"bytes": n_bytes, "clock": n_bytes / base["seconds"], "cpu": n_bytes / base["cpu"]}
+        row |= {"our_clock": n_bytes / ours["seconds"], "our_cpu": n_bytes / ours["cpu"], "load": os.getloadavg()[0]}
+        print(" ".join(f"{name} {value:,.1f}" for name, value in row.items()), file=sys.stderr, flush=True)
+        found.append(row | {"threads": base["threads"]})
+        shutil.rmtree(cache)
+        path.unlink()
+    return found
+
+
+def round_rows(rounds: list[dict[str, float]]) -> list[tuple[str, str]]:
+    """(what, value): the medians of the rounds, and their range."""
+
+    def spread(values: list[float], form: str) -> str:
+        ordered = [format(value, form) for value in sorted(values)]
+        return f"{format(statistics.median(values), form)} ({ordered[0]} to {ordered[-1]})"
+
+    def megabytes(name: str) -> list[float]:
+        return [row[name] / 1e6 for row in rounds]
+
+    clock = [row["our_clock"] / row["clock"] for row in rounds]
+    cpu = [row["our_cpu"] / row["cpu"] for row in rounds]
     return [
-        ("file", f"{size:,} bytes, {train['stories'] + first['stats']['valid']['stories']:,} stories"),
+        ("rounds", f"{len(rounds)} of {rounds[0]['bytes']:,} bytes; median (range)"),
         (
-            "tokens",
-            f"{train['tokens'] + first['stats']['valid']['tokens']:,} ({first['stats']['vocab_size']:,} pieces)",
+            f"sentencepiece, encode(list, num_threads={rounds[0]['threads']})",
+            f"{spread(megabytes('clock'), '.2f')} MB/s",
         ),
-        (f"sentencepiece, encode(list, num_threads={baselines[0]['threads']})", f"{base / 1e6:.2f} MB/s ({both})"),
-        ("preparation from nothing", f"{first['seconds']:.1f} s, {size / first['seconds'] / 1e6:.2f} MB/s"),
-        *((f"  of it {name}", f"{seconds:.1f} s") for name, seconds in phases.items()),
-        ("speed against sentencepiece, all of it", f"{size / first['seconds'] / base:.1%}"),
-        ("  without learning the pieces", f"{size / (first['seconds'] - phases['learning']) / base:.1%}"),
-        ("  the tokenizing pass alone", f"{size / phases['tokenizing'] / base:.1%}"),
-        ("  all of it, by CPU seconds", f"{size / first['cpu'] / base_cpu:.1%}"),
+        ("preparation, pieces given", f"{spread(megabytes('our_clock'), '.2f')} MB/s"),
+        ("its speed against sentencepiece, by the clock", spread(clock, ".1%")),
+        ("its speed against sentencepiece, by CPU seconds", spread(cpu, ".1%")),
+        ("load (1 minute) after each round", spread([row["load"] for row in rounds], ".1f")),
+    ]
+
+
+def whole_rows(size: int, first: dict, second: dict, load: tuple[float, float]) -> list[tuple[str, str]]:
+    """(what, value) of the whole file's preparation."""
+    stats = first["stats"]
+    train, valid = stats["train"], stats["valid"]
+    return [
+        ("file", f"{size:,} bytes, {train['stories'] + valid['stories']:,} stories"),
+        ("tokens", f"{train['tokens'] + valid['tokens']:,} ({stats['vocab_size']:,} pieces)"),
+        ("from nothing", f"{first['seconds']:.1f} s by the clock, {first['cpu']:.1f} CPU seconds"),
+        *((f"  of it {name}", f"{seconds:.1f} s") for name, seconds in stats["phases"].items()),
         ("peak memory", f"{first['rss'] / 2**20:,.0f} MiB RSS, {first['pss'] / 2**20:,.0f} MiB PSS"),
         ("a second preparation", f"{second['seconds']:.1f} s, {second['rss'] / 2**20:,.0f} MiB RSS"),
-        ("cores, load before and after", f"{os.cpu_count()}, {first['load'][0]:.1f}, {first['load'][1]:.1f}"),
+        ("cores; load before and after", f"{os.cpu_count()}; {load[0]:.1f}, {load[1]:.1f}"),
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stories", type=Path, required=True, help="text file of stories to repeat")
-    parser.add_argument("--gigabytes", type=float, default=2.0, help="10^9 bytes")
     parser.add_argument("--folder", type=Path, required=True, help="a new folder for the file and the cache")
+    parser.add_argument("--gigabytes", type=float, default=2.0, help="10^9 bytes; 0 = rounds only")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--round_megabytes", type=float, default=64)
     parser.add_argument("--vocab_size", type=int, default=8192)
-    parser.add_argument("--baseline_megabytes", type=float, default=400, help="so much for sentencepiece, twice")
-    arguments = parser.parse_args()
-    folder, size = arguments.folder, int(arguments.gigabytes * 1e9)
-    folder.mkdir(parents=True)
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True)
+    table = []
     try:
-        path, cache = folder / "stories.txt", folder / "cache"
-        make_file(arguments.stories, path, size)
         # The model that sentencepiece is timed with must be the one of the preparation.
-        small = folder / "small.txt"
-        make_file(arguments.stories, small, 1)
-        run(PREPARE, small, folder / "small", arguments.vocab_size)
-        (model,) = (folder / "small" / "tokenizers").glob("*/tokenizer.model")
-        limit = min(int(arguments.baseline_megabytes * 1e6), size)
-        before, load = run(BASELINE, path, model, limit), os.getloadavg()[0]
-        begun = time.time()
-        first = run(PREPARE, path, cache, arguments.vocab_size)
-        first["load"] = (load, os.getloadavg()[0])
-        second = run(PREPARE, path, cache, arguments.vocab_size)
-        (model,) = (cache / "tokenizers").glob("*/tokenizer.model")
-        after = run(BASELINE, path, model, limit)
-        print(f"Measured {time.strftime('%Y-%m-%d %H:%M', time.gmtime(begun))} UTC.\n\n| what | value |\n|---|---|")
-        for what, value in rows(path.stat().st_size, [before, after], first, second):
+        small = given.folder / "small.txt"
+        make_file(given.stories, small, 1)
+        run(PREPARE, small, given.folder / "small", given.vocab_size, "")
+        (model,) = (given.folder / "small" / "tokenizers").glob("*/tokenizer.model")
+        if given.rounds:
+            size = int(given.round_megabytes * 1e6)
+            table += round_rows(time_rounds(given.stories, given.folder, model, size, given.rounds))
+        if given.gigabytes:
+            path, cache, before = given.folder / "stories.txt", given.folder / "cache", os.getloadavg()[0]
+            make_file(given.stories, path, int(given.gigabytes * 1e9))
+            first = run(PREPARE, path, cache, given.vocab_size, "")
+            second = run(PREPARE, path, cache, given.vocab_size, "")
+            table += whole_rows(path.stat().st_size, first, second, (before, os.getloadavg()[0]))
+        print(f"Measured {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC.\n\n| what | value |\n|---|---|")
+        for what, value in table:
             print(f"| {what.replace('  ', '&nbsp;&nbsp;')} | {value} |")
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(given.folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import builtins
 import dataclasses
 import json
+import os
 import sys
 import types
 from pathlib import Path
@@ -93,6 +94,21 @@ def test_bad_places_are_refused_with_a_remedy_that_fits(tmp_path: Path, trains: 
         texts(find(str(tmp_path / "latin"), like(trains=trains), tmp_path))
     assert "story 1 is not valid UTF-8 (byte 4 of it): convert the file to UTF-8" in str(error.value)
     assert ("--config" in str(error.value)) == trains
+
+
+def test_a_subfolder_that_cannot_be_read_is_not_left_out(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "s" / "closed").mkdir(parents=True)
+    (tmp_path / "s" / "a.txt").write_text("a")
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"closed in it cannot be read \(Permission denied\): check the permissions"):
+        find(str(tmp_path / "s"), like(), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,13 @@ def find(name: str, like: Source, root: Path, quiet: bool = False) -> Found:
 
 def _in_folder(folder: Source) -> tuple[Source, ...]:
     """Files with an ending that a reader has (or .gz), subfolders included, by path; hidden and empty ones left out."""
+
+    def refuse(error: OSError) -> None:
+        path = os.path.relpath(error.filename or folder.path, folder.path)
+        raise folder.fail(f"{path} in it cannot be read ({error.strerror})", "check the permissions")
+
     paths = []
-    for parent, folders, names in os.walk(folder.path):
+    for parent, folders, names in os.walk(folder.path, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths += [Path(parent, name) for name in names if not name.startswith(".")]
     paths = [path for path in paths if path.suffix.lower() in (*READERS, ".gz") and path.is_file()]

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from mla_jax import accounting, compile_cache, devices
+from mla_jax import mesh as mesh_lib
 from mla_jax.bench import profile
 from mla_jax.config import Config
 from mla_jax.config_files import load_config
@@ -63,9 +64,13 @@ class Variant:
     def __init__(self, name: str, config: Config, candidates: tuple[str, ...]):
         self.name, self.config = name, config
         backend = backend_lib.choose(config.model)
-        self.backend = dataclasses.replace(backend, candidates=candidates) if candidates else backend
+        self.backend = dataclasses.replace(backend, mesh=mesh_lib.make_mesh(config.mesh))
+        if candidates:
+            self.backend = dataclasses.replace(self.backend, candidates=candidates)
+        mesh_lib.check_batches(config, self.backend.mesh)
         self.model, self.optimizer = Transformer(config.model, self.backend), make_optimizer(config.optim)
-        self.batch = fixed_batch(config)
+        place = mesh_lib.batch_placer(self.backend.mesh, config.train.batch_size)
+        self.batch = place(fixed_batch(config))
         began = time.perf_counter()
         step = make_train_step(self.model, self.optimizer, config)
         self.program = step.lower(abstract_state(self.model, self.optimizer), self.batch).compile()
@@ -116,6 +121,7 @@ class Variant:
         values |= {"step_ms": 1e3 * median, "step_ms_low": 1e3 * min(timed), "step_ms_high": 1e3 * max(timed)}
         values |= {"repeats": len(timed), "tokens_per_s": rate, "loss": self.loss}
         if peak := devices.peak_flops():
+            peak *= self.backend.mesh.size if self.backend.mesh else 1
             values["mfu"] = rate * accounting.flops_per_token(self.config.model, train.seq_len) / peak
         return values
 

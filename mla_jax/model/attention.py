@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from mla_jax import mesh
 from mla_jax.model.backend import Backend
 
 MASKED = -1e30  # finite: a fully masked row gives zeros-like averages, not NaN
@@ -44,6 +45,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, where: Where, scale: float,
     """
     chex.assert_rank([q, k, v], 4)
     chex.assert_equal_shape_prefix([q, k, v], 2)
+    # Split alike, by rows and heads: cuDNN's own partitioning refuses anything else.
+    q, k, v = (mesh.constrain(a, backend.mesh, mesh.BATCH, None, "tensor") for a in (q, k, v))
     length = q.shape[1]
     # cuDNN's kernels want lengths that are multiples of 8; odd ones (a prompt, an unusual window) go the plain way.
     if backend.attention_impl == "cudnn" and length % 8 == 0:

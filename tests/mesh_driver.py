@@ -1,13 +1,17 @@
 """What tests/test_mesh.py runs in a process of its own, with 8 simulated devices: python mesh_driver.py PART
 
-Prints one JSON object: {mesh shape or check: number}. Simulated devices must be asked for before JAX starts.
+Prints one JSON object: {"steps": {case: largest difference}, "restored": {case: 1 or 0}}.
+Simulated devices must be asked for before JAX starts.
 """
 
 import dataclasses
 import json
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 from tiny import QUICK, random_params, tiny_config
@@ -16,8 +20,10 @@ from mla_jax import mesh as mesh_lib
 from mla_jax.config import Config
 from mla_jax.model.backend import REFERENCE
 from mla_jax.model.transformer import Transformer
+from mla_jax.runs import RunFolder
+from mla_jax.train.checkpoint import Checkpoints
 from mla_jax.train.optim import make_optimizer
-from mla_jax.train.state import init_state
+from mla_jax.train.state import abstract_state, init_state
 from mla_jax.train.step import make_eval_step, make_train_step
 
 ROWS, STEPS = 8, 5
@@ -109,6 +115,42 @@ def compare(cases: tuple) -> dict[str, float]:
     return found
 
 
+def restored(saved_on: Shape, shapes: tuple[Shape, ...]) -> dict[str, float]:
+    """1 for each mesh on which a checkpoint of `saved_on` is restored bit for bit, else 0."""
+    knobs = MOE if saved_on[2] > 1 else {}
+    optimizer, found = make_optimizer(config_of("mla_rope", saved_on, knobs).optim), {}
+
+    def model_on(shape: Shape) -> Transformer:
+        config = config_of("mla_rope", shape, knobs)
+        return Transformer(config.model, dataclasses.replace(REFERENCE, mesh=mesh_lib.make_mesh(config.mesh)))
+
+    config, model = config_of("mla_rope", saved_on, knobs), model_on(saved_on)
+    params = random_params(Transformer(config.model, REFERENCE))
+    where = mesh_lib.state_shardings(model.backend.mesh, config.model, params, params)
+    state = init_state(model, optimizer, mesh_lib.spread(params, where))
+    data = iter(grain.MapDataset.range(100).to_iter_dataset())
+    for _ in range(7):
+        next(data)
+    with tempfile.TemporaryDirectory() as folder:
+        with Checkpoints(RunFolder(Path(folder)), config.checkpoint, config) as checkpoints:
+            checkpoints.save(state, data, None)
+        for shape in shapes:
+            elsewhere = iter(grain.MapDataset.range(100).to_iter_dataset())
+            abstract = abstract_state(model_on(shape), optimizer)
+            with Checkpoints(RunFolder(Path(folder)), config.checkpoint, config) as checkpoints:
+                again = checkpoints.restore(abstract, elsewhere)
+            pairs = zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True)
+            same = all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs) and next(elsewhere) == 7
+            placed = jax.tree.map(lambda a: a.sharding, again) == jax.tree.map(lambda a: a.sharding, abstract)
+            found[f"{saved_on} on {shape}"] = float(same and placed)
+    return found
+
+
 if __name__ == "__main__":
     jax.config.update("jax_default_matmul_precision", "highest")
-    print(json.dumps(compare({"fast": FAST, "slow": SLOW}[sys.argv[1]])))
+    if sys.argv[1] == "fast":
+        eight = restored((1, 4, 2, 1), ((1, 1, 1, 1), (2, 1, 1, 1), (1, 2, 1, 2)))
+        print(json.dumps({"steps": compare(FAST), "restored": eight}))
+    else:
+        eight = restored((8, 1, 1, 1), ((1, 1, 1, 1), (1, 2, 1, 1))) | restored((2, 2, 1, 2), ((1, 1, 1, 4),))
+        print(json.dumps({"steps": compare(SLOW), "restored": eight}))

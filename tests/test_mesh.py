@@ -24,7 +24,7 @@ from mla_jax.train.optim import make_optimizer
 TESTS = Path(__file__).resolve().parent
 
 
-def simulated(part: str, devices: int = 8) -> dict[str, float]:
+def simulated(part: str, devices: int = 8) -> dict[str, dict[str, float]]:
     """What `mesh_driver.py PART` prints, with simulated devices."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{TESTS.parent}:{TESTS}"}
     environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
@@ -34,16 +34,19 @@ def simulated(part: str, devices: int = 8) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_one_mesh_computes_what_one_device_computes() -> None:
-    found = simulated("fast")
-    assert found and max(found.values()) < 1e-5, found
+def check(found: dict[str, dict[str, float]], cases: int, meshes: int) -> None:
+    assert len(found["steps"]) == cases and max(found["steps"].values()) < 1e-5, found["steps"]
+    assert len(found["restored"]) == meshes and all(found["restored"].values()), found["restored"]
+
+
+def test_a_mesh_computes_what_one_device_computes_and_its_checkpoint_fits_others() -> None:
+    check(simulated("fast"), 1, 3)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1600)
-def test_every_mesh_computes_what_one_device_computes() -> None:
-    found = simulated("slow")
-    assert len(found) == 14 and max(found.values()) < 1e-5, found
+def test_every_mesh_computes_what_one_device_computes_and_its_checkpoints_fit_others() -> None:
+    check(simulated("slow"), 14, 3)
 
 
 class FakeDevice:

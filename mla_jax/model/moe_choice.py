@@ -28,9 +28,9 @@ class Rates:
 # gpu: one H100, bfloat16, docs/results of the first measurements: a dense product 589 TFLOP/s, tokamax' grouped one
 # 275 forward and 160 over forward and backward, a gather of 393,216 rows of 512 in 0.32 ms, argsort 0.11 ms.
 # tpu: not measured; the GPU's figures stand in for them.
-# cpu: two cores in float32; launch/moe_paths.py measures what these three come from.
+# cpu: two cores in float32; launch/moe_layer.py gave the ratios, on a busy machine.
 _GPU = Rates(dense=589e12, grouped=160e12, move=2.5e12, sort_s=2e-4, tile=128)
-RATES = {"gpu": _GPU, "tpu": _GPU, "cpu": Rates(dense=40e9, grouped=25e9, move=2e9, sort_s=1e-3, tile=1)}
+RATES = {"gpu": _GPU, "tpu": _GPU, "cpu": Rates(dense=25e9, grouped=20e9, move=2e9, sort_s=1e-3, tile=1)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# A GPU session for mixture of experts, in parts of less than 10 minutes each, most important first:
+#
+#   bash launch/gpu_moe.sh OUT layer                        timings of one layer by every path (about 4 minutes)
+#   bash launch/gpu_moe.sh OUT matched                      steps, memory and decode beside dense models (6 minutes)
+#   bash launch/gpu_moe.sh OUT balance  TRAIN VALID         1,000 steps on real stories: bias, none, aux (8 minutes)
+#   bash launch/gpu_moe.sh OUT balance_world                the same on the embedded stories
+#   bash launch/gpu_moe.sh OUT quality  TRAIN VALID SEED    MHA, MLA-RoPE, MoE-MHA, MoE-MLA-RoPE, 1,000 steps (10 minutes)
+#   bash launch/gpu_moe.sh OUT report                       tables of what is there
+#
+# The minutes are estimates: nothing here has run on a GPU yet. Rows go to OUT/*.jsonl at once, every command has a time
+# limit, runs that are done are skipped and runs that were cut go on: repeat a part until it says that all is done.
+set -uo pipefail
+out=${1:?usage: gpu_moe.sh OUT layer|matched|balance|balance_world|quality|report [TRAIN VALID [SEED]]}
+part=${2:?usage: gpu_moe.sh OUT layer|matched|balance|balance_world|quality|report [TRAIN VALID [SEED]]}
+train=${3:-}
+valid=${4:-}
+seed=${5:-0}
+python=${PYTHON:-python3}
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+
+limited() { # SECONDS COMMAND...
+  timeout --signal=INT --kill-after=20 "$@" || echo "stopped or failed (exit code $?): ${*:2}" >&2
+}
+
+layer() { # FLAGS...
+  limited 150 "$python" "$here/moe_layer.py" --out "$out/layer.jsonl" "$@"
+}
+
+step() { # FLAGS...
+  limited 120 "$python" "$here/moe_step.py" --out "$out/step.jsonl" "$@"
+}
+
+run() { # NAME CONFIG FLAGS...
+  local name=$1 config=$2
+  shift 2
+  if [ -f "$out/$name/result.json" ]; then
+    echo "$name is done"
+    return
+  fi
+  limited 280 "$python" -m mla_jax.main --config "$config" --workdir "$out/$name" --config.model.block=gpt \
+    --config.train.batch_size=128 --config.train.seq_len=512 --config.train.steps=1000 --config.train.eval_every=100 \
+    --config.train.log_every=10 --config.checkpoint.every=250 --config.optim.learning_rate=1e-3 \
+    --config.optim.warmup_steps=100 --config.model.dropout=0.1 --config.data.threads=8 "$@"
+}
+
+balance() { # PREFIX FLAGS...
+  local prefix=$1
+  shift
+  run "${prefix}_bias" moe_mla_rope_flop_matched "$@"
+  run "${prefix}_none" moe_mla_rope_flop_matched --config.model.router_bias_rate=0 "$@"
+  run "${prefix}_aux" moe_mla_rope_flop_matched --config.model.router_bias_rate=0 \
+    --config.model.router_aux_weight=0.01 "$@"
+  run "${prefix}_softmax" moe_mla_rope_flop_matched --config.model.router_score=softmax "$@"
+}
+
+stories() { # the files that the part needs are there, or it ends
+  if [ ! -f "$train" ] || [ ! -f "$valid" ]; then
+    echo "gpu_moe.sh: $part needs two files of stories: gpu_moe.sh OUT $part TRAIN VALID" >&2
+    exit 2
+  fi
+}
+
+grouped=(--impl grouped:tokamax --impl grouped:pallas --impl grouped:xla)
+case $part in
+  layer)
+    layer --d_expert 512 --impl dense "${grouped[@]}"
+    layer --d_expert 256 --impl dense "${grouped[@]}" --impl masked_dense
+    # The parameter-matched width, one that tiles divide, and the rule's limit of E F = 8 d.
+    for width in 31 32 64; do
+      layer --d_expert $width --impl dense --impl masked_dense --impl grouped:tokamax
+    done
+    for tokens in 1 16 128 1024; do
+      layer --tokens $tokens --d_expert 256 --impl gathered --impl masked_dense --impl grouped:tokamax
+    done
+    ;;
+  matched)
+    step --config mla_rope --name dense --set model.block=gpt --decode 1 --decode 128
+    step --config moe_mla_rope_flop_matched --name flop_matched --decode 1 --decode 128
+    step --config moe_mla_rope_param_matched --name param_matched --decode 1 --decode 128
+    step --config moe_mla_rope_flop_matched --name flop_matched_pallas --set model.grouped_impl=pallas
+    step --config moe_mla_rope_flop_matched --name flop_matched_xla --set model.grouped_impl=xla
+    # Dense with the flop-matched model's total of parameters: 165.1M at 8,192 rows (sizing.match_total_params).
+    step --config mla_rope --name dense_equal_total --set model.block=gpt --set model.d_ff=16399 --no_train \
+      --decode 1 --decode 128
+    ;;
+  balance)
+    stories
+    balance stories --config.data.path="$train" --config.data.valid_path="$valid"
+    ;;
+  balance_world)
+    balance world
+    ;;
+  quality)
+    stories
+    for config in mha mla_rope moe_mha moe_mla_rope_flop_matched moe_mla_rope_param_matched; do
+      extra=()
+      [ "$config" != moe_mha ] || extra=(--config.model.d_expert=256)
+      run "quality_${config}_$seed" "$config" --config.data.path="$train" --config.data.valid_path="$valid" \
+        --config.train.seed="$seed" "${extra[@]}"
+    done
+    ;;
+  report)
+    shopt -s nullglob
+    found=("$out"/{stories,world,quality_moe}_*/config.json)
+    [ ${#found[@]} -eq 0 ] || "$python" -m mla_jax.train.expert_report "${found[@]%/config.json}"
+    results=("$out"/quality_*/result.json)
+    [ ${#results[@]} -eq 0 ] || "$python" -m mla_jax.rows "${results[@]}"
+    ;;
+  *)
+    echo "gpu_moe.sh: $part is no part: layer, matched, balance, balance_world, quality or report." >&2
+    exit 2
+    ;;
+esac

@@ -55,7 +55,7 @@ def get_config(size: str = "m") -> ConfigDict:
     m.router_score = "sigmoid"  # sigmoid (DeepSeek-V3) | softmax: of the router's logits, in float32
     m.router_renormalize = True  # weights of a token's chosen experts are divided by their sum
     m.routed_scaling_factor = 1.0  # multiplies the weights of routed experts
-    m.router_bias_rate = -1.0  # step of the selection bias; 0 = no bias; -1 = 1e-3 (sigmoid), 4e-3/E (softmax)
+    m.router_bias_rate = -1.0  # step of the selection bias; 0 = no bias; -1 = 3e-3 (sigmoid), 0.012/E (softmax)
     m.router_bias_rule = "sign"  # sign (DeepSeek-V3) | proportional (to the load's distance from the mean)
     m.router_aux_weight = 0.0  # of the Switch-style balance loss over the batch, e.g. 0.01; 0 = off
     m.router_sequence_weight = 0.0  # of the same loss within each sequence, e.g. 1e-4 (DeepSeek-V3); 0 = off

@@ -24,6 +24,7 @@ run() { # NAME FLAGS...
 }
 
 run bias
+run bias_slow --config.model.router_bias_rate=0.001
 run none --config.model.router_bias_rate=0
 run aux --config.model.router_bias_rate=0 --config.model.router_aux_weight=0.01
-"$python" -m mla_jax.train.expert_report "$out"/bias "$out"/none "$out"/aux --after=200
+"$python" -m mla_jax.train.expert_report "$out"/bias "$out"/bias_slow "$out"/none "$out"/aux --after=200

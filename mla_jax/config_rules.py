@@ -83,10 +83,12 @@ def resolve(config: "Config") -> "Config":
     if model.d_ff == 0:
         changes["d_ff"] = 4 * model.d_model if model.block == "gpt" else max(1, round(8 * model.d_model / 3 / 32)) * 32
     if model.ffn == "moe" and model.router_bias_rate == -1:
-        # One step moves a selection score as far as 4e-3 of a logit would: d score / d logit is 1/4 at sigmoid(0) and
+        # One step moves a selection score as far as 0.012 of a logit would: d score / d logit is 1/4 at sigmoid(0) and
         # near 1/E for a softmax over E experts, so a rate good for one is 15 times too large for the other at E = 62.
+        # DeepSeek-V3 has 1e-3 over 10^5 steps. The bias has some 0.35 to go (docs/how-to/moe.md): 1e-3 takes 350 steps
+        # to even the load, 3e-3 takes 200, and ends as even.
         softmax = model.router_score == "softmax"
-        changes["router_bias_rate"] = 4e-3 / max(1, model.n_routed_experts) if softmax else 1e-3
+        changes["router_bias_rate"] = 1.2e-2 / max(1, model.n_routed_experts) if softmax else 3e-3
     train, tokenizer = config.train, config.tokenizer
     decay_steps = config.optim.decay_steps or train.steps
     warmup_steps = config.optim.warmup_steps

@@ -1,6 +1,9 @@
 """Routing, its balance rule, and the paths of the experts held to a plain numpy reading of DeepSeek-V3's equations."""
 
 import functools
+import importlib.util
+import sys
+import types
 from typing import Any
 
 import jax
@@ -10,8 +13,10 @@ import pytest
 from tiny import quick_jit, tiny_config
 
 from mla_jax.config import ModelConfig
-from mla_jax.model import moe_balance, moe_paths
-from mla_jax.model.backend import Backend
+from mla_jax.config_files import load_config
+from mla_jax.errors import UserError
+from mla_jax.model import moe_balance, moe_choice, moe_paths
+from mla_jax.model.backend import Backend, choose
 from mla_jax.model.moe import MoE, route, router_bias_update, router_scores
 from mla_jax.model.moe_grouped import plan
 
@@ -200,6 +205,18 @@ def test_the_pallas_kernels_give_the_values_and_gradients_of_the_reference() -> 
     check_path(cfg, "grouped", layer, values_and_gradients(cfg, "reference", "xla", layer), grouped_impl="pallas")
 
 
+@pytest.mark.slow  # ragged_dot is slow to compile
+@pytest.mark.parametrize("routing", ["free", "starved"])
+def test_groups_without_padding_suit_a_ragged_product(routing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokamax path, its product replaced by JAX's own where the package is not installed."""
+    if importlib.util.find_spec("tokamax") is None:
+        monkeypatch.setitem(sys.modules, "tokamax", types.SimpleNamespace(ragged_dot=jax.lax.ragged_dot))
+    cfg = moe_config(block="gpt")
+    layer = random_layer(cfg, 37, 1, routing)
+    wanted = values_and_gradients(cfg, "reference", "xla", layer)
+    check_path(cfg, "grouped", layer, wanted, grouped_impl="tokamax")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_every_path_equals_the_reference_at_random_shapes(seed: int) -> None:
@@ -237,6 +254,42 @@ def test_the_plan_puts_every_choice_in_a_block_of_its_expert(routing: str, impl:
         assert (np.diff(np.asarray(idx).reshape(-1)[source]) >= 0).all()
     else:
         np.testing.assert_array_equal(np.asarray(groups.block_expert)[slot // groups.block], idx.reshape(-1))
+
+
+# --- the choice of a path
+
+GPU = Backend("bfloat16", "cudnn", platform="gpu", grouped_impl="tokamax")
+
+
+def test_the_cost_rule_at_the_sizes_of_the_papers() -> None:
+    """One wide layer where all experts together are about as wide as the dense one, groups where they are far wider."""
+    flop, param = (load_config(f"moe_mla_rope_{kind}_matched").model for kind in ("flop", "param"))
+    assert moe_choice.choose(flop, 65_536, GPU).impl == "grouped"
+    assert moe_choice.choose(param, 65_536, GPU).impl == "masked_dense"
+    for cfg in (flop, param):
+        assert moe_choice.choose(cfg, 1, GPU).impl == "gathered"
+        assert moe_choice.choose(cfg, 4096, GPU).impl != "gathered"
+
+
+def test_widths_up_to_8_d_are_one_dense_layer() -> None:
+    def impl(width: int) -> str:
+        cfg = load_config("moe_mla_rope_flop_matched", **{"model.d_expert": width}).model
+        return moe_choice.choose(cfg, 65_536, GPU).impl
+
+    assert impl(8 * 512 // 62) == "masked_dense"
+    assert impl(16 * 512 // 62) == "grouped"
+
+
+def test_a_path_that_is_asked_for_is_taken_and_named() -> None:
+    choice = moe_choice.choose(moe_config(moe_impl="reference"), 64, GPU)
+    assert choice.impl == "reference" and "model.moe_impl" in choice.reason
+
+
+@pytest.mark.parametrize("wish", ["tokamax", "pallas"])
+def test_grouped_products_that_the_device_lacks_are_refused(wish: str) -> None:
+    with pytest.raises(UserError, match=f"model.grouped_impl is '{wish}'.*: .*(pip install 'mla-jax|use auto)"):
+        choose(moe_config(grouped_impl=wish))
+    assert choose(moe_config()).grouped_impl == "xla"
 
 
 # --- the layer

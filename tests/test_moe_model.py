@@ -147,8 +147,8 @@ def test_a_step_moves_the_bias_by_the_rule_on_the_whole_batch(stepped: Any) -> N
     variables = variables_of(before.params, before.router_bias)
     _, aux = quick_jit(reference_model(config).apply)(variables, batch_of(0)["tokens"][:, :-1])
     np.testing.assert_array_equal(metrics["expert_load"], aux.router.expert_load)
-    assert config.model.router_bias_rate == 1e-3
-    expected = router_bias_update(jnp.asarray(before.router_bias), aux.router.expert_load, 1e-3)
+    assert config.model.router_bias_rate == 3e-3
+    expected = router_bias_update(jnp.asarray(before.router_bias), aux.router.expert_load, 3e-3)
     np.testing.assert_allclose(after.router_bias, expected, atol=1e-7)
     assert float(jnp.abs(after.router_bias - before.router_bias).max()) > 5e-4
     assert float(metrics["router_loss"]) == 0

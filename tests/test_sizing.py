@@ -123,6 +123,6 @@ def test_bad_expert_knobs_are_sentences(knobs: dict, sentence: str) -> None:
 
 
 def test_the_default_rate_of_the_bias_follows_the_score() -> None:
-    assert tiny_config(**GOOD).model.router_bias_rate == 1e-3
-    assert tiny_config(**GOOD, **{"model.router_score": "softmax"}).model.router_bias_rate == pytest.approx(4e-3 / 8)
+    assert tiny_config(**GOOD).model.router_bias_rate == 3e-3
+    assert tiny_config(**GOOD, **{"model.router_score": "softmax"}).model.router_bias_rate == pytest.approx(1.2e-2 / 8)
     assert tiny_config(**GOOD, **{"model.router_bias_rate": 0.0}).model.router_bias_rate == 0

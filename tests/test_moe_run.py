@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import rich.console
-from run_tools import small_config
+from run_tools import small_config, write_stories
 
 from mla_jax import eval_mode, rows, runs
 from mla_jax.errors import UserError
@@ -44,10 +44,15 @@ def cache(run_cache: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def moe_run(stories_file: Path, cache: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_stories(tmp_path_factory.mktemp("moe") / "stories.txt")
+
+
+@pytest.fixture(scope="module")
+def moe_run(stories: Path, cache: None) -> Path:
     """4 steps, checkpoints at 2 and 4."""
-    workdir = tmp_path_factory.mktemp("moe") / "run"
-    train(small_config(stories_file, **EXPERTS), workdir, rich.console.Console(quiet=True))
+    workdir = stories.parent / "run"
+    train(small_config(stories, **EXPERTS), workdir, rich.console.Console(quiet=True))
     return workdir
 
 
@@ -95,11 +100,11 @@ def test_a_loaded_run_has_its_bias_and_evaluates_as_in_training(moe_run: Path, t
 
 
 @pytest.mark.slow  # compiles the step again; test_moe_model.py resumes one step without the loop
-def test_resuming_ends_in_the_same_bias_and_weights(moe_run: Path, stories_file: Path, tmp_path: Path) -> None:
+def test_resuming_ends_in_the_same_bias_and_weights(moe_run: Path, stories: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(moe_run, copy)
     shutil.rmtree(copy / "checkpoints" / "4")
-    train(small_config(stories_file, **EXPERTS), copy, rich.console.Console(quiet=True))
+    train(small_config(stories, **EXPERTS), copy, rich.console.Console(quiet=True))
     whole, resumed = (runs.load_run(folder, 4) for folder in (moe_run, copy))
     jax.tree.map(np.testing.assert_array_equal, whole.variables, resumed.variables)
 

@@ -179,4 +179,19 @@ def get_config(size: str = "m") -> ConfigDict:
     j.yes = False  # do not ask before spending
     j.cache_dir = ""  # replies already paid for; "" = the folder judge beside data.cache_dir's default
     j.resamples = 2000  # bootstrap and permutation resamples in the report
+
+    c.bench = b = ConfigDict()
+    b.size = "m"  # of the built-in grid, which is measured when neither --config nor --workdir is given
+    b.vocab_size = 8192  # embedding rows of models with random weights
+    b.batches = (1, 16, 128, 1024)  # rows that decode together
+    b.contexts = (512, 2048, 4096, 16384)  # cache positions; what does not fit is a row that says so
+    b.steps = 64  # decode steps in one timed program
+    b.repeats = 5  # timed calls; a row has their median and spread
+    b.copy_bytes = 2**30  # size of the buffer whose copying gives the bandwidth
+    b.memory_context = 4096  # of the suite memory: how many rows of it fit
+    b.train_batch = 128  # sequences, of the suite train; their length is the first of contexts
+    b.peer_batches = (1, 128)  # of the suite peers
+    b.peer_prompt = 256  # tokens of a prompt there
+    b.peer_new = 256  # tokens generated there
+    b.max_minutes = 0.0  # no measurement starts later; 0 = no limit
     return c

@@ -15,7 +15,7 @@ from mla_jax import config_files, main
 from mla_jax.config import Config, from_config_dict, suggest
 from mla_jax.errors import UserError
 
-MODES = ("train", "eval", "sample", "judge", "study", "export")
+MODES = ("train", "eval", "sample", "judge", "bench", "study", "export")
 
 
 def run(argv: list[str]) -> int:
@@ -27,7 +27,7 @@ def run(argv: list[str]) -> int:
     _check_flags_of_mode(values, mode)
     if mode == "train":
         return _train(values)
-    modes = {"eval": _evaluate, "sample": _sample, "judge": _judge, "study": _study, "export": _export}
+    modes = {"eval": _evaluate, "sample": _sample, "judge": _judge, "bench": _bench, "study": _study, "export": _export}
     return modes[mode](values)
 
 
@@ -38,10 +38,10 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     def define(kind: Any, name: str, default: Any, text: str, **more: Any) -> None:
         kind(name, default, text, flag_values=values, **more)
 
-    text = "train, study: a config file or the bare name of one; --config.KNOB=VALUE changes a knob of it"
+    text = "train, study, bench: a config file or the bare name of one; --config.KNOB=VALUE changes a knob of it"
     # sys_argv: it defines a flag for each --config.KNOB that it finds there, and would look into sys.argv.
     config_flags.DEFINE_config_file("config", None, text, flag_values=values, sys_argv=argv)
-    define(flags.DEFINE_multi_string, "workdir", [], "the run folder; eval and judge take several")
+    define(flags.DEFINE_multi_string, "workdir", [], "the run folder; eval, judge and bench take several")
     flags.DEFINE_enum("mode", "train", MODES, "what to do", flag_values=values)
     define(flags.DEFINE_multi_string, "prompt", [], "sample: how a story begins; may be repeated")
     define(flags.DEFINE_integer, "num_samples", None, "sample: stories per prompt")
@@ -75,11 +75,18 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     define(flags.DEFINE_float, "price_in", None, "judge: US dollars per million tokens read")
     define(flags.DEFINE_float, "price_out", None, "judge: US dollars per million tokens written")
     define(flags.DEFINE_boolean, "yes", None, "judge: do not ask before spending")
-    define(flags.DEFINE_string, "out", None, "export: the folder to make; judge: of the study (default: in the run's)")
+    define(flags.DEFINE_string, "out", None, "export, bench: the folder to make; judge: of the study")
     define(flags.DEFINE_string, "dtype", None, "export: float32 (default) or bfloat16 weights")
     define(flags.DEFINE_boolean, "dry_run", False, "study: print the runs and their minutes, do nothing")
-    define(flags.DEFINE_float, "max_minutes", None, "study: stop cleanly after so many minutes")
+    define(flags.DEFINE_float, "max_minutes", None, "study, bench: stop cleanly after so many minutes")
     define(flags.DEFINE_boolean, "report_only", False, "study: write the report of the rows that there are")
+    define(flags.DEFINE_multi_string, "suite", [], "bench: kernels, decode, prefill, memory, train or peers; several")
+    define(flags.DEFINE_boolean, "quick", False, "bench: tiny models and shapes, to see that it runs")
+    define(flags.DEFINE_multi_string, "point", [], "bench: only the points of the grid so named; may be repeated")
+    define(flags.DEFINE_string, "only", None, "bench: only measurements whose label has this in it; plain = no label")
+    define(flags.DEFINE_string, "size", None, "bench: size of the built-in grid")
+    define(flags.DEFINE_multi_integer, "batch", [], "bench: rows that decode together; may be repeated")
+    define(flags.DEFINE_multi_integer, "context", [], "bench: positions of the cache; may be repeated")
     define(flags.DEFINE_boolean, "help", False, "show this help")
     return values
 
@@ -279,6 +286,30 @@ def _export(values: flags.FlagValues) -> int:
     return 0
 
 
+def _bench(values: flags.FlagValues) -> int:
+    from mla_jax import compile_cache
+    from mla_jax.bench import bench_mode
+
+    compile_cache.enable()
+    config = None if values["config"].value is None else from_config_dict(values["config"].value)
+    given = {field: values[flag].value for flag, field in _BENCH_FLAGS.items() if values[flag].present}
+    given = {field: tuple(value) if isinstance(value, list) else value for field, value in given.items()}
+    bench_mode.run(
+        values["suite"].value or ["decode"],
+        config,
+        values["workdir"].value,
+        given,
+        values["quick"].value,
+        values["out"].value,
+        bench_mode.Choice(values["point"].value, values["only"].value),
+        rich.console.Console(),
+    )
+    return 0
+
+
+# Flag of --mode bench -> field of the config's `bench` section.
+_BENCH_FLAGS = {"size": "size", "batch": "batches", "context": "contexts", "max_minutes": "max_minutes"}
+
 # Flag of --mode judge -> field of the config's `judge` section.
 _JUDGE_FLAGS = {
     "base_url": "base_url",
@@ -324,12 +355,19 @@ _FLAGS_OF_MODES = {
     "price_in": (("judge",), ""),
     "price_out": (("judge",), ""),
     "yes": (("judge",), ""),
-    "out": (("judge", "export"), ""),
+    "out": (("judge", "bench", "export"), ""),
     "dtype": (("export",), "model.dtype"),
+    "suite": (("bench",), ""),
+    "quick": (("bench",), ""),
+    "point": (("bench",), ""),
+    "only": (("bench",), ""),
+    "size": (("bench",), ""),
+    "batch": (("bench",), "train.batch_size"),
+    "context": (("bench",), "model.max_len"),
     "data.path": (("eval",), "data.path"),
     "fact_stories": (("eval",), "data.stories"),
     "dry_run": (("study",), ""),
-    "max_minutes": (("study",), ""),
+    "max_minutes": (("study", "bench"), ""),
     "report_only": (("study",), ""),
     "trace_experts": (("sample",), ""),
 }
@@ -337,9 +375,9 @@ _FLAGS_OF_MODES = {
 
 def _check_flags_of_mode(values: flags.FlagValues, mode: str) -> None:
     """Raise UserError for a flag that the mode would ignore."""
-    if mode not in ("train", "study") and values["config"].value is not None:
+    if mode not in ("train", "study", "bench") and values["config"].value is not None:
         raise UserError(
-            f"--config is for training and studies; --mode {mode} reads the run folder's own config: leave it out."
+            f"--config is for training, studies and bench; --mode {mode} reads the run folder's own: leave it out."
         )
     for name, (modes, knob) in _FLAGS_OF_MODES.items():
         if values[name].present and mode not in modes:

@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mla_jax import config_rules
+from mla_jax.bench.settings import BenchSettings
 from mla_jax.errors import UserError
 from mla_jax.judge.settings import JudgeSettings
 
@@ -49,6 +50,19 @@ MIGRATIONS: dict[int, dict[str, Any]] = {
         "judge.resamples": 2000,
     },
     2: {
+        "bench.size": "m",
+        "bench.vocab_size": 8192,
+        "bench.batches": (1, 16, 128, 1024),
+        "bench.contexts": (512, 2048, 4096, 16384),
+        "bench.steps": 64,
+        "bench.repeats": 5,
+        "bench.copy_bytes": 2**30,
+        "bench.memory_context": 4096,
+        "bench.train_batch": 128,
+        "bench.peer_batches": (1, 128),
+        "bench.peer_prompt": 256,
+        "bench.peer_new": 256,
+        "bench.max_minutes": 0.0,
         "model.decode_impl": "auto",  # as attention_impl: a choice of speed
         "train.remat": "none",
         "train.loss_chunks": 1,
@@ -267,6 +281,7 @@ class Config:
     checkpoint: CheckpointConfig
     sample: SampleConfig
     judge: JudgeSettings
+    bench: BenchSettings
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -277,7 +292,7 @@ class Config:
         content = self.to_dict()
         for key in ("path", "valid_path", "cache_dir", "threads"):
             del content["data"][key]  # where the data lies is not what it is: rows carry a data fingerprint beside this
-        del content["sample"], content["judge"], content["checkpoint"], content["tokenizer"]["path"]
+        del content["sample"], content["judge"], content["bench"], content["checkpoint"], content["tokenizer"]["path"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
+from mla_jax.bench import settings as bench_settings
 from mla_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -374,4 +375,4 @@ def places(config: "Config") -> None:
         fail(config, "sample.stop", "an empty string stops nothing", "leave it out")
 
 
-RULES = (ranges, heads, latents, positions, experts, batches, meshes, places)
+RULES = (ranges, heads, latents, positions, experts, batches, meshes, places, bench_settings.check)

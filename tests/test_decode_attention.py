@@ -89,7 +89,7 @@ _OFTEN = ("joint_rope", "gqa", "per_head_rope")
 PLAIN = Backend("float32", "xla")
 
 
-def decode_twice(name: str, knobs: dict, backend: Backend) -> tuple[jax.Array, Any]:
+def decode_twice(name: str, knobs: dict, backend: Backend, dtype: Any = jnp.float32) -> tuple[jax.Array, Any]:
     """Two steps after a ragged prefill -> logits of the second [3, vocab], cache."""
     config = tiny_config(name, **({"model.n_layers": 1} | knobs))
     model = Transformer(config.model, backend)
@@ -97,7 +97,7 @@ def decode_twice(name: str, knobs: dict, backend: Backend) -> tuple[jax.Array, A
     lengths = jnp.asarray([1, 5, 9], jnp.int32)
 
     def run(params: Any) -> tuple[jax.Array, Any]:
-        store = init_cache(config.model, 3, 13, jnp.float32)
+        store = init_cache(config.model, 3, 13, dtype)
         _, store = model.apply({"params": params}, tokens, lengths, store, method="prefill")
         _, store = model.apply({"params": params}, tokens[:, :1], lengths, store, method="decode")
         logits, store = model.apply({"params": params}, tokens[:, 1:2], lengths + 1, store, method="decode")
@@ -112,6 +112,15 @@ def test_decode_by_the_kernels_is_decode_by_plain_xla(variant: str) -> None:
     fast = decode_twice(name, knobs, dataclasses.replace(PLAIN, decode_impl="pallas", interpret=True))
     plain = decode_twice(name, knobs, PLAIN)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), fast, plain)
+
+
+@pytest.mark.parametrize("variant", ["joint_rope", pytest.param("per_head_rope", marks=pytest.mark.slow)])
+def test_the_kernels_read_an_int8_cache_as_plain_xla_does(variant: str) -> None:
+    name, knobs = VARIANTS[variant]
+    fast = decode_twice(name, knobs, dataclasses.replace(PLAIN, decode_impl="pallas", interpret=True), jnp.int8)
+    plain = decode_twice(name, knobs, PLAIN, jnp.int8)
+    np.testing.assert_allclose(fast[0], plain[0], atol=1e-5, rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, fast[1], plain[1])
 
 
 @pytest.mark.parametrize("variant", ["gqa", "per_head"])

@@ -13,7 +13,7 @@ from tiny import quick_jit
 
 from mla_jax.kernels import blocks as blocks_lib
 from mla_jax.kernels import flash_decode as engine
-from mla_jax.kernels.flash_decode import Blocks, combine, pieces
+from mla_jax.kernels.flash_decode import Blocks, Entry, combine, pieces
 from mla_jax.kernels.head_decode import head_decode, head_decode_reference
 from mla_jax.kernels.latent_decode import latent_decode, latent_decode_reference
 
@@ -48,7 +48,7 @@ def check_latent(
     past = jnp.arange(capacity) >= lengths[:, None]
     dirty = c_kv if int8 else jnp.where(past[..., None], jnp.nan, c_kv)
     dirty_rope = None if k_rope is None else jnp.where(past[..., None], jnp.nan, k_rope)
-    run = quick_jit(lambda q, q_rope, c, k, n, s: latent_decode(q, q_rope, c, k, n, SCALE, s, blocks, interpret=True))
+    run = quick_jit(lambda q, q_rope, c, k, n, s: latent_decode(q, q_rope, c, k, n, SCALE, s, blocks, True)[0])
     out = run(q, q_rope, dirty, dirty_rope, lengths, scale)
     expected = latent_decode_reference(q, q_rope, c_kv, k_rope, lengths, SCALE, scale)
     assert out.shape == (batch, heads, rank)
@@ -118,9 +118,40 @@ def test_head_decode_is_its_plain_twin(case: tuple) -> None:
         scales = (k_scale, v_scale)
     arguments = (q, k, v, ragged(batch, capacity))
     blocks = Blocks(16, splits, 4, 2)
-    run = quick_jit(lambda a, r, s: head_decode(*a, SCALE, *r, *s, blocks=blocks, interpret=True))
+    run = quick_jit(lambda a, r, s: head_decode(*a, SCALE, *r, *s, blocks=blocks, interpret=True)[0])
     out = run(arguments, (q_rope, k_rope), scales)
     np.testing.assert_allclose(out, head_decode_reference(*arguments, SCALE, q_rope, k_rope, *scales), atol=1e-5)
+
+
+@pytest.mark.parametrize("splits", [pytest.param(1, marks=pytest.mark.slow), 3])
+def test_the_kernel_writes_the_newest_latent_and_attends_to_it(splits: int) -> None:
+    batch, heads, rank, rope, capacity = 3, 4, 48, 16, 40
+    q, q_rope = draw(0, batch, heads, rank), draw(1, batch, heads, rope)
+    full, full_rope = draw(2, batch, capacity, rank), draw(3, batch, capacity, rope)
+    rows, last = jnp.arange(batch), jnp.asarray([0, 17, capacity - 1], jnp.int32)
+    new = (full[rows, last], full_rope[rows, last])
+    before, before_rope = (a.at[rows, last].set(jnp.nan) for a in (full, full_rope))
+    run = quick_jit(lambda *a: latent_decode(*a, SCALE, blocks=Blocks(16, splits, 4, 2), interpret=True, new=new))
+    out, c_kv, k_rope = run(q, q_rope, before, before_rope, last)
+    np.testing.assert_array_equal(c_kv, full)
+    np.testing.assert_array_equal(k_rope, full_rope)
+    expected = latent_decode_reference(q, q_rope, full, full_rope, last + 1, SCALE)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+def test_the_kernel_writes_the_newest_key_and_value_and_nothing_past_the_end() -> None:
+    batch, heads, groups, capacity = 3, 6, 2, 20
+    q, k, v = draw(0, batch, heads, 16), draw(1, batch, capacity, groups, 16), draw(2, batch, capacity, groups, 20)
+    new = Entry(draw(3, batch, groups, 16), draw(4, batch, groups, 20), None)
+    start = jnp.asarray([0, 11, capacity], jnp.int32)  # the last row is full: its entry goes nowhere
+    run = quick_jit(lambda *a: head_decode(*a, SCALE, blocks=Blocks(16, 2, 4, 2), interpret=True, new=new))
+    out, cache = run(q, k, v, start)
+    rows = jnp.arange(batch)
+    after_k, after_v = k.at[rows, start].set(new.k, mode="drop"), v.at[rows, start].set(new.v, mode="drop")
+    np.testing.assert_array_equal(cache.k, after_k)
+    np.testing.assert_array_equal(cache.v, after_v)
+    expected = head_decode_reference(q, after_k, after_v, jnp.minimum(start + 1, capacity), SCALE)
+    np.testing.assert_allclose(out[:2], expected[:2], atol=1e-5)
 
 
 def test_the_plain_twins_agree_with_each_other() -> None:
@@ -157,7 +188,7 @@ def test_arrays_past_32_bit_addresses_are_refused() -> None:
     arguments = (big(1024, 8, 64), big(1024, 4096, 8, 64), big(1024, 4096, 8, 64))
     lengths = jax.ShapeDtypeStruct((1024,), jnp.int32)
     with pytest.raises(ValueError, match="2\\^31"):
-        jax.eval_shape(lambda q, k, v, n: head_decode(q, k, v, n, SCALE), *arguments, lengths)
+        jax.eval_shape(lambda q, k, v, n: head_decode(q, k, v, n, SCALE)[0], *arguments, lengths)
 
 
 def test_splits_fill_the_device_but_never_cut_a_row_below_two_steps() -> None:
@@ -181,7 +212,7 @@ def test_latent_decode_lowers_for_a_gpu(rank: int, rope: int, int8: bool, batch:
         return jax.ShapeDtypeStruct((batch, *shape), dtype)
 
     text = lower_for_h100(
-        lambda q, q_rope, c, k, n, s: latent_decode(q, q_rope, c, k, n, SCALE, s),
+        lambda q, q_rope, c, k, n, s: latent_decode(q, q_rope, c, k, n, SCALE, s)[0],
         like(8, rank),
         like(8, rope) if rope else None,
         like(512, rank, dtype=jnp.int8 if int8 else jnp.bfloat16),
@@ -199,7 +230,7 @@ def test_head_decode_lowers_for_a_gpu(shape: tuple[int, int, int, int]) -> None:
     q = jax.ShapeDtypeStruct((4, heads, width), jnp.bfloat16)
     k = jax.ShapeDtypeStruct((4, 512, groups, width), jnp.bfloat16)
     lengths = jax.ShapeDtypeStruct((4,), jnp.int32)
-    text = lower_for_h100(lambda q, k, n, *r: head_decode(q, k, k, n, SCALE, *r), q, k, lengths, *rotary)
+    text = lower_for_h100(lambda q, k, n, *r: head_decode(q, k, k, n, SCALE, *r)[0], q, k, lengths, *rotary)
     assert text.count(TRITON_CALL) == 1
 
 

@@ -1,9 +1,18 @@
 """Block sizes of the decode kernels: a small table, and how many programs share a row.
 
-None of the entries has been timed on a GPU yet: they are guesses from what the compiler says. Triton 3.7.1 for sm90a
-(bfloat16, 8 heads, latents of 256 + 32): 64 positions, 4 warps and 2 stages take 47 KiB of shared memory and 128
-registers a thread, without spills, so that 4 programs fit on a multiprocessor; 3 stages take 83 KiB, so that 2 fit.
-For one key and value head of 64: 64 positions, 2 stages take 20 KiB and 64 registers.
+None of the entries has been timed on a GPU yet: they are guesses from what compilers say. Triton 3.7.1 and ptxas for
+sm90a, bfloat16, 8 heads (a kernel that also writes the newest entry), none with spills:
+
+    cache per position        positions  warps  stages   shared memory   registers a thread
+    latent 256 + 32                  64      4       2        47 KiB          128
+    latent 256 + 32                  64      4       3        83 KiB          128
+    latent 512 + 64                  32      4       2        55 KiB          128
+    latent 512 + 64                  64      4       2        92 KiB          189
+    latent 256 + 32, int8            64      4       2        37 KiB          244
+    latent 256 + 32, int8            64      8       2        45 KiB          128
+    key and value of 64             128      4       2        38 KiB           94
+
+A multiprocessor has 227 KiB and 65,536 registers, so that 4 programs of the first row fit, and 2 of the second.
 `--mode bench --suite=kernels` sweeps them; put its winners here, with the figure and the device.
 """
 

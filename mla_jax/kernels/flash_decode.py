@@ -56,6 +56,15 @@ class Operands:
     lengths: jax.Array
 
 
+@struct.dataclass
+class Entry:
+    """What the newest position of each row adds to the cache: k [B, G, K], v [B, G, V] | None, k_rope [B, R] | None."""
+
+    k: jax.Array
+    v: jax.Array | None
+    k_rope: jax.Array | None
+
+
 def pieces(width: int) -> list[tuple[int, int]]:
     """`width` as [(offset, size)]: sizes are powers of two, none below 16. Only the last may reach past the width."""
     found, offset = [], 0
@@ -71,9 +80,14 @@ def fits(operands: Operands) -> bool:
     return all(math.prod(leaf.shape) <= _MAX_INT32 for leaf in jax.tree.leaves(operands))
 
 
-def flash_decode(operands: Operands, softmax_scale: float, blocks: Blocks, interpret: bool = False) -> jax.Array:
-    """softmax(softmax_scale * q k^T) v -> [B, G, Q, V] in q's dtype (V = K when v is None).
+def flash_decode(
+    operands: Operands, softmax_scale: float, blocks: Blocks, interpret: bool = False, new: Entry | None = None
+) -> tuple[jax.Array, Entry | None]:
+    """softmax(softmax_scale * q k^T) v -> [B, G, Q, V] in q's dtype (V = K when v is None), and the cache.
 
+    new: an entry for position `lengths` [B] of each row, which the kernel writes into the cache in place (its arrays
+    k, v, k_rope are returned, and those given are to be forgotten) and attends to as well: one launch where a write
+    beforehand takes one more for each array. Not for int8 caches.
     `interpret` runs the kernel as plain JAX, which is what a CPU can do.
 
     A row of length 0 gives zeros. Raises ValueError for arrays of 2^31 elements or more.
@@ -92,16 +106,27 @@ def flash_decode(operands: Operands, softmax_scale: float, blocks: Blocks, inter
         jax.ShapeDtypeStruct((splits, batch, groups, heads), jnp.float32),
         jax.ShapeDtypeStruct((splits, batch, groups, heads), jnp.float32),
     ]
-    out, top, total = pl.pallas_call(
+    cache = None if new is None else Entry(operands.k, operands.v, operands.k_rope)
+    shapes.append(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), cache))
+    out, top, total, cache = pl.pallas_call(
         functools.partial(_program, blocks=blocks, head_block=head_block, log2_scale=log2_scale),
         out_shape=shapes,
         # The last axis runs fastest: programs that read neighbouring heads of one row run together.
         grid=(splits, batch, groups * head_blocks),
         compiler_params=plgpu.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
+        input_output_aliases=_aliases(operands, cache),
         interpret=interpret,
         name="flash_decode",
-    )(operands)
-    return out[0] if splits == 1 else combine(out, top, total).astype(dtype)
+    )(operands, new)
+    return (out[0] if splits == 1 else combine(out, top, total).astype(dtype)), cache
+
+
+def _aliases(operands: Operands, cache: Entry | None) -> dict[int, int]:
+    """Flat input -> flat output: the arrays of the cache are updated in place."""
+    if cache is None:
+        return {}
+    first = 1 if operands.q_rope is None else 2  # behind q and q_rope come k, v, k_rope, as in `cache`
+    return {first + place: 3 + place for place in range(len(jax.tree.leaves(cache)))}
 
 
 def combine(out: jax.Array, top: jax.Array, total: jax.Array) -> jax.Array:
@@ -112,7 +137,16 @@ def combine(out: jax.Array, top: jax.Array, total: jax.Array) -> jax.Array:
 
 
 def _program(
-    refs: Operands, out_ref: Any, top_ref: Any, total_ref: Any, *, blocks: Blocks, head_block: int, log2_scale: float
+    refs: Operands,
+    new: Entry | None,
+    out_ref: Any,
+    top_ref: Any,
+    total_ref: Any,
+    cache: Entry | None,
+    *,
+    blocks: Blocks,
+    head_block: int,
+    log2_scale: float,
 ) -> None:
     """One program of the grid (split, row, group and block of heads). log2_scale: of the scores, for exp2."""
     groups, heads, key_width = refs.q.shape[1:]
@@ -150,7 +184,7 @@ def _program(
         if k_scale is not None:
             scores *= k_scale[None, :]
         for a, piece in zip(q_rope, pieces(rope_width), strict=True):
-            scores += _dot(a, load(refs.k_rope, (row, here), valid, piece), 1)
+            scores += _dot(a, load(refs.k_rope, (row, here), valid, piece, a.dtype), 1)
         scores = jnp.where(valid[None, :], scores * log2_scale, MASKED)
         new_top = jnp.maximum(top, jnp.max(scores, axis=1))
         weights = jnp.exp2(scores - new_top[:, None])
@@ -167,6 +201,18 @@ def _program(
         jnp.zeros((head_block,), jnp.float32),
         tuple(jnp.zeros((head_block, size), jnp.float32) for _, size in pieces(value_width)),
     )
+    if new is not None:
+        first = split == 0  # this split's programs have the newest position, from registers
+        write = first if head_blocks == 1 else first & (lane % head_blocks == 0)
+        values, score = _take_new(refs, new, cache, q, q_rope, (row, group, length), lane * 0, write)
+        start = (
+            jnp.where(first, score * log2_scale, MASKED),
+            jnp.where(first, jnp.ones_like(score), 0.0),
+            tuple(
+                jnp.where(first, jnp.broadcast_to(v[None, :], a.shape), 0.0)
+                for v, a in zip(values, start[2], strict=True)
+            ),
+        )
     steps = jnp.maximum(pl.cdiv(high - low, size), 0)
     top, total, acc = jax.lax.fori_loop(0, steps, step, start)
 
@@ -178,6 +224,36 @@ def _program(
         plgpu.store(target, (value * scale[:, None]).astype(out_ref.dtype), mask=mask)
     plgpu.store(top_ref.at[split, row, group, head_slice], top, mask=head_valid)
     plgpu.store(total_ref.at[split, row, group, head_slice], total, mask=head_valid)
+
+
+def _take_new(
+    refs: Operands, new: Entry, cache: Entry, q: list, q_rope: list, where: tuple, zero: jax.Array, write: jax.Array
+) -> tuple[list[jax.Array], jax.Array]:
+    """Write the newest position's entry into the cache (where `write`) -> its value pieces and scores, float32.
+
+    where: row, group, position. What is attended to is what the cache holds: rounded to its dtype.
+    """
+    row, group, position = where
+    write = write & (position < refs.k.shape[1])
+
+    def entry(ref: Any, target: Any, index: tuple, place: tuple, piece: tuple[int, int]) -> jax.Array:
+        offset, size = piece
+        valid = (offset + jnp.arange(size)) < ref.shape[-1]
+        column = pl.ds(zero + offset, size)
+        value = plgpu.load(ref.at[(*index, column)], mask=valid, other=jnp.zeros((), ref.dtype)).astype(target.dtype)
+        plgpu.store(target.at[(*place, column)], value, mask=valid & write)
+        return value.astype(q[0].dtype).astype(jnp.float32)
+
+    place = (row, position, group)
+    keys = [entry(new.k, cache.k, (row, group), place, piece) for piece in pieces(refs.k.shape[-1])]
+    values = keys
+    if new.v is not None:
+        values = [entry(new.v, cache.v, (row, group), place, piece) for piece in pieces(refs.v.shape[-1])]
+    if new.k_rope is not None:
+        rope = pieces(refs.k_rope.shape[-1])
+        keys = keys + [entry(new.k_rope, cache.k_rope, (row,), (row, position), piece) for piece in rope]
+    score = sum(jnp.sum(a.astype(jnp.float32) * k[None, :], axis=1) for a, k in zip(q + q_rope, keys, strict=True))
+    return values, score
 
 
 def _load(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mla_jax.kernels import blocks as blocks_lib
-from mla_jax.kernels.flash_decode import MASKED, Blocks, Operands, flash_decode
+from mla_jax.kernels.flash_decode import MASKED, Blocks, Entry, Operands, flash_decode
 
 
 def head_decode(
@@ -23,12 +23,15 @@ def head_decode(
     v_scale: jax.Array | None = None,
     blocks: Blocks | None = None,
     interpret: bool = False,
-) -> jax.Array:
-    """One query per row over its cache -> [B, H, V] in q's dtype.
+    new: Entry | None = None,
+) -> tuple[jax.Array, Entry]:
+    """One query per row over its cache -> [B, H, V] in q's dtype, and the cache (k, v, k_rope).
 
     q [B, H, K]; k [B, S, G, K]; v [B, S, G, V]; head h reads group h // (H/G); lengths [B] int32: positions that
     count, 1..S. q_rope [B, H, R], k_rope [B, S, R]: a rotary part that all groups share (decoupled RoPE with per-head
     latents), or None. k_scale, v_scale [B, S] float32: of k and v where they are int8. blocks: None = `blocks.choose`.
+    new: k [B, G, K], v [B, G, V], k_rope [B, R] | None of position `lengths`, which may then be 0..S-1: written into
+    the cache that is returned, in place, and attended to. Without it the cache comes back as it was.
     """
     chex.assert_rank([q, k, v, lengths], [3, 4, 4, 1])
     batch, heads, width = q.shape
@@ -41,7 +44,8 @@ def head_decode(
 
     rope_operand = None if q_rope is None else grouped(q_rope)
     operands = Operands(grouped(q), rope_operand, k, v, k_rope, k_scale, v_scale, lengths)
-    return flash_decode(operands, softmax_scale, blocks, interpret).reshape(batch, heads, v.shape[-1])
+    out, cache = flash_decode(operands, softmax_scale, blocks, interpret, new)
+    return out.reshape(batch, heads, v.shape[-1]), cache or Entry(k, v, k_rope)
 
 
 def head_decode_reference(

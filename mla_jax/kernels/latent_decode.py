@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mla_jax.kernels import blocks as blocks_lib
-from mla_jax.kernels.flash_decode import MASKED, Blocks, Operands, flash_decode
+from mla_jax.kernels.flash_decode import MASKED, Blocks, Entry, Operands, flash_decode
 
 
 def latent_decode(
@@ -21,12 +21,15 @@ def latent_decode(
     scale: jax.Array | None = None,
     blocks: Blocks | None = None,
     interpret: bool = False,
-) -> jax.Array:
-    """One query per row over its latents -> [B, H, C] in q's dtype.
+    new: tuple[jax.Array, jax.Array | None] | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """One query per row over its latents -> [B, H, C] in q's dtype, c_kv, k_rope.
 
     q_latent [B, H, C]: q_nope w_uk; q_rope [B, H, R] or None, rotated; c_kv [B, S, C]; k_rope [B, S, R] or None,
     rotated; lengths [B] int32: positions that count, 1..S (those past it are not read).
     scale [B, S] float32: of c_kv where it is int8. blocks: None = `blocks.choose`.
+    new: (c_kv [B, C], k_rope [B, R] | None) of position `lengths`, which may then be 0..S-1: written into the cache
+    that is returned, in place, and attended to. Without it the cache comes back as it was.
     """
     chex.assert_rank([q_latent, c_kv, lengths], [3, 3, 1])
     batch, _, rank = q_latent.shape
@@ -34,7 +37,9 @@ def latent_decode(
     blocks = blocks or blocks_lib.choose(rank + rope, scale is not None, batch, 1, c_kv.shape[1])
     rope_operand = None if q_rope is None else q_rope[:, None]
     operands = Operands(q_latent[:, None], rope_operand, c_kv[:, :, None], None, k_rope, scale, None, lengths)
-    return flash_decode(operands, softmax_scale, blocks, interpret)[:, 0]
+    entry = None if new is None else Entry(new[0][:, None], None, new[1])
+    out, cache = flash_decode(operands, softmax_scale, blocks, interpret, entry)
+    return (out[:, 0], c_kv, k_rope) if cache is None else (out[:, 0], cache.k[:, :, 0], cache.k_rope)
 
 
 def latent_decode_reference(

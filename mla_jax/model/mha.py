@@ -53,10 +53,11 @@ class MultiHeadAttention(nn.Module):
         """x [B, T, D] at positions start [B] .. start+T-1: write, then attend over the cache."""
         length = x.shape[1]
         q, k, v = self._project(x, Where(positions=start[:, None] + jnp.arange(length)))
-        store = cache.write(store, cache.HeadCache(k, v), start)
         if decode_attention.applies(self.backend, length):
-            out = decode_attention.over_heads(q, store.k, store.v, start, self.scale, self.backend)
+            new = cache.HeadCache(k, v)
+            out, store = decode_attention.over_heads(q, new, store, start, self.scale, self.backend)
             return self._output(out), store
+        store = cache.write(store, cache.HeadCache(k, v), start)
         mask = attention.visible(start, length, store.k.shape[1])
         out = attention.attend_reference(q, store.k.astype(q.dtype), store.v.astype(q.dtype), mask, self.scale)
         return self._output(out), store

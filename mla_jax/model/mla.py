@@ -65,9 +65,14 @@ class LatentAttention(nn.Module):
         raise NotImplementedError
 
     def absorbed_fast(
-        self, q_nope: jax.Array, q_rope: jax.Array | None, store: cache.LayerCache, start: jax.Array
-    ) -> jax.Array:
-        """`absorbed` of one token a row at position start [B], by a kernel that reads the cache as it is stored."""
+        self,
+        q_nope: jax.Array,
+        q_rope: jax.Array | None,
+        new: cache.LayerCache,
+        store: cache.LayerCache,
+        start: jax.Array,
+    ) -> tuple[jax.Array, cache.LayerCache]:
+        """`absorbed` of one token a row at position start [B], and the cache with its entry `new`, by a kernel."""
         raise NotImplementedError
 
     @property
@@ -91,9 +96,11 @@ class LatentAttention(nn.Module):
         length = x.shape[1]
         where = Where(positions=start[:, None] + jnp.arange(length))
         q_nope, q_rope = self._queries(x, where)
-        store = cache.write(store, self.latents(x, self._rotary_key(x, where)), start)
-        if self.cfg.absorbed and decode_attention.applies(self.backend, length) and not cache.is_int8(store):
-            return self._output(self.absorbed_fast(q_nope, q_rope, store, start)), store
+        new = self.latents(x, self._rotary_key(x, where))
+        if self.cfg.absorbed and decode_attention.applies(self.backend, length):
+            out, store = self.absorbed_fast(q_nope, q_rope, new, store, start)
+            return self._output(out), store
+        store = cache.write(store, new, start)
         entries = cache.read(store, x.dtype)
         capacity = jax.tree.leaves(store)[0].shape[1]
         mask = attention.visible(start, length, capacity)

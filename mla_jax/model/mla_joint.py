@@ -70,9 +70,15 @@ class JointLatentAttention(LatentAttention):
         return jnp.einsum("bthc,chv->bthv", out, self.w_uv.astype(dtype))
 
     def absorbed_fast(
-        self, q_nope: jax.Array, q_rope: jax.Array | None, store: cache.LatentCache, start: jax.Array
-    ) -> jax.Array:
+        self,
+        q_nope: jax.Array,
+        q_rope: jax.Array | None,
+        new: cache.LatentCache,
+        store: cache.LatentCache,
+        start: jax.Array,
+    ) -> tuple[jax.Array, cache.LatentCache]:
         dtype = self.backend.jnp_dtype
         q_latent = jnp.einsum("bthn,chn->bthc", q_nope, self.w_uk.astype(dtype))
-        out = decode_attention.over_latents(q_latent, q_rope, store, start, self.scale, self.backend)
-        return jnp.einsum("bthc,chv->bthv", out, self.w_uv.astype(dtype))
+        operands = (q_latent, q_rope, new, store, start, self.scale, self.backend)
+        out, store = decode_attention.over_latents(*operands)
+        return jnp.einsum("bthc,chv->bthv", out, self.w_uv.astype(dtype)), store

@@ -56,11 +56,15 @@ class PerHeadLatentAttention(LatentAttention):
         return jnp.einsum("bthr,hrv->bthv", out, self.w_uv.astype(dtype))
 
     def absorbed_fast(
-        self, q_nope: jax.Array, q_rope: jax.Array | None, store: cache.PerHeadLatentCache, start: jax.Array
-    ) -> jax.Array:
+        self,
+        q_nope: jax.Array,
+        q_rope: jax.Array | None,
+        new: cache.PerHeadLatentCache,
+        store: cache.PerHeadLatentCache,
+        start: jax.Array,
+    ) -> tuple[jax.Array, cache.PerHeadLatentCache]:
         dtype = self.backend.jnp_dtype
         q_latent = jnp.einsum("bthn,hrn->bthr", q_nope, self.w_uk.astype(dtype))
-        out = decode_attention.over_heads(
-            q_latent, store.k_latent, store.v_latent, start, self.scale, self.backend, q_rope, store.k_rope
-        )
-        return jnp.einsum("bthr,hrv->bthv", out, self.w_uv.astype(dtype))
+        operands = (q_latent, q_rope, new, store, start, self.scale, self.backend)
+        out, store = decode_attention.over_per_head_latents(*operands)
+        return jnp.einsum("bthr,hrv->bthv", out, self.w_uv.astype(dtype)), store

@@ -11,6 +11,7 @@ import numpy as np
 
 from mla_jax.config import Config, SampleConfig
 from mla_jax.data.tokenizer import Tokenizer
+from mla_jax.model.serving import serving_variables
 from mla_jax.model.transformer import Transformer
 from mla_jax.runs import Run, load_run
 from mla_jax.sample import loop, request
@@ -70,7 +71,8 @@ class Sampler:
 
     def __init__(self, model: Transformer, variables: Any, tokenizer: Tokenizer, config: Config):
         """variables: `Run.variables` or `TrainState.variables`."""
-        self.model, self.variables, self.tokenizer, self.config = model, variables, tokenizer, config
+        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self.variables = serving_variables(variables, model.backend)
         self._vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.separator_id)
 
     @classmethod

@@ -56,6 +56,7 @@ _FREE = (
     "checkpoint.",
     "sample.",
     "judge.",
+    "bench.",
     "init_from",
 )
 

@@ -1,0 +1,187 @@
+"""mla_jax.bench: rows, ratios, sizes counted from arrays, and --mode bench through the real command line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from run_tools import call
+from tiny import quick_jit, random_params, random_tokens, tiny_config
+
+from mla_jax import accounting
+from mla_jax.bench import decode, kernels, memory, plan, points, report
+from mla_jax.bench.settings import QUICK_MODEL
+from mla_jax.bench.timing import Timing, measure
+from mla_jax.config_files import load_config
+from mla_jax.kernels.flash_decode import Blocks
+from mla_jax.model.backend import Backend
+from mla_jax.model.cache import init_cache
+from mla_jax.model.serving import serving_variables
+from mla_jax.model.transformer import Transformer, variables_of
+from mla_jax.rows import read_rows
+
+SMALL = {"model.vocab_size": 64, "tokenizer.vocab_size": 320, **QUICK_MODEL}
+
+
+def row(point: str, tokens_per_s: float, suite: str = "decode", label: str = "", **more: Any) -> dict[str, Any]:
+    metrics = {"suite": suite, "point": point, "label": label, "batch": 4, "context": 32, "xla_flags": ""}
+    return {
+        "device": "chip",
+        "versions": {"jax": "1", "jaxlib": "1", "flax": "1"},
+        "command": "c",
+        "metrics": metrics | {"tokens_per_s": tokens_per_s} | more,
+    }
+
+
+def test_ratios_are_over_the_same_shape_and_device() -> None:
+    rows = [row("mha_rope", 100.0), row("mla r=d", 150.0), row("mla r=d/2", 300.0), row("mla r=d/2", 50.0, batch=8)]
+    rows.append(row("mla r=d/2", 10.0) | {"device": "another chip"})
+    rows.append(row("mla r=d/2", 200.0, label="xla"))
+    found = [r["metrics"] for r in report.with_ratios(rows)]
+    assert [m.get("over_mha") for m in found] == [1.0, 1.5, 3.0, None, None, 2.0]
+    assert [m.get("over_full_rank") for m in found] == [100 / 150, 1.0, 2.0, None, None, 200 / 150]
+
+
+def test_rows_under_other_xla_flags_are_no_reference() -> None:
+    flagged = row("mha_rope", 10.0, xla_flags="--xla_something")
+    assert "over_mha" not in report.with_ratios([flagged, row("mla r=d/2", 30.0)])[1]["metrics"]
+
+
+def test_ours_is_compared_with_the_peer_at_the_same_job() -> None:
+    rows = [
+        row("mha_rope", 60.0, "peers", "ours, whole call"),
+        row("mha_rope", 10.0, "peers", "hf llama"),
+        row("mha_rope", 30.0, "peers", "hf llama", batch=8),
+        row("mha_rope", 80.0, "peers", "ours, steps"),
+        row("mha_rope", 40.0, "peers", "torch steps"),
+    ]
+    assert [r["metrics"].get("over_peer") for r in report.with_ratios(rows)] == [6.0, None, None, 2.0, None]
+
+
+def test_the_table_shows_what_there_is_and_what_was_skipped() -> None:
+    rows = [row("mha_rope", 1234.5, ms=1.5), {**row("mla", 0.0, skipped="needs about 99 GiB")}]
+    text = report.markdown(rows)
+    assert "1,234" in text and "needs about 99 GiB" in text and "Device: chip" in text
+    assert "of copy bandwidth" not in text  # no row has it
+
+
+def test_a_timing_is_per_step_and_keeps_compilation_apart() -> None:
+    metrics = Timing(0.2, 0.1, 0.4, 5, 3.2).metrics(10)
+    assert metrics == pytest.approx(
+        {"ms": 20.0, "ms_low": 10.0, "ms_high": 40.0, "repeats": 5, "steps_per_call": 10, "compile_s": 3.0}
+    )
+    calls: list[int] = []
+    timing = measure(lambda argument: calls.append(argument), lambda: len(calls), 3)
+    assert calls == [0, 1, 2, 3, 4] and timing.repeats == 3  # two warm-up calls, each prepared anew
+
+
+def test_the_grid_has_equal_cache_pairs_and_the_headline() -> None:
+    grid = {p.name: p.config.model for p in points.grid("m", {"model.vocab_size": 512, "tokenizer.vocab_size": 512})}
+    assert {points.MHA, points.FULL_RANK, points.HEADLINE} <= set(grid)
+    assert (grid[points.HEADLINE].kv_lora_rank, grid[points.HEADLINE].qk_rope_head_dim) == (256, 32)
+    pairs = {"gqa1": 96, "gqa2": 224, "gqa4": 480}
+    for name, rank in pairs.items():
+        joint = grid[f"mla r={rank} (as {name})"]
+        assert accounting.kv_numbers(joint) == accounting.kv_numbers(grid[name])
+    assert all(cfg.absorbed for name, cfg in grid.items() if "mla" in name or "per_head" in name)
+
+
+@pytest.mark.parametrize("name", ["mha_rope", "mla_rope"])
+def test_estimated_bytes_are_the_arrays_plus_logits(name: str) -> None:
+    config = load_config(name, **SMALL)
+    model = Transformer(config.model, Backend("float32", "xla"))
+    variables = jax.eval_shape(lambda: decode.random_variables(model))
+    store = jax.eval_shape(lambda: init_cache(config.model, 3, 16, jnp.float32))
+    logits = 3 * 4 * 3 * 64
+    assert decode.estimated_bytes(config, 3, 16, "float32") == decode.nbytes((variables, store)) + logits
+
+
+def test_a_filled_cache_has_no_zeros_and_no_pattern_along_an_axis() -> None:
+    model = Transformer(load_config("mla_rope", **SMALL).model, Backend("bfloat16", "xla"))
+    cache = decode.filled_cache(model, 3, 16)
+    empty = init_cache(model.cfg, 3, 16, jnp.bfloat16)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), cache) == jax.tree.map(lambda a: (a.shape, a.dtype), empty)
+    numbers = np.asarray(cache[0].c_kv, np.float32)
+    assert np.abs(numbers).max() <= 1 and 0.5 < numbers.std() < 0.9
+    assert all(np.diff(numbers, axis=axis).std() > 0.2 for axis in range(3))
+
+
+def test_the_largest_batch_fills_the_memory_and_one_more_does_not() -> None:
+    point = points.Point("x", load_config("mla_rope", **SMALL))
+    limit = 10**8
+    batch = memory.closed_form(point, 64, limit, "bfloat16")
+    for rows, fits in ((batch, True), (batch + 1, False)):
+        needed = decode.estimated_bytes(point.config, rows, 64, "bfloat16")
+        assert (needed <= limit * (1 - memory._RESERVE)) == fits
+    assert memory.run(point, 64, None)["largest_batch"] > 0
+
+
+def test_serving_variables_change_no_logit() -> None:
+    """In bfloat16 each use rounds its matrix anyway; gains, the router and the position table stay float32."""
+    config = tiny_config("mla_rope")
+    model = Transformer(config.model, Backend("bfloat16", "xla"))
+    variables = variables_of(random_params(model))
+    served = serving_variables(variables, model.backend)
+    dtypes = {path[-1].key: leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(served)}
+    assert dtypes["w_dkv"] == dtypes["embedding"] == dtypes["w_gate"] == jnp.bfloat16
+    assert dtypes["gain"] == dtypes["latent_gain"] == jnp.float32
+    tokens = random_tokens(config, 2, 7)
+    logits = [np.asarray(quick_jit(model.apply)(v, tokens)[0], np.float32) for v in (variables, served)]
+    np.testing.assert_array_equal(*logits)
+    learned = Transformer(tiny_config("mla").model, Backend("bfloat16", "xla"))
+    served = serving_variables(variables_of(random_params(learned)), learned.backend)
+    assert served["params"]["position_embedding"].dtype == jnp.float32
+
+
+def test_candidates_are_the_tables_choice_first_and_each_once() -> None:
+    chosen = Blocks(64, 4, 4, 2)
+    found = list(kernels.candidates(chosen, 512))
+    assert found[0] == chosen and len(set(found)) == len(found) > 10
+
+
+def test_every_suite_has_jobs_and_the_headline_comes_first() -> None:
+    config = load_config("base", **{"bench.max_minutes": 1.0})
+    grid = points.grid("m", {"model.vocab_size": 512, "tokenizer.vocab_size": 512})
+    for suite, make in plan.SUITES.items():
+        assert make(grid, config.bench), suite
+    jobs = plan.decode_jobs(grid, config.bench)
+    assert [(j.point.name, j.batch, j.context) for j in jobs[:2]] == [
+        (points.MHA, 1024, 512),
+        (points.HEADLINE, 1024, 512),
+    ]
+    keys = [(j.point.name, j.batch, j.context, j.label) for j in jobs]
+    assert len(set(keys)) == len(keys)
+    shapes = {(b, c) for b in (1, 16, 128, 1024) for c in (512, 2048, 4096, 16384)}
+    assert {(b, c) for _, b, c, _ in keys} == shapes | {(64, 4096)}
+
+
+def bench(out: Path, cache: Path, *flags: str, **more: Any) -> str:
+    return call("--mode=bench", "--quick", f"--out={out}", *flags, cache=cache, **more)
+
+
+@pytest.mark.parametrize(
+    "suites",
+    [("decode", "memory"), pytest.param(tuple(plan.SUITES), marks=pytest.mark.slow)],
+    ids=lambda s: "+".join(s),
+)
+def test_quick_through_the_command_line(tmp_path: Path, suites: tuple[str, ...]) -> None:
+    out, flags = tmp_path / "bench", [f"--suite={suite}" for suite in suites]
+    text = bench(out, tmp_path / "cache", *flags)
+    rows = read_rows(out / "rows.jsonl")
+    assert {r["metrics"]["suite"] for r in rows} == set(suites)
+    assert not [r for r in rows if "failed" in r["metrics"]], text
+    first = next(r for r in rows if r["metrics"]["suite"] == "decode")
+    assert {"device", "versions", "command", "config_hash", "time"} <= set(first)
+    assert first["metrics"]["cache_bytes"] == 2 * 32 * first["metrics"]["cache_bytes_per_token"]
+    assert first["metrics"]["of_copy"] > 0 and first["metrics"]["ms"] > 0
+    assert "over MHA" in (out / "report.md").read_text()
+    assert (out / "tokens_over_batch.png").stat().st_size > 1000
+    # Again: nothing is left to do, and a row that a killed run cut off is measured again.
+    lines = (out / "rows.jsonl").read_text().splitlines()
+    (out / "rows.jsonl").write_text("\n".join([*lines[:-1], lines[-1][:20]]))
+    assert "1 to measure" in bench(out, tmp_path / "cache", *flags)
+    assert len(read_rows(out / "rows.jsonl")) == len(lines)
+    assert all(json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines() if line.endswith("}"))

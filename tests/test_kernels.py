@@ -97,7 +97,7 @@ def test_latent_decode_at_random_shapes(
 
 
 HEAD_CASES = [
-    (2, 4, 4, 16, 16, 0, 40, 1, False),  # MHA
+    pytest.param((2, 4, 4, 16, 16, 0, 40, 1, False), marks=pytest.mark.slow),  # MHA
     (2, 6, 2, 32, 20, 0, 33, 2, False),  # GQA, values of a width of their own
     (2, 2, 2, 16, 16, 8, 20, 2, True),  # per-head latents with decoupled RoPE, int8
     pytest.param((1, 8, 1, 64, 64, 0, 70, 4, False), marks=pytest.mark.slow),  # MQA

@@ -1,5 +1,6 @@
 """study.results, stats, evidence, verdicts, tables, series, plots: figures in the report are those of the rows."""
 
+import dataclasses
 import json
 import math
 import re
@@ -26,7 +27,7 @@ from mla_jax.study import (
 from mla_jax.study.claims import CLAIMS
 from mla_jax.study.plan import plan
 from mla_jax.study.results import collect, relative
-from mla_jax.study.rows import Rows, gather, key_of_row, merge, read_files
+from mla_jax.study.rows import Rows, bench_rows, gather, key_of_row, merge, read_files
 
 
 def rows_of(*rows: dict) -> Rows:
@@ -289,3 +290,22 @@ def test_rows_that_come_back_are_merged(tmp_path) -> None:
     assert merge(into, [back]) == 2
     losses = {r["name"]: r["metrics"]["best_valid_loss"] for r in read_files([into])}
     assert losses == {"mha": 1.5, "per_head_rope_r2": 2.0}
+
+
+def bench_row(point: str, batch: int, speed: float, **more) -> dict:
+    m = {"suite": "decode", "point": point, "label": "", "batch": batch, "context": 512, "tokens_per_s": speed}
+    return {"name": point, "device": "gpu", "metrics": m | more}
+
+
+def test_decode_speeds_come_from_benchmark_rows_where_the_cache_is_largest(tmp_path) -> None:
+    rows = [bench_row("mla r=d", 1, 100.0), bench_row("mla r=d/2", 1, 100.0)]
+    rows += [bench_row("mla r=d", 64, 1000.0), bench_row("mla r=d/2", 64, 1500.0)]
+    rows += [bench_row("mla r=d/2", 64, 9.0, label="int8"), bench_row("mla r=d", 64, 9.0, suite="prefill")]
+    path = tmp_path / "bench.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    made = study(rates=(), seeds=(0,))
+    found = collect(made, dataclasses.replace(done(made, by_name(PAPER_SAYS)), bench=bench_rows([path])))
+    test = evidence.speed("mla r=d/2", "mla r=d")(found)
+    assert test.found.mean == 1.5 and "batch 64" in test.what
+    assert {line.label: line.y for line in series.speeds(found)}["mla r=d/2 @ 512"] == (100.0, 1500.0)
+    assert evidence.speed("mla r=d/2", "mha_rope")(found) is None

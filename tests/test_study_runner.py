@@ -3,6 +3,7 @@
 import fcntl
 import json
 import math
+import subprocess
 import time
 import types
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 import rich.console
+from run_tools import start
 from study_rows import row, study
 
 from mla_jax.main import main
@@ -192,3 +194,34 @@ def test_a_study_stops_goes_on_and_is_complete(tmp_path, capsys, run_env, monkey
     assert main(command) == 0 and path.stat().st_mtime_ns == written
     assert "begins" not in capsys.readouterr().out
     assert (tmp_path / "study" / "report.md").read_text() == text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_study_killed_twice_gives_the_same_report(tmp_path: Path, run_cache: Path) -> None:
+    """SIGKILL in two places, then the same command: report and results as of a study that nobody touched."""
+    config = f"--config={Path(__file__).parent / 'study_killed.py'}"
+
+    def begin(folder: str) -> subprocess.Popen:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return start("--mode=study", config, "--workdir=study", cache=run_cache, cwd=tmp_path / folder)
+
+    whole = begin("whole")
+    assert whole.wait(timeout=500) == 0, whole.communicate()
+    for number_of_rows in (0, 1):
+        process = begin("killed")
+        folder = tmp_path / "killed" / "study"
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:  # kill it in the middle of a run, once that has a checkpoint
+            rows = len(list((folder / "rows").glob("*.json")))
+            saved = [p for p in (folder / "runs").glob("*/checkpoints/*") if p.name.isdigit()]
+            if rows > number_of_rows or (rows == number_of_rows and saved):
+                break
+            time.sleep(0.02)
+        process.kill()
+        process.communicate()
+    assert len(list((tmp_path / "killed" / "study" / "rows").glob("*.json"))) < 4
+    last = begin("killed")
+    assert last.wait(timeout=500) == 0, last.communicate()
+    for name in ("report.md", "results.csv"):
+        assert (tmp_path / "killed/study" / name).read_text() == (tmp_path / "whole/study" / name).read_text()

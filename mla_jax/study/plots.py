@@ -89,6 +89,7 @@ def draw(
             axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.15, linewidth=0)
     if log_x:
         axes.set_xscale("log", base=log_x)
+        axes.xaxis.set_major_formatter("{x:g}")
     if log_y:
         axes.set_yscale("log")
     axes.set(xlabel=x_label, ylabel=y_label, title=title)

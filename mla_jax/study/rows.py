@@ -55,8 +55,16 @@ def read_files(paths: Iterable[Path]) -> list[dict[str, Any]]:
 def bench_rows(paths: Iterable[Path]) -> tuple[dict[str, Any], ...]:
     """Decode benchmark rows (mla_jax/bench) of .jsonl files."""
     found = [row for path in paths if path.suffix == ".jsonl" for row in read_rows(path)]
-    wanted = {"point", "batch", "context", "tokens_per_s"}
-    return tuple(row for row in found if isinstance(row, dict) and wanted <= row.get("metrics", {}).keys())
+    return tuple(row for row in found if isinstance(row, dict) and _is_decode(row.get("metrics", {})))
+
+
+def _is_decode(metrics: dict[str, Any]) -> bool:
+    """A greedy decode figure of `--mode bench`: other methods and cache types have a label."""
+    return (
+        metrics.get("suite") == "decode"
+        and not metrics.get("label")
+        and {"point", "batch", "context", "tokens_per_s"} <= metrics.keys()
+    )
 
 
 def committed_files() -> list[Path]:

@@ -51,6 +51,7 @@ balance() { # PREFIX FLAGS...
   run "${prefix}_none" moe_mla_rope_flop_matched --config.model.router_bias_rate=0 "$@"
   run "${prefix}_aux" moe_mla_rope_flop_matched --config.model.router_bias_rate=0 \
     --config.model.router_aux_weight=0.01 "$@"
+  run "${prefix}_bias_slow" moe_mla_rope_flop_matched --config.model.router_bias_rate=0.001 "$@"
   run "${prefix}_softmax" moe_mla_rope_flop_matched --config.model.router_score=softmax "$@"
 }
 

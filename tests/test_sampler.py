@@ -8,6 +8,7 @@ import chex
 import hypothesis
 import hypothesis.strategies as st
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ PROMPTS = ["once upon a time", "", "the little fox found an old key", "caf\u00e9
 # Compiled without costly optimisations: name in `loop`, static arguments, donated ones.
 JITTED = (("prefill", (0, 1, 2), ()), ("extend", 0, (5, 6)), ("_begin", (0, 1, 2, 3), 6))
 JITTED += (("_decode_steps", (0, 1, 2, 3), 6), ("_decode_until_done", (0, 1, 2, 3), 6))
+AS_WRITTEN = {name: getattr(loop, name) for name, *_ in JITTED}
 PLAIN = {"temperature": 1.0, "top_k": 0}  # the draws that compile fastest
 EVERYTHING = {"temperature": 1.2, "top_k": 60, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.2}
 
@@ -332,3 +334,16 @@ def test_a_prompt_may_fill_the_model_to_the_last_position() -> None:
 
 def test_no_prompts_no_stories() -> None:
     assert tiny_sampler("mla_rope").generate([]) == []
+
+
+def test_the_loop_lowers_for_every_platform(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all methods, and the wide digits that a GPU's search has."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for name, function in AS_WRITTEN.items():
+        monkeypatch.setattr(loop, name, function)
+    sampler, method = tiny_sampler("mla_rope"), Method(**EVERYTHING)
+    state = jax.eval_shape(lambda: sampler._start(sampler._request(PROMPTS, method, 12, 0, (), "int8"), True))
+    static = (sampler.model, loop.CHECK_EVERY, sampler._vocabulary, method.form)
+    step = jax.jit(functools.partial(loop._decode_until_done.__wrapped__, *static))
+    exported = jax.export.export(step, platforms=("cpu", "cuda", "tpu"))(sampler.variables, method.values, state)
+    assert "256x" in exported.mlir_module() or "255x" in exported.mlir_module()

@@ -42,10 +42,15 @@ SHAPES = ((8, 1, 1, 1), (1, 8, 1, 1), (4, 2, 1, 1), (2, 2, 1, 2), (1, 2, 1, 4), 
 MOE = {"model.ffn": "moe", "model.n_routed_experts": 4, "model.n_shared_experts": 1, "model.top_k": 2}
 MOE |= {"model.d_expert": 8, "model.d_ff": 24}
 FAST = (("mla_rope", (1, 2, 2, 2), MOE | {"model.moe_impl": "grouped"}),)
+# Not mha with block=gpt: the bias of the keys has no gradient but rounding, which Adam makes steps of.
 SLOW = (
     ("mla_rope", (2, 2, 2, 1), MOE | {"model.moe_impl": "grouped"}),
     ("mla_rope", (1, 2, 2, 2), MOE | {"model.moe_impl": "masked_dense", "train.microbatches": 2}),
-    ("mha", (2, 1, 4, 1), MOE | {"model.moe_impl": "grouped", "model.block": "gpt", "model.router_aux_weight": 0.01}),
+    (
+        "mla_rope",
+        (2, 1, 4, 1),
+        MOE | {"model.moe_impl": "grouped", "model.block": "gpt", "model.router_aux_weight": 0.01},
+    ),
     ("mha", (2, 4, 1, 1), MOE | {"model.first_k_dense": 1, "model.n_layers": 2}),
     *(("mla_rope", shape, {}) for shape in SHAPES),
     ("mla_per_head", (2, 2, 1, 2), {}),

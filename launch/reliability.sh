@@ -9,4 +9,4 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 set_up dev
 cd "$repo"
-exec env JAX_PLATFORMS=cpu "$python" tests/reliability/run.py "$@"
+exec env JAX_PLATFORMS=cpu PYTHONPATH="$repo:$repo/tests:$repo/tests/reliability" "$python" tests/reliability/run.py "$@"

@@ -4,7 +4,7 @@
 
 KV cache: 1,024 numbers a token and layer at size m (2 H Dh): 100 %.
 Cost and result: 1,000 steps of 128 x 512 take about a minute on an H100 (block=gpt, dropout 0.1); best validation loss
-1.863 at step 650 on the 20k-story TinyStories subset, one seed (docs/results/tinystories_gpu.md).
+1.865 at step 650 on the 20k-story TinyStories subset, one seed (docs/results/tinystories_gpu.md).
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@
 
 KV cache: 288 numbers a token and layer at size m (C + R): 28.1 % of MHA, 3.56 times smaller.
 Cost and result: 1,000 steps of 128 x 512 take about a minute on an H100 (block=gpt, dropout 0.1); best validation loss
-1.849 at step 750 on the 20k-story TinyStories subset, one seed (docs/results/tinystories_gpu.md).
+1.845 at step 750 on the 20k-story TinyStories subset, one seed (docs/results/tinystories_gpu.md).
 """
 
 from ml_collections import ConfigDict

@@ -27,6 +27,7 @@ from mla_jax.errors import UserError
 HEARTBEAT_S = 30  # after which a silent process counts as dead, and JAX ends the others
 LONGEST_WAIT_S = 6 * 3600  # for a process that still prepares data or samples; a dead one is noticed by its heartbeat
 PEER_LOST = 4  # exit code
+GRACE_S = 3.0  # process 0 goes last: jaxlib aborts a process whose coordinator is gone before it
 _exchanges = itertools.count()  # keys of the coordination service are written once
 T = TypeVar("T")
 
@@ -148,6 +149,8 @@ def joined(launch: Launch | None) -> Iterator[None]:
             raise
     with contextlib.suppress(Exception):
         _client().wait_at_barrier("mla_jax/done", 60_000)  # process 0 serves the others until all are here
+    if is_first():
+        time.sleep(GRACE_S)
     jax.distributed.shutdown()
 
 
@@ -300,6 +303,8 @@ def leave(code: int) -> None:
     if code != PEER_LOST:  # process 0 serves what the others may still have to read
         with contextlib.suppress(Exception):
             _client().wait_at_barrier("mla_jax/leaving", 5000)
+            if is_first():
+                time.sleep(GRACE_S)
     os._exit(code)
 
 

@@ -13,6 +13,10 @@ if [ $# -eq 0 ]; then
   sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
   exit 2
 fi
+if [ "$1" = --stories ] && [ $# -ne 3 ]; then
+  echo "error: --stories takes a file and a folder: local_judge.sh --stories FILE OUT" >&2
+  exit 2
+fi
 port="${PORT:-8642}"
 python="${PYTHON:-.venv/bin/python}"
 if [ ! -x "$(command -v "$python" || true)" ]; then

@@ -47,7 +47,10 @@ def main() -> None:
     # its threads wait for each other at every step: one that has to share its core holds up all of them
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = flags.threads
     params.cpuparams.poll = params.cpuparams_batch.poll = 0
-    server = xllamacpp.Server(params)
+    try:
+        server = xllamacpp.Server(params)
+    except RuntimeError as error:
+        sys.exit(f"no server ({error}): is port {flags.port} taken? Set PORT to another one.")
     print(f"serving {params.model.path} at {server.listening_address}/v1", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()

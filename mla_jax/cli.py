@@ -74,6 +74,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     define(flags.DEFINE_float, "budget_usd", None, "judge: stop before spending more")
     define(flags.DEFINE_float, "price_in", None, "judge: US dollars per million tokens read")
     define(flags.DEFINE_float, "price_out", None, "judge: US dollars per million tokens written")
+    define(flags.DEFINE_multi_string, "judge_knob", [], "judge: NAME=VALUE of any other knob of the judge section")
     define(flags.DEFINE_boolean, "yes", None, "judge: do not ask before spending")
     define(flags.DEFINE_string, "out", None, "export, bench: the folder to make; judge: of the study")
     define(flags.DEFINE_string, "dtype", None, "export: float32 (default) or bfloat16 weights")
@@ -244,9 +245,11 @@ def _judge(values: flags.FlagValues) -> int:
         raise UserError("--workdir is missing: give the folder of a trained run, or several.")
     from mla_jax import compile_cache
     from mla_jax.judge import judge_mode
+    from mla_jax.judge.settings import knobs
 
     compile_cache.enable()
-    given = {field: values[flag].value for flag, field in _JUDGE_FLAGS.items() if values[flag].present}
+    given = knobs(values["judge_knob"].value)
+    given |= {field: values[flag].value for flag, field in _JUDGE_FLAGS.items() if values[flag].present}
     judge_mode.run(workdirs, given, values["out"].value, values["step"].value, rich.console.Console())
     return 0
 
@@ -355,6 +358,7 @@ _FLAGS_OF_MODES = {
     "price_in": (("judge",), ""),
     "price_out": (("judge",), ""),
     "yes": (("judge",), ""),
+    "judge_knob": (("judge",), ""),
     "out": (("judge", "bench", "export"), ""),
     "dtype": (("export",), "model.dtype"),
     "suite": (("bench",), ""),

@@ -168,7 +168,7 @@ class JudgeClient:
                 kind, message = "timeout", f"no whole reply within {timeout_s:g} s"
             except openai.APIConnectionError as error:
                 kind, message = "connection", str(error.__cause__ or error)
-            except (ValueError, TypeError, AttributeError, openai.APIError) as error:
+            except (ValueError, TypeError, AttributeError, LookupError, RecursionError, openai.APIError) as error:
                 # JSONDecodeError, or a body of another shape: openai builds its objects without checking them
                 kind, message = "broken_body", f"the reply is no chat completion ({error})"
             if attempt > retries or (wait or 0) > MAX_ASKED_S:
@@ -244,6 +244,11 @@ class JudgeClient:
                 f"{where} says that the account's quota is spent ({said}): top it up and run again; every "
                 "judgement so far is kept."
             ) from None
+        if status in (402, 403) or any(word in lower for word in ("credit balance", "billing", "api key")):
+            raise UserError(  # every further request would be refused too: rows of it would be lost for good
+                f"{where} refuses this account (status {status}: {said}): settle that and run again; every "
+                "judgement so far is kept."
+            ) from None
         if status in _RETRY_STATUS or status >= 500:
             return "rate_limit" if status == 429 else "server"
         raise RejectedError(f"status {status}: {said}", attempt) from None
@@ -254,16 +259,17 @@ class JudgeClient:
             error = getattr(reply, "error", None)
             raise ValueError(f"error {error}" if error else "no choices in it")
         message = choices[0].message
-        text = message.content or ""
+        text = str(message.content or "")
         usage = reply.usage
-        counted = usage is not None and bool(usage.prompt_tokens)
+        spent = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+        counted = all(type(number) is int for number in spent) and spent[0] > 0
         return Answer(
-            text=redact(text, self._key),
-            refusal=redact(getattr(message, "refusal", None) or "", self._key),
-            finish=choices[0].finish_reason or "",
-            served_model=redact(reply.model or "", self._key),
-            tokens_in=usage.prompt_tokens if counted else sum(estimate_tokens(m["content"]) for m in messages),
-            tokens_out=(usage.completion_tokens or 0) if counted else estimate_tokens(text),
+            text=redact(str(text), self._key),
+            refusal=redact(str(getattr(message, "refusal", None) or ""), self._key),
+            finish=redact(str(choices[0].finish_reason or ""), self._key),
+            served_model=redact(str(reply.model or ""), self._key),
+            tokens_in=spent[0] if counted else sum(estimate_tokens(m["content"]) for m in messages),
+            tokens_out=spent[1] if counted else estimate_tokens(text),
             counted=counted,
             attempts=attempt,
             seconds=seconds,

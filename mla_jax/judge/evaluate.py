@@ -110,7 +110,7 @@ def run(
         study. Before the first sample is drawn nothing is written; afterwards everything so far is kept.
     """
     validate(settings)
-    command = command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    command = _without_secrets(command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), settings)
     _check_names(runs)
     study = _study(settings, runs)
     _check_same_study(out, study)
@@ -119,8 +119,9 @@ def run(
         held_out = shared_held_out(runs)
         control_rows = controls.build_controls(held_out, settings.num_controls, settings.seed)
         client = _connect(settings, environment)
-        _save_stories(out, study, runs, held_out, control_rows, settings, command)
-    stories = list(store.read_rows(out / "stories.jsonl"))
+        _make(out)
+        _save_stories(out, study | {"notes": client.notes}, runs, held_out, control_rows, settings, command)
+    stories = _read_stories(out)
     if checker is not None and not (out / "checker.jsonl").exists():
         _run_checker(out / "checker.jsonl", stories, checker)
     plan = tasks.plan(stories, settings)
@@ -131,6 +132,35 @@ def run(
             client = client or _connect(settings, environment)
             _judge(stories, todo, settings, client, file, len(plan), confirm)
         return write_report(out, resamples=settings.resamples, planned=len(plan), command=command)
+
+
+def _without_secrets(command: str, s: JudgeSettings) -> str:
+    """The command line with the endpoint's address as it may be shown: it is written to disk."""
+    for shown in (s.base_url, shlex.quote(s.base_url)):
+        command = command.replace(shown, s.public_url()) if shown.strip("'") else command
+    return command
+
+
+def _make(out: Path) -> None:
+    """Make the study's folder before anything is sampled for it. Raises UserError where that cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--out is {str(out)!r}, which cannot be made ({error.strerror}): give another folder."
+        ) from None
+
+
+def _read_stories(out: Path) -> list[dict[str, Any]]:
+    """The study's stories. Raises UserError when some that were saved are gone."""
+    stories = list(store.read_rows(out / "stories.jsonl"))
+    saved = json.loads((out / "judge.json").read_text()).get("stories", len(stories))
+    if len(stories) != saved:
+        raise UserError(
+            f"{out / 'stories.jsonl'} has {len(stories)} of the {saved} stories that were saved: copy the folder "
+            "again, or choose another output folder."
+        )
+    return stories
 
 
 def _connect(s: JudgeSettings, environment: Mapping[str, str]) -> JudgeClient:
@@ -250,8 +280,8 @@ def _save_stories(
     if len(prompts) < s.num_prompts:
         _say([f"only {len(prompts)} of {s.num_prompts} prompts: held-out stories and openings ran out."])
     stories = collect_samples(runs, prompts, s) + control_rows
-    out.mkdir(parents=True, exist_ok=True)
     about = study | {
+        "stories": len(stories),
         "base_url": s.public_url(),
         "command": command,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

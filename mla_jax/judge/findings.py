@@ -95,9 +95,12 @@ def find(study: Study, resamples: int) -> Findings:
     means = {source: study.by_prompt(source) for source in study.sources}
     real = means[controls.REAL]
     # a damaged form that got no score at all is not separated: p = 1
-    separations = [_difference(controls.REAL, form, real, means[form], resamples, 1) for form in controls.DAMAGED]
+    width = len(study.columns)
+    separations = [
+        _difference(controls.REAL, form, real, means[form], width, resamples, 1) for form in controls.DAMAGED
+    ]
     differences = [
-        _difference(a, b, means[a], means[b], resamples, 2) for a, b in itertools.combinations(study.runs, 2)
+        _difference(a, b, means[a], means[b], width, resamples, 2) for a, b in itertools.combinations(study.runs, 2)
     ]
     return Findings(
         scores=[_score(study, source, means[source], resamples) for source in study.sources],
@@ -133,9 +136,8 @@ def _score(study: Study, source: str, means: dict[str, np.ndarray], resamples: i
     return SourceScore(source, intervals, stories, judged, judged - study.status[source]["ok"], refused)
 
 
-def _difference(a: str, b: str, mean_a: dict, mean_b: dict, resamples: int, sides: int) -> Difference:
+def _difference(a: str, b: str, mean_a: dict, mean_b: dict, width: int, resamples: int, sides: int) -> Difference:
     shared = [prompt for prompt in mean_a if prompt in mean_b]
-    width = len(next(iter(mean_a.values()))) if mean_a else 1
     values = _matrix([mean_a[prompt] - mean_b[prompt] for prompt in shared], width)
     p = sign_flip_p(values[:, 0])
     if sides == 2:

@@ -71,7 +71,7 @@ def open_run(workdir: str | os.PathLike, step: int | None = None, held_out: Sequ
 def default_out(workdirs: Sequence[Path], settings: JudgeSettings) -> Path:
     """Where a study goes unless told otherwise: inside the run folder, or beside the first of several."""
     model = "".join(c if c.isalnum() or c in "-._" else "_" for c in settings.model)
-    study = f"{settings.rubric}_{model}"
+    study = f"{settings.rubric}_{model[:80]}"
     if len(workdirs) == 1:
         return workdirs[0] / "judge" / study
     return workdirs[0].parent / f"judge_{'_'.join(w.name for w in workdirs)[:80]}" / study

@@ -23,7 +23,11 @@ def run(
     The machine checker's scores stand beside the judge's; it knows facts where the runs learned the embedded stories.
     """
     configs = [runs.read_config(runs.existing(workdir)) for workdir in workdirs]
-    settings = dataclasses.replace(configs[0].judge, **given)
+    own = configs[0].judge
+    if "num_prompts" in given and "builtin_prompts" not in given:  # fewer prompts, in the same proportion
+        share = own.builtin_prompts / max(own.num_prompts, 1)
+        given = given | {"builtin_prompts": min(own.builtin_prompts, int(share * max(given["num_prompts"], 0)))}
+    settings = dataclasses.replace(own, **given)
     of_world = all(not config.data.path for config in configs)
     report = judge_run_folders(
         workdirs,

@@ -27,7 +27,7 @@ class Estimate:
     usd: float
 
     def sentence(self, s: JudgeSettings) -> str:
-        cost = f"about ${self.usd:.2f} of ${s.budget_usd:.2f} (judge.budget_usd)"
+        cost = f"about ${self.usd:.2f} of ${s.budget_usd:g} (judge.budget_usd)"
         if not s.price_in and not s.price_out:
             cost = "$0 as far as we know (judge.price_in and price_out are 0, so no budget can hold)"
         return (
@@ -41,13 +41,19 @@ def estimate(stories: list[dict[str, Any]], todo: list[T.Task], s: JudgeSettings
     result = Estimate(len(todo), 0, 0, 0, 0.0)
     for task in todo:
         asked = T.task_messages(task, stories, rubric)
-        if cache.get(T.cache_key(task, asked, s, rubric)) is not None:
+        if _known(cache, T.cache_key(task, asked, s, rubric)) is not None:
             result.cached += 1
             continue
         result.tokens_in += T.estimate(asked, rubric)
         result.tokens_out += min(T.EXPECTED_REPLY_TOKENS, s.max_reply_tokens)
     result.usd = T.price(result.tokens_in, result.tokens_out, s)
     return result
+
+
+def _known(cache: ReplyCache, key: str) -> Answer | None:
+    """The answer that was paid for before; None also for what is no whole answer: a damaged cache costs a request."""
+    reply = cache.get(key)
+    return Answer(**reply) if reply and set(reply) == {f.name for f in dataclasses.fields(Answer)} else None
 
 
 class _Run:
@@ -74,9 +80,9 @@ class _Run:
             asked = T.task_messages(task, self.stories, self.rubric)
             key = T.cache_key(task, asked, self.s, self.rubric)
             row = T.base_row(task, self.stories, self.s, self.rubric)
-            known = self.cache.get(key)
+            known = _known(self.cache, key)
             if known is not None:
-                self._write(T.answered_row(row, Answer(**known), True, self.s, self.rubric))
+                self._write(T.answered_row(row, known, True, self.s, self.rubric))
                 await asyncio.sleep(0)
             else:
                 await self._ask(task, asked, key, row)

@@ -122,6 +122,12 @@ def _pairs(study: Study, findings: Findings) -> str:
     rates = [[a, b, show(i), str(i.n)] for a, b, i in findings.win_rates]
     ratings = [[run, show(i, sign=True)] for run, i in zip(study.runs, r.rating, strict=True)]
     lost = study.pair_status.total() - study.pair_status["ok"]
+    parsed = study.pair_status["ok"] / study.pair_status.total()
+    if parsed < MIN_PARSED:
+        return (
+            f"## Two at a time\n\nNo ratings: only {parsed:.1%} of the {study.pair_status.total()} comparisons gave a "
+            f"verdict ({MIN_PARSED:.0%} needed)."
+        )
     return (
         "## Two at a time\n\nEvery pair in both orders; win rate = share of prompts won, a tie counts "
         "half.\n\n"
@@ -217,6 +223,12 @@ def _story(study: Study, story_id: str) -> str:
     return f"> {quoted}\n\n{grades}. {reason}"
 
 
+def _given_up(study: Study) -> str:
+    """What the server was found not to take, in words: a temperature that it never saw is not the judge's."""
+    notes = study.about.get("notes") or []
+    return f"What was asked otherwise than set: {'; '.join(notes)}. " if notes else ""
+
+
 def _method(study: Study) -> str:
     s, spent = study.about["settings"], study.spent
     served = ", ".join(Path(name).name for name in sorted(study.served)) or "unknown"
@@ -227,7 +239,7 @@ def _method(study: Study) -> str:
         f"{study.rubric.id} ({study.rubric.source}; sha256 {study.about['rubric_fingerprint'][:16]}). "
         f"Stories of at most {s['max_new_tokens']} tokens, temperature {s['temperature']:g}, top-k "
         f"{s['top_k']}, seed {s['seed']}, the same for all runs. The judge saw beginning and completion, no "
-        "names of models, in shuffled order. Intervals: studentised bootstrap over prompts. Spent: "
+        f"names of models, in shuffled order. {_given_up(study)}Intervals: studentised bootstrap over prompts. Spent: "
         f"${spent['usd']:.4f}, {spent['tokens_in']:,} tokens in, {spent['tokens_out']:,} out, "
         f"{spent['cached']} replies from the cache.\n\nCommand: "
         f"`{study.about.get('command') or 'not recorded'}`"

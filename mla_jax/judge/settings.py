@@ -1,7 +1,11 @@
 """What a judge run is told to do. Defaults live in configs/base.py; every rule about a value lives here."""
 
 import dataclasses
+import difflib
 import math
+import typing
+from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 from mla_jax.errors import UserError
@@ -68,6 +72,28 @@ class JudgeSettings:
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in _FREE}
 
 
+def knobs(pairs: Sequence[str]) -> dict[str, Any]:
+    """{"max_reply_tokens": 600} of ["max_reply_tokens=600"]. Raises UserError for no such knob or no such value."""
+    kinds = typing.get_type_hints(JudgeSettings)
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if name not in kinds or not equals:
+            near = difflib.get_close_matches(name, kinds, n=1, cutoff=0.4)
+            raise UserError(
+                f"--judge_knob is {pair!r}, which sets no knob{f' (did you mean {near[0]}?)' if near else ''}: write "
+                "NAME=VALUE with a name of configs/base.py's judge section."
+            )
+        kind = kinds[name]
+        try:
+            values[name] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+        except (ValueError, KeyError):
+            raise UserError(
+                f"--judge_knob is {pair!r}; judge.{name} must be of type {kind.__name__}: correct it."
+            ) from None
+    return values
+
+
 def validate(s: JudgeSettings) -> None:
     """Raises UserError, one sentence, for the first setting that breaks a rule."""
     get_rubric(s.rubric)
@@ -83,6 +109,7 @@ def validate(s: JudgeSettings) -> None:
         ("stories_per_prompt", 1, 1000),
         ("max_new_tokens", 1, 100_000),
         ("top_k", 0, 10**9),
+        ("seed", 0, 2**32 - 1),
         ("num_controls", MIN_STORIES, 100_000),
         ("repeats", 1, 100),
         ("max_reply_tokens", 16, 100_000),

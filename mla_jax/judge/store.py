@@ -8,6 +8,7 @@ OUT/retried.jsonl       rows of judgements that got no answer and were asked aga
 OUT/damaged.txt         what was left of a line cut by a crash
 """
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -51,7 +52,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 def _row(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and "id" in row else None
 
@@ -105,7 +106,7 @@ class JudgementFile:
         with open(self.path, encoding="utf-8", errors="replace") as file:
             for line in file:
                 row = _row(line)
-                if row is None or not line.endswith("\n") or row["id"] in self.done:
+                if row is None or "status" not in row or not line.endswith("\n") or row["id"] in self.done:
                     damaged.append(line)
                 elif row.get("status") == "error":
                     failed.append(line)
@@ -162,12 +163,17 @@ class ReplyCache:
     def get(self, key: str) -> dict[str, Any] | None:
         if self._db is None:
             return None
-        found = self._db.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
-        return json.loads(found[0]) if found else None
+        try:
+            found = self._db.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+            reply = json.loads(found[0]) if found else None
+        except (sqlite3.Error, ValueError):  # a damaged cache costs a request, not the study
+            return None
+        return reply if isinstance(reply, dict) else None
 
     def put(self, key: str, reply: dict[str, Any]) -> None:
         if self._db is not None:
-            self._db.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, json.dumps(reply)))
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, json.dumps(reply)))
 
     def close(self) -> None:
         if self._db is not None:

@@ -142,8 +142,9 @@ def _count(study: Study, row: dict[str, Any]) -> None:
     else:
         study.status[row["source"]][row["status"]] += 1
     study.spent["usd"] += row["cost_usd"]
-    study.spent["tokens_in"] += row["tokens_in"]
-    study.spent["tokens_out"] += row["tokens_out"]
+    if not row["cached"]:
+        study.spent["tokens_in"] += row["tokens_in"]
+        study.spent["tokens_out"] += row["tokens_out"]
     study.spent["cached"] += row["cached"]
     if row.get("served_model"):
         study.served[row["served_model"]] += 1

@@ -124,6 +124,9 @@ def answered_row(row: dict[str, Any], answer: Answer, cached: bool, s: JudgeSett
     }
     if answer.refusal or answer.finish == "content_filter":
         return row | {"status": "refused", "error": answer.refusal or "content filter", "reply": answer.text}
+    if answer.finish == "length" and not answer.text.rstrip().endswith(("}", "```")):
+        # an object from the middle of it would be a draft, not the judgement
+        return row | {"status": "truncated", "error": "the reply is cut short", "reply": answer.text}
     try:
         parsed = parse_reply(answer.text, rubric, pairwise=row["kind"] == "pair")
     except ReplyError as error:

@@ -24,8 +24,11 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
             continue
         if 0 <= wait < float("inf"):
             return wait
-    date = email.utils.parsedate_tz(headers.get("retry-after", ""))
-    return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else None
+    try:
+        date = email.utils.parsedate_tz(headers.get("retry-after", ""))
+        return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else None
+    except (ValueError, OverflowError, TypeError):  # a date that no calendar has
+        return None
 
 
 def backoff(attempt: int) -> float:

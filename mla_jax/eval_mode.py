@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rich.console
 import rich.markup
 import rich.table
@@ -67,7 +69,7 @@ def evaluate(
         "bits_per_byte": result.bits_per_byte,
         "tokens": len(result.nll),
         "step": run.step,
-        "loss_by_position": [round(float(x), 5) for x in result.by_position()],
+        "loss_by_position": [round(x, 5) if np.isfinite(x) else None for x in result.by_position().tolist()],
     }
     if through_cache:
         metrics["cache_dtype"] = cache_dtype
@@ -140,7 +142,8 @@ def run(
     for evaluation in evaluations:
         by_position = evaluation.result.by_position()
         edges = [0, *(1 << i for i in range(3, 20) if 1 << i < len(by_position)), len(by_position)]
-        parts = [f"{a}-{b - 1}: {by_position[a:b].mean():.3f}" for a, b in zip(edges, edges[1:], strict=False)]
+        ranges = [(a, b) for a, b in itertools.pairwise(edges) if np.isfinite(by_position[a:b]).any()]
+        parts = [f"{a}-{b - 1}: {np.nanmean(by_position[a:b]):.3f}" for a, b in ranges]
         console.print(
             f"{evaluation.row['name']}: loss by position {'  '.join(parts)}",
             highlight=False,

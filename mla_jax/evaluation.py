@@ -37,11 +37,12 @@ class EvalResult:
         return float(self.nll.sum(dtype=np.float64)) / math.log(2) / self.n_bytes
 
     def by_position(self) -> np.ndarray:
-        """Mean nats at each position of the window, float64 [seq_len]: how much a longer context helps."""
+        """Mean nats at each position of the window, float64 [seq_len]: how much a longer context helps. NaN where a
+        file shorter than a window has no token."""
         position = np.arange(len(self.nll)) % self.seq_len
         total = np.bincount(position, weights=self.nll, minlength=self.seq_len)
         count = np.bincount(position, minlength=self.seq_len)
-        return total / np.maximum(count, 1)
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
     def by_story(self, token_file: TokenFile) -> list[dict[str, Any]]:
         """One row a story: its index, mean loss, tokens (with the separator that closes it) and bytes."""

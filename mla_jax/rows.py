@@ -78,6 +78,9 @@ def read_result(path: Path) -> dict[str, Any] | None:
 def _main(paths: list[str]) -> None:
     """Print the rows of result.json and .jsonl files as one table."""
     found = []
+    if missing := [path for path in paths if not Path(path).is_file()]:
+        print(f"mla_jax: {missing[0]!r} is no file of rows: give result.json or .jsonl files.", file=sys.stderr)
+        sys.exit(2)
     for path in map(Path, paths):
         found += read_rows(path) if path.suffix == ".jsonl" else filter(None, [read_result(path)])
     print(table(found))

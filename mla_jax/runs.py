@@ -284,8 +284,16 @@ def quiet_reads() -> Iterator[None]:
         if str(unraisable.exc_value) != "Event loop is closed":
             previous(unraisable)
 
+    asyncio_logger = python_logging.getLogger("asyncio")
+    disabled, asyncio_logger.disabled = (
+        asyncio_logger.disabled,
+        True,
+    )  # other reads may fail while the first is reported
     sys.unraisablehook = without_closed_loops
-    yield
+    try:
+        yield
+    finally:
+        asyncio_logger.disabled = disabled
     sys.unraisablehook = previous
 
 

@@ -81,7 +81,8 @@ def binned(result: EvalResult, seq_len: int) -> list[tuple[int, float]]:
     """(first position, mean loss) of bins of an eighth of the training length."""
     width = max(1, seq_len // POSITION_BINS)
     means = result.by_position()
-    return [(start, round(float(means[start : start + width].mean()), 4)) for start in range(0, len(means), width)]
+    bins = [(start, means[start : start + width]) for start in range(0, len(means), width)]
+    return [(start, round(float(np.nanmean(values)), 4)) for start, values in bins if np.isfinite(values).any()]
 
 
 def fact_scores(run: Run, n_stories: int) -> list[dict[str, Any]]:

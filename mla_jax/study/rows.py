@@ -136,5 +136,12 @@ def merge(into: Path, sources: Iterable[Path]) -> int:
 
 
 if __name__ == "__main__":
-    target, *found = map(Path, sys.argv[1:])
+    target, *found = map(Path, sys.argv[1:] or ["-"])
+    missing = [str(path) for path in found if not path.is_file()]
+    if target.name.startswith("-") or not found or missing:
+        said = (
+            f"{missing[0]!r} is no file of rows" if missing else "it takes a file to merge into and the files to merge"
+        )
+        print(f"mla_jax: {said}: python -m mla_jax.study.rows INTO.jsonl FROM.jsonl ...", file=sys.stderr)
+        sys.exit(2)
     print(f"{merge(target, found)} rows in {target}")

@@ -176,6 +176,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(400, "This model's maximum context length is 99 tokens, reduce max_tokens")
         if kind == "quota":
             return self._error(429, "You exceeded your current quota", "insufficient_quota")
+        if kind == "no_balance":
+            return self._error(402, "Insufficient Balance")
+        if kind == "key_limit":
+            return self._error(403, "Key limit exceeded")
         if kind == "timeout":
             time.sleep(self.owner.slow_s)
             return self._complete(good, body)

@@ -199,11 +199,10 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on(tmp_path: Path) -> N
     began = time.monotonic()
     code = processes.children[0].wait(90)
     assert time.monotonic() - began < 60
-    # Once in six, on an overloaded machine, jaxlib was quicker and aborted with a message of its own.
-    assert code in (distributed.PEER_LOST, -signal.SIGABRT)
-    if code == distributed.PEER_LOST:
-        assert "mla_jax: process 0 of 2 lost another one" in processes.text(0)
-        assert "training goes on from the newest checkpoint" in processes.text(0)
+    # Open: jaxlib has been seen to abort (SIGABRT) before our watch speaks. That is red here, as it should be.
+    assert code == distributed.PEER_LOST, processes.text(0)
+    assert "mla_jax: process 0 of 2 lost another one" in processes.text(0)
+    assert "training goes on from the newest checkpoint" in processes.text(0)
     newest = RunFolder(tmp_path / "run").steps()[-1]
 
     processes = Processes(tmp_path, flags)

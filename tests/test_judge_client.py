@@ -180,6 +180,14 @@ def test_a_spent_quota_stops_at_once():
     assert server.requests["quota"] == 1
 
 
+@pytest.mark.parametrize("kind", ["no_balance", "key_limit"])
+def test_an_account_that_is_refused_stops_at_once(kind):
+    """As a rejected row it would never be asked again once the account is in order."""
+    with FaultServer(always=kind) as server, pytest.raises(UserError, match="refuses this account"):
+        ask(server)
+    assert server.requests[kind] == 1
+
+
 def test_an_unreachable_host_is_said_soon():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -22,9 +22,10 @@ from mla_jax.config import Config
 from mla_jax.config_files import load_config
 from mla_jax.model import backend, moe_choice
 from mla_jax.model.cache import init_cache
+from mla_jax.model.initial import init_params
 from mla_jax.model.transformer import Transformer
 from mla_jax.train.optim import make_optimizer
-from mla_jax.train.state import init_params, init_state
+from mla_jax.train.state import init_state
 from mla_jax.train.step import make_train_step
 
 STEPS, DECODE_STEPS = 20, 64

@@ -51,7 +51,7 @@ def _untrained(run: Run) -> Run:
     """The run at step 0: the weights that its seed began with."""
     import dataclasses
 
-    from mla_jax.train.state import init_params
+    from mla_jax.model.initial import init_params
 
     return dataclasses.replace(run, params=init_params(run.model, run.config.train.seed), step=0)
 

@@ -13,8 +13,9 @@ from tiny import reference_model
 
 from mla_jax.bench.peers.torch_train import peer_config
 from mla_jax.config import replace
+from mla_jax.model.initial import init_params
 from mla_jax.train.optim import make_optimizer, schedule
-from mla_jax.train.state import init_params, init_state
+from mla_jax.train.state import init_state
 from mla_jax.train.step import make_train_step
 
 STEPS = 20

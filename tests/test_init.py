@@ -1,5 +1,6 @@
 """Initialisation: the product of two factors has the variance of the matrix it replaces; naive factors do not."""
 
+import functools
 import math
 from typing import Any
 
@@ -9,11 +10,11 @@ import numpy as np
 import pytest
 from tiny import quick_jit, reference_model, tiny_config
 
-from mla_jax.config import ModelConfig
+from mla_jax.config import ModelConfig, replace
 from mla_jax.model.attention import Where
 from mla_jax.model.backend import REFERENCE
+from mla_jax.model.initial import init_params
 from mla_jax.model.transformer import attention_module
-from mla_jax.train.state import init_params
 
 WIDTH, HEADS, HEAD_DIM, STD = 256, 4, 64, 0.02
 
@@ -84,8 +85,7 @@ def test_compressed_queries_start_as_large_as_plain_ones(norm: str) -> None:
 @pytest.fixture(scope="module")
 def whole() -> tuple[Any, Any]:
     config = config_of("mla_rope", vocab_size=512, n_layers=2, d_ff=128, block="gpt", d_model=128, position="learned")
-    tokens = jnp.zeros((1, 8), jnp.int32)
-    return config, quick_jit(reference_model(config).init)(jax.random.key(0), tokens)["params"]
+    return config, init_params(reference_model(config), 0)
 
 
 def test_std_of_every_other_parameter(whole: tuple[Any, Any]) -> None:
@@ -111,7 +111,35 @@ def test_std_of_every_other_parameter(whole: tuple[Any, Any]) -> None:
 
 def test_weights_are_a_function_of_the_seed_and_layers_differ(whole: tuple[Any, Any]) -> None:
     config, params = whole
-    again = init_params(reference_model(config), 0)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), params, again)
-    first, second = (params[f"layer_{i}"]["attention"]["w_q"] for i in (0, 1))
-    assert float(jnp.abs(first - second).max()) > STD
+    jax.tree.map(np.testing.assert_array_equal, params, init_params(reference_model(config), 0))
+    first, second, other = (
+        tree["attention"]["w_q"]
+        for tree in (params["layer_0"], params["layer_1"], init_params(reference_model(config), 1)["layer_0"])
+    )
+    for different in (second, other):
+        assert float(jnp.abs(first - different).max()) > STD
+
+
+def test_an_arrays_values_do_not_depend_on_what_other_arrays_there_are(whole: tuple[Any, Any]) -> None:
+    """Sound comparisons: variants that differ in one place start from the same weights elsewhere."""
+    config, params = whole
+    longer = init_params(reference_model(replace(config, **{"model.n_layers": 3})), 0)
+    np.testing.assert_array_equal(longer["embedding"], params["embedding"])
+    for name in ("w_q", "w_dkv"):
+        np.testing.assert_array_equal(longer["layer_1"]["attention"][name], params["layer_1"]["attention"][name])
+
+
+@pytest.mark.parametrize("name", ["mha", "mla_rope", "moe_mla_rope"])
+def test_arrays_drawn_one_by_one_have_the_shapes_and_constants_of_flax_init(name: str) -> None:
+    model = reference_model(tiny_config(name))
+    ours = init_params(model, 0)
+    flax = quick_jit(model.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+    assert jax.tree.structure(ours) == jax.tree.structure(flax)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(flax):
+        mine = functools.reduce(lambda tree, key: tree[key.key], path, ours)
+        assert mine.shape == leaf.shape and mine.dtype == leaf.dtype
+        if float(leaf.std()) == 0:
+            np.testing.assert_array_equal(mine, leaf)
+        else:
+            assert float(mine.std()) == pytest.approx(float(leaf.std()), rel=0.25), path
+            assert float(jnp.abs(mine - leaf).max()) > 0

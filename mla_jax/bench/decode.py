@@ -11,6 +11,7 @@ from mla_jax.bench.points import Point
 from mla_jax.bench.timing import measure
 from mla_jax.config import Config, replace
 from mla_jax.model.cache import init_cache
+from mla_jax.model.initial import init_params
 from mla_jax.model.serving import serving_variables
 from mla_jax.model.transformer import Transformer, variables_of
 from mla_jax.sample import loop
@@ -29,11 +30,7 @@ def for_context(point: Point, context: int) -> Point:
 def random_variables(model: Transformer, seed: int = 0) -> Any:
     """Random weights as decoding reads them (model/serving.py); a run's own weights would take as long."""
 
-    def build() -> Any:
-        params = model.init(jax.random.key(seed), jnp.zeros((1, 8), jnp.int32))["params"]
-        return serving_variables(variables_of(params), model.backend)
-
-    return jax.jit(build)()
+    return jax.jit(lambda params: serving_variables(variables_of(params), model.backend))(init_params(model, seed))
 
 
 def nbytes(tree: Any) -> int:

@@ -21,10 +21,11 @@ from mla_jax.config import Config, replace
 from mla_jax.config_files import load_config
 from mla_jax.errors import UserError
 from mla_jax.model import backend as backend_lib
+from mla_jax.model.initial import init_params
 from mla_jax.model.transformer import Transformer
 from mla_jax.rows import append_row, result_row
 from mla_jax.train.optim import make_optimizer
-from mla_jax.train.state import abstract_state, init_params, init_state
+from mla_jax.train.state import abstract_state, init_state
 from mla_jax.train.step import make_train_step
 
 SHARE = 0.92  # of the memory: what fragmentation and the libraries' work space leave, a guess

@@ -10,9 +10,10 @@ from mla_jax.bench.points import Point
 from mla_jax.bench.timing import measure
 from mla_jax.config import replace
 from mla_jax.model import backend as backend_lib
+from mla_jax.model.initial import init_params
 from mla_jax.model.transformer import Transformer
 from mla_jax.train import optim
-from mla_jax.train.state import init_params, init_state
+from mla_jax.train.state import init_state
 from mla_jax.train.step import make_train_step
 
 

@@ -30,10 +30,11 @@ from mla_jax.config_files import load_config
 from mla_jax.errors import UserError
 from mla_jax.model import backend as backend_lib
 from mla_jax.model.candidates import CANDIDATES
+from mla_jax.model.initial import init_params
 from mla_jax.model.transformer import Transformer
 from mla_jax.rows import append_row, result_row
 from mla_jax.train.optim import make_optimizer
-from mla_jax.train.state import TrainState, abstract_state, init_params, init_state
+from mla_jax.train.state import TrainState, abstract_state, init_state
 from mla_jax.train.step import make_train_step
 
 TRACED_STEPS = 10

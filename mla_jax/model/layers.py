@@ -5,7 +5,6 @@ Norms and rotations compute in float32 and return the dtype of their input.
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from mla_jax import mesh
 from mla_jax.config import ModelConfig
+from mla_jax.model import initial
 from mla_jax.model.backend import Backend
 
 RMS_EPS = 1e-6  # DeepSeek's and Llama's
@@ -42,9 +42,9 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        gain = self.param("gain", nn.initializers.ones, (x.shape[-1],))
+        gain = self.param("gain", initial.ONES, (x.shape[-1],))
         if self.block == "gpt":
-            return layer_norm(x, gain, self.param("bias", nn.initializers.zeros, (x.shape[-1],)))
+            return layer_norm(x, gain, self.param("bias", initial.ZEROS, (x.shape[-1],)))
         return rms_norm(x, gain)
 
 
@@ -101,10 +101,6 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(keep, x * (2**16 / kept), 0).astype(x.dtype)
 
 
-def normal(std: float) -> Callable[..., jax.Array]:
-    return nn.initializers.normal(std)
-
-
 def residual_std(cfg: ModelConfig) -> float:
     """Std of matrices that write to the residual stream: their 2L contributions add up (GPT-2)."""
     return cfg.init_std / math.sqrt(2 * cfg.n_layers)
@@ -137,17 +133,17 @@ class FeedForward(nn.Module):
         cfg, dtype = self.cfg, self.backend.jnp_dtype
         width, hidden = cfg.d_model, self.hidden
         if cfg.block == "gpt":
-            w_in = self.param("w_in", normal(cfg.init_std), (width, hidden))
-            b_in = self.param("b_in", nn.initializers.zeros, (hidden,))
-            w_out = self.param("w_out", normal(residual_std(cfg)), (hidden, width))
-            b_out = self.param("b_out", nn.initializers.zeros, (width,))
+            w_in = self.param("w_in", initial.normal(cfg.init_std), (width, hidden))
+            b_in = self.param("b_in", initial.ZEROS, (hidden,))
+            w_out = self.param("w_out", initial.normal(residual_std(cfg)), (hidden, width))
+            b_out = self.param("b_out", initial.ZEROS, (width,))
             h = x @ w_in.astype(dtype) + b_in.astype(dtype)
             if "ffn_barrier" in self.backend.candidates:
                 h = written_gradient(h)
             h = jax.nn.gelu(h, approximate=True)
             return h @ w_out.astype(dtype) + b_out.astype(dtype)
-        w_gate = self.param("w_gate", normal(cfg.init_std), (width, hidden))
-        w_up = self.param("w_up", normal(cfg.init_std), (width, hidden))
-        w_down = self.param("w_down", normal(residual_std(cfg)), (hidden, width))
+        w_gate = self.param("w_gate", initial.normal(cfg.init_std), (width, hidden))
+        w_up = self.param("w_up", initial.normal(cfg.init_std), (width, hidden))
+        w_down = self.param("w_down", initial.normal(residual_std(cfg)), (hidden, width))
         h = jax.nn.silu(x @ w_gate.astype(dtype)) * (x @ w_up.astype(dtype))
         return h @ w_down.astype(dtype)

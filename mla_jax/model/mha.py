@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mla_jax.config import ModelConfig
-from mla_jax.model import attention, cache, decode_attention, layers
+from mla_jax.model import attention, cache, decode_attention, initial, layers
 from mla_jax.model.attention import Where
 from mla_jax.model.backend import Backend
 
@@ -19,19 +19,19 @@ class MultiHeadAttention(nn.Module):
     def setup(self) -> None:
         cfg = self.cfg
         width, heads, groups, head_dim = cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
-        init, zeros = layers.normal(cfg.init_std), nn.initializers.zeros
+        init, zeros = initial.normal(cfg.init_std), initial.ZEROS
         self.w_q = self.param("w_q", init, (width, heads, head_dim))
         self.w_k = self.param("w_k", init, (width, groups, head_dim))
         self.w_v = self.param("w_v", init, (width, groups, head_dim))
-        self.w_o = self.param("w_o", layers.normal(layers.residual_std(cfg)), (heads, head_dim, width))
+        self.w_o = self.param("w_o", initial.normal(layers.residual_std(cfg)), (heads, head_dim, width))
         if cfg.block == "gpt":
             self.b_q = self.param("b_q", zeros, (heads, head_dim))
             self.b_k = self.param("b_k", zeros, (groups, head_dim))
             self.b_v = self.param("b_v", zeros, (groups, head_dim))
             self.b_o = self.param("b_o", zeros, (width,))
         if cfg.qk_norm:
-            self.q_gain = self.param("q_gain", nn.initializers.ones, (head_dim,))
-            self.k_gain = self.param("k_gain", nn.initializers.ones, (head_dim,))
+            self.q_gain = self.param("q_gain", initial.ONES, (head_dim,))
+            self.k_gain = self.param("k_gain", initial.ONES, (head_dim,))
 
     @property
     def scale(self) -> float:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mla_jax.config import ModelConfig
-from mla_jax.model import attention, cache, decode_attention, layers
+from mla_jax.model import attention, cache, decode_attention, initial, layers
 from mla_jax.model.attention import Where
 from mla_jax.model.backend import Backend
 
@@ -26,18 +26,18 @@ class LatentAttention(nn.Module):
     def setup(self) -> None:
         cfg = self.cfg
         width, heads = cfg.d_model, cfg.n_heads
-        init, zeros, ones = layers.normal(cfg.init_std), nn.initializers.zeros, nn.initializers.ones
+        init, zeros, ones = initial.normal(cfg.init_std), initial.ZEROS, initial.ONES
         if cfg.q_lora_rank:
             down, up = layers.factor_stds(cfg, cfg.q_lora_rank, normed=cfg.latent_norm == "rms")
-            self.w_dq = self.param("w_dq", layers.normal(down), (width, cfg.q_lora_rank))
-            self.w_uq = self.param("w_uq", layers.normal(up), (cfg.q_lora_rank, heads, cfg.qk_head_dim))
+            self.w_dq = self.param("w_dq", initial.normal(down), (width, cfg.q_lora_rank))
+            self.w_uq = self.param("w_uq", initial.normal(up), (cfg.q_lora_rank, heads, cfg.qk_head_dim))
             if cfg.latent_norm == "rms":
                 self.q_latent_gain = self.param("q_latent_gain", ones, (cfg.q_lora_rank,))
         else:
             self.w_q = self.param("w_q", init, (width, heads, cfg.qk_head_dim))
         if cfg.qk_rope_head_dim:
             self.w_kr = self.param("w_kr", init, (width, cfg.qk_rope_head_dim))
-        self.w_o = self.param("w_o", layers.normal(layers.residual_std(cfg)), (heads, cfg.v_head_dim, width))
+        self.w_o = self.param("w_o", initial.normal(layers.residual_std(cfg)), (heads, cfg.v_head_dim, width))
         if cfg.block == "gpt":
             # No bias on k or v: softmax ignores the one's constant shift, and the other's is a part of b_o.
             self.b_q = self.param("b_q", zeros, (heads, cfg.qk_head_dim))

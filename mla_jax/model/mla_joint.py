@@ -2,9 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
-from mla_jax.model import attention, cache, decode_attention, layers
+from mla_jax.model import attention, cache, decode_attention, initial, layers
 from mla_jax.model.attention import Where
 from mla_jax.model.mla import LatentAttention, per_token, softmax_over_cache
 
@@ -20,11 +19,11 @@ class JointLatentAttention(LatentAttention):
         cfg = self.cfg
         rank, heads = cfg.kv_lora_rank, cfg.n_heads
         down, up = layers.factor_stds(cfg, rank, normed=cfg.latent_norm == "rms")
-        self.w_dkv = self.param("w_dkv", layers.normal(down), (cfg.d_model, rank))
-        self.w_uk = self.param("w_uk", layers.normal(up), (rank, heads, cfg.qk_nope_head_dim))
-        self.w_uv = self.param("w_uv", layers.normal(up), (rank, heads, cfg.v_head_dim))
+        self.w_dkv = self.param("w_dkv", initial.normal(down), (cfg.d_model, rank))
+        self.w_uk = self.param("w_uk", initial.normal(up), (rank, heads, cfg.qk_nope_head_dim))
+        self.w_uv = self.param("w_uv", initial.normal(up), (rank, heads, cfg.v_head_dim))
         if cfg.latent_norm == "rms":
-            self.latent_gain = self.param("latent_gain", nn.initializers.ones, (rank,))
+            self.latent_gain = self.param("latent_gain", initial.ONES, (rank,))
 
     def latents(self, x: jax.Array, k_rope: jax.Array | None) -> cache.LatentCache:
         c_kv = x @ self.w_dkv.astype(self.backend.jnp_dtype)

@@ -2,9 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
-from mla_jax.model import cache, decode_attention, layers
+from mla_jax.model import cache, decode_attention, initial, layers
 from mla_jax.model.mla import LatentAttention, per_token, softmax_over_cache
 
 
@@ -19,13 +18,13 @@ class PerHeadLatentAttention(LatentAttention):
         cfg = self.cfg
         width, heads, rank = cfg.d_model, cfg.n_heads, cfg.kv_lora_rank
         down, up = layers.factor_stds(cfg, rank, normed=cfg.latent_norm == "rms")
-        self.w_dk = self.param("w_dk", layers.normal(down), (width, heads, rank))
-        self.w_dv = self.param("w_dv", layers.normal(down), (width, heads, rank))
-        self.w_uk = self.param("w_uk", layers.normal(up), (heads, rank, cfg.qk_nope_head_dim))
-        self.w_uv = self.param("w_uv", layers.normal(up), (heads, rank, cfg.v_head_dim))
+        self.w_dk = self.param("w_dk", initial.normal(down), (width, heads, rank))
+        self.w_dv = self.param("w_dv", initial.normal(down), (width, heads, rank))
+        self.w_uk = self.param("w_uk", initial.normal(up), (heads, rank, cfg.qk_nope_head_dim))
+        self.w_uv = self.param("w_uv", initial.normal(up), (heads, rank, cfg.v_head_dim))
         if cfg.latent_norm == "rms":
-            self.k_latent_gain = self.param("k_latent_gain", nn.initializers.ones, (rank,))
-            self.v_latent_gain = self.param("v_latent_gain", nn.initializers.ones, (rank,))
+            self.k_latent_gain = self.param("k_latent_gain", initial.ONES, (rank,))
+            self.v_latent_gain = self.param("v_latent_gain", initial.ONES, (rank,))
 
     def latents(self, x: jax.Array, k_rope: jax.Array | None) -> cache.PerHeadLatentCache:
         dtype = self.backend.jnp_dtype

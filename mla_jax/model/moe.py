@@ -12,7 +12,7 @@ from flax import linen as nn
 from flax import struct
 
 from mla_jax.config import ModelConfig
-from mla_jax.model import layers, moe_balance, moe_choice, moe_parallel, moe_paths
+from mla_jax.model import initial, layers, moe_balance, moe_choice, moe_parallel, moe_paths
 from mla_jax.model.backend import Backend
 
 
@@ -103,7 +103,7 @@ class MoE(nn.Module):
         cfg, dtype = self.cfg, self.backend.jnp_dtype
         chex.assert_shape(router_bias, (cfg.n_routed_experts,))
         batch, length, width = x.shape
-        w_router = self.param("w_router", layers.normal(cfg.init_std), (width, cfg.n_routed_experts))
+        w_router = self.param("w_router", initial.normal(cfg.init_std), (width, cfg.n_routed_experts))
         experts = self._experts(width, dtype)
         with jax.named_scope("router"):
             # float32 in and out: a bfloat16 logit of 1 is off by 0.4 %, more than a step of the bias.
@@ -124,7 +124,7 @@ class MoE(nn.Module):
     def _experts(self, width: int, dtype: Any) -> moe_paths.Experts:
         cfg = self.cfg
         shape = (cfg.n_routed_experts, width, cfg.d_expert)
-        into, out_of = layers.normal(cfg.init_std), layers.normal(layers.residual_std(cfg))
+        into, out_of = initial.normal(cfg.init_std), initial.normal(layers.residual_std(cfg))
         gate = self.param("w_gate", into, shape).astype(dtype) if cfg.block == "default" else None
         w_up = self.param("w_up", into, shape).astype(dtype)
         w_down = self.param("w_down", out_of, (shape[0], shape[2], shape[1])).astype(dtype)

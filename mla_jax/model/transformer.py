@@ -15,7 +15,7 @@ from flax import linen as nn
 from flax import struct
 
 from mla_jax.config import ModelConfig
-from mla_jax.model import cache, layers
+from mla_jax.model import cache, initial, layers
 from mla_jax.model.attention import Where
 from mla_jax.model.backend import Backend
 from mla_jax.model.mha import MultiHeadAttention
@@ -127,10 +127,10 @@ class Transformer(nn.Module):
 
     def setup(self) -> None:
         cfg = self.cfg
-        self.embedding = self.param("embedding", layers.normal(cfg.init_std), (cfg.vocab_size, cfg.d_model))
+        self.embedding = self.param("embedding", initial.normal(cfg.init_std), (cfg.vocab_size, cfg.d_model))
         if cfg.position == "learned":
             self.position_embedding = self.param(
-                "position_embedding", layers.normal(cfg.init_std), (cfg.max_len, cfg.d_model)
+                "position_embedding", initial.normal(cfg.init_std), (cfg.max_len, cfg.d_model)
             )
         for i in range(cfg.n_layers):
             setattr(self, f"layer_{i}", Block(cfg, self.backend, self._has_experts(i)))

@@ -13,6 +13,7 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 import rich.console
 from absl import logging
 
@@ -121,6 +122,7 @@ class _Training:
         self.start = int(self.state.step)
         start_clock.mark("state")
         self.train_step = steps.make_train_step(setup.model, optimizer, config)
+        self.seed = np.uint32(config.train.seed)  # an argument: runs that differ by it share a compiled program
         eval_step = steps.make_eval_step(setup.model, config)
         place_eval = mesh_lib.batch_placer(mesh, config.eval.batch_size)
         self.eval_step = lambda variables, batch: eval_step(variables, place_eval(batch))
@@ -183,7 +185,7 @@ class _Training:
         first = "total" not in self.startup
         if first:
             self.start_clock.mark("batch")
-        self.state, metrics = self.train_step(self.state, batch)
+        self.state, metrics = self.train_step(self.state, batch, self.seed)
         self.pending.append((done, metrics))
         self.clock.steps += 1
         if first:

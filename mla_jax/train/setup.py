@@ -20,11 +20,12 @@ from mla_jax.data.prepare import Prepared, prepare
 from mla_jax.data.tokenizer import Tokenizer
 from mla_jax.errors import UserError
 from mla_jax.model import backend as backend_lib
+from mla_jax.model.initial import init_params
 from mla_jax.model.transformer import Transformer
 from mla_jax.runs import RunFolder
 from mla_jax.train.checkpoint import Checkpoints
 from mla_jax.train.resume import check_resumable, check_same_shapes, check_vocabulary
-from mla_jax.train.state import TrainState, abstract_state, init_params, init_state
+from mla_jax.train.state import TrainState, abstract_state, init_state
 
 OPENINGS = 16
 MIN_FREE_BYTES = 200_000_000  # below this a checkpoint of even a small model may not fit

@@ -30,17 +30,6 @@ class TrainState:
         return variables_of(self.params, self.router_bias)
 
 
-def init_params(model: Transformer, seed: int) -> Any:
-    """Fresh float32 parameters, on the model's mesh; a function of the seed and the model's config alone."""
-    tokens = jnp.zeros((1, 8), jnp.int32)
-    key = jax.random.key(seed)
-    if model.backend.mesh is None:
-        return jax.jit(model.init)(key, tokens)["params"]
-    abstract = jax.eval_shape(model.init, key, tokens)
-    where = mesh.state_shardings(model.backend.mesh, model.cfg, abstract["params"], abstract)
-    return jax.jit(model.init, out_shardings=where)(key, tokens)["params"]
-
-
 def init_state(
     model: Transformer, optimizer: optax.GradientTransformation, params: Any, router_bias: jax.Array | None = None
 ) -> TrainState:

@@ -55,7 +55,7 @@ def where_of(shifted: Batch, document_mask: bool) -> Where:
 def make_train_step(
     model: Transformer, optimizer: optax.GradientTransformation, config: Config
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """(state, {tokens, segment_ids [B, T+1]}) -> (state, metrics), donating the state.
+    """(state, {tokens, segment_ids [B, T+1]}[, dropout's seed]) -> (state, metrics), donating the state.
 
     metrics, float32 []: loss (nats per token over the batch: cross-entropy alone), grad_norm (before clipping),
     param_norm, finite; with experts also router_loss (weighted, part of what is differentiated), and of each layer
@@ -109,7 +109,7 @@ def make_train_step(
         )
         return jax.lax.scan(add, zeros, (jnp.arange(parts), split))[0]
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, seed: jax.Array | int = seed) -> tuple[TrainState, Metrics]:
         # rbg: the device's own generator makes dropout cheap; still a pure function of (seed, step).
         key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
         grads, sums = whole_batch(state.params, state.router_bias, batch, key)

@@ -43,9 +43,8 @@ torch() { # NAME SIZE VOCABULARY BATCH
 gpt=(--config mha:m --knob model.block=gpt --knob model.position=learned)
 
 peer() { # Target: 1.15 times torch, 1.25 is the stretch.
-    ours 210 ours_m_8192 "${gpt[@]}" --vocab 8192 --variant "" --variant candidates=ffn_barrier \
-        --variant candidates=attn_tokamax --variant train.loss_chunks=16 \
-        --variant "candidates=ffn_barrier train.loss_chunks=16"
+    ours 210 ours_m_8192 "${gpt[@]}" --vocab 8192 --variant "" --variant candidates=attn_tokamax \
+        --variant train.loss_chunks=16
     torch torch_m_8192 m 8192 128
 }
 peer_large() {

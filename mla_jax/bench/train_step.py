@@ -1,7 +1,7 @@
 """Training steps side by side in one process: variants of a config on one fixed batch, timed in turns.
 
     python -m mla_jax.bench.train_step --config mha:m --knob model.block=gpt --vocab 8192 --batch 128 --length 512 \
-        --variant "" --variant candidates=ffn_barrier --variant optim.name=muon --out rows.jsonl
+        --variant "" --variant candidates=attn_tokamax --variant optim.name=muon --out rows.jsonl
 
 A variant is KNOB=VALUE pairs, separated by blanks, on top of --config and --knob; `candidates=a+b` are names of
 model/candidates.py; "" changes nothing. Variants take turns, so that a clock that drifts meets them all alike. A row

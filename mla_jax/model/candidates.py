@@ -1,6 +1,6 @@
 """Faster forms of the training step that have not been measured yet, switched on by an environment variable.
 
-    MLA_JAX_CANDIDATES=ffn_barrier,attn_cudnn_mla bash launch/gpu_speed.sh OUT
+    MLA_JAX_CANDIDATES=attn_cudnn_mla,mla_products bash launch/gpu_speed.sh OUT
 
 Each computes the same function (tests). One that pays on a GPU becomes the only form, with its figure in
 docs/architecture.md; one that does not pay is deleted. No config has them: they say nothing about a run's meaning.
@@ -14,8 +14,6 @@ VARIABLE = "MLA_JAX_CANDIDATES"
 
 # name -> what it does, and what it is predicted to save at size m, 128 x 512, on an H100 (step: about 43 ms).
 CANDIDATES = {
-    "ffn_barrier": "block=gpt: the gradient before GELU is written once and the bias gradient reduced from it, "
-    "instead of GELU's backward pass being run again inside the reduction: -2.4 ms",
     "attn_pad128": "MLA: q, k and v padded to 128 instead of 96, which cuDNN's tiles may like better: -1 to +3 ms",
     "attn_cudnn_mla": "MLA: cuDNN with its own unequal head sizes (Hopper, cuDNN 9.10 on), v not padded: -3 ms",
     "attn_tokamax": "tokamax' attention (its Mosaic kernels on sm90, which take v of its own size) instead of cuDNN's, "

@@ -83,15 +83,6 @@ def row_major(x: jax.Array, backend: Backend) -> jax.Array:
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
-@jax.custom_vjp
-def written_gradient(x: jax.Array) -> jax.Array:
-    """x; its gradient is written to memory once, whatever reads it: XLA would compute it again in each reader."""
-    return x
-
-
-written_gradient.defvjp(lambda x: (x, None), lambda _, g: (jax.lax.optimization_barrier(g),))
-
-
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zero entries with probability `rate` and rescale the rest; without a key (evaluation) the identity."""
     if key is None or rate == 0.0:
@@ -137,10 +128,7 @@ class FeedForward(nn.Module):
             b_in = self.param("b_in", initial.ZEROS, (hidden,))
             w_out = self.param("w_out", initial.normal(residual_std(cfg)), (hidden, width))
             b_out = self.param("b_out", initial.ZEROS, (width,))
-            h = x @ w_in.astype(dtype) + b_in.astype(dtype)
-            if "ffn_barrier" in self.backend.candidates:
-                h = written_gradient(h)
-            h = jax.nn.gelu(h, approximate=True)
+            h = jax.nn.gelu(x @ w_in.astype(dtype) + b_in.astype(dtype), approximate=True)
             return h @ w_out.astype(dtype) + b_out.astype(dtype)
         w_gate = self.param("w_gate", initial.normal(cfg.init_std), (width, hidden))
         w_up = self.param("w_up", initial.normal(cfg.init_std), (width, hidden))

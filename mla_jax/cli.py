@@ -164,18 +164,18 @@ def _train(values: flags.FlagValues) -> int:
         raise UserError("--config is a study, and this is train: add --mode study, or name one of its configs.")
     config: Config = from_config_dict(values["config"].value)
     workdir = _one_workdir(values)
-    from mla_jax import compile_cache, distributed
+    from mla_jax import compile_cache, launchers
     from mla_jax.train.loop import NonFiniteLoss, train
 
     compile_cache.enable()
     names = ("coordinator_address", "num_processes", "process_id", "init_timeout_s")
-    launch = distributed.launch_from(*(values[name].value for name in names))
-    try:
-        with _interrupt_exits(), distributed.joined(launch):
+    launch = launchers.launch_from(*(values[name].value for name in names))
+    with _interrupt_exits(), launchers.joined(launch):
+        try:
             train(config, workdir)
-    except NonFiniteLoss as error:
-        print(f"mla_jax: {error}", file=sys.stderr)
-        return 3
+        except NonFiniteLoss as error:  # in all processes alike: they end together
+            print(f"mla_jax: {error}", file=sys.stderr)
+            return 3
     return 0
 
 

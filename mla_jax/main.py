@@ -1,7 +1,8 @@
 """The command line, and nothing else: python -m mla_jax.main --config configs/mla_rope.py --workdir runs/mla_rope
 
 Exit codes: 0 done, or stopped on request with a checkpoint; 2 bad input, or too much for the device's memory (one
-sentence on stderr); 3 the loss stopped being a number; 130 interrupted where there was nothing to save.
+sentence on stderr); 3 the loss stopped being a number; 4 another process of the run was lost; 130 interrupted where
+there was nothing to save.
 """
 
 import os

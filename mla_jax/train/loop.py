@@ -22,6 +22,7 @@ from mla_jax import mesh as mesh_lib
 from mla_jax.config import Config
 from mla_jax.data.pipeline import train_iterator
 from mla_jax.evaluation import EvalResult, evaluate
+from mla_jax.peers import peers_needed
 from mla_jax.phases import StartClock
 from mla_jax.rows import read_result, read_rows, result_row
 from mla_jax.runs import RunFolder, check_lock, lock
@@ -80,7 +81,7 @@ def train(
         print_startup(console, setup.config, setup.backend, setup.prepared.stats)
         with (
             Checkpoints(setup.folder, setup.config.checkpoint, setup.config) as checkpoints,
-            distributed.peers_needed(),
+            peers_needed(),
         ):
             training = _Training(setup, checkpoints, console, start_clock)
             if training.start >= setup.config.train.steps and (row := read_result(setup.folder.result)):

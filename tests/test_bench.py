@@ -124,7 +124,7 @@ def test_serving_variables_change_no_logit() -> None:
     config = tiny_config("mla_rope")
     model = Transformer(config.model, Backend("bfloat16", "xla"))
     variables = variables_of(random_params(model))
-    served = serving_variables(variables, model.backend)
+    served = serving_variables(config.model, variables, model.backend)
     dtypes = {path[-1].key: leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(served)}
     assert dtypes["w_dkv"] == dtypes["embedding"] == dtypes["w_gate"] == jnp.bfloat16
     assert dtypes["gain"] == dtypes["latent_gain"] == jnp.float32
@@ -132,7 +132,7 @@ def test_serving_variables_change_no_logit() -> None:
     logits = [np.asarray(quick_jit(model.apply)(v, tokens)[0], np.float32) for v in (variables, served)]
     np.testing.assert_array_equal(*logits)
     learned = Transformer(tiny_config("mla").model, Backend("bfloat16", "xla"))
-    served = serving_variables(variables_of(random_params(learned)), learned.backend)
+    served = serving_variables(learned.cfg, variables_of(random_params(learned)), learned.backend)
     assert served["params"]["position_embedding"].dtype == jnp.float32
 
 

@@ -12,7 +12,7 @@ from mla_jax.bench.timing import measure
 from mla_jax.config import Config, replace
 from mla_jax.model.cache import init_cache
 from mla_jax.model.initial import init_params
-from mla_jax.model.serving import serving_variables
+from mla_jax.model.serving import read_at_decode, serving_variables
 from mla_jax.model.transformer import Transformer, variables_of
 from mla_jax.sample import loop
 from mla_jax.sample.methods import Method
@@ -30,7 +30,8 @@ def for_context(point: Point, context: int) -> Point:
 def random_variables(model: Transformer, seed: int = 0) -> Any:
     """Random weights as decoding reads them (model/serving.py); a run's own weights would take as long."""
 
-    return jax.jit(lambda params: serving_variables(variables_of(params), model.backend))(init_params(model, seed))
+    serve = jax.jit(lambda params: serving_variables(model.cfg, variables_of(params), model.backend))
+    return serve(init_params(model, seed))
 
 
 def nbytes(tree: Any) -> int:
@@ -97,7 +98,7 @@ def run(
     variables = random_variables(model)
     vocabulary = loop.Vocabulary(model.cfg.vocab_size, -1)  # nothing ends a row
     held = [filled_cache(model, batch + padding, context)]
-    cache_bytes, weight_bytes = nbytes(held[0]), nbytes(variables)
+    cache_bytes, weight_bytes = nbytes(held[0]), nbytes(read_at_decode(variables))
 
     def prepare() -> loop.SamplerState:
         return state_at(model, held.pop(), context - steps, steps, seen=method.repetition_penalty != 1)

@@ -21,6 +21,7 @@ from flax import struct
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+RMS_EPS = 1e-6  # of model/layers.py, whose norm `Raw` stands for (a test holds them together)
 MASKED = -1e30  # finite, so that a difference of two is not NaN
 _MIN_BLOCK = 16  # the smallest side of a tensor-core product
 _MAX_INT32 = 2**31 - 1  # Pallas' Triton lowering counts elements in 32 bits
@@ -41,9 +42,9 @@ class Blocks:
 class Operands:
     """B rows, G groups of Q query heads, S positions; widths K (keys), V (values), R (rotary).
 
-    q [B, G, Q, K], q_rope [B, G, Q, R] | None, k [B, S, G, K], v [B, S, G, V] | None (then the values are the keys),
-    k_rope [B, S, R] | None (all heads share it), k_scale and v_scale [B, S] float32 | None (of int8 k and v; one that
-    is both k and v has k_scale only), lengths [B] int32: how many positions of a row count.
+    q [B, G Q, K], q_rope [B, G Q, R] | None (or more rows: see Layout), k [B, S, G, K], v [B, S, G, V] | None (then the
+    values are the keys), k_rope [B, S, R] | None (all heads share it), k_scale and v_scale [B, S] float32 | None (of
+    int8 k and v; one that is both k and v has k_scale only), lengths [B] int32: how many positions of a row count.
     """
 
     q: jax.Array
@@ -58,11 +59,41 @@ class Operands:
 
 @struct.dataclass
 class Entry:
-    """What the newest position of each row adds to the cache: k [B, G, K], v [B, G, V] | None, k_rope [B, R] | None."""
+    """What the newest position of each row adds to the cache: k [B, G, K], v [B, G, V] | None, k_rope [B, 1, R] | None."""
 
     k: jax.Array
     v: jax.Array | None
     k_rope: jax.Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Heads, and the first rows of operands that are views of one larger array (the output of a merged product).
+
+    groups G, heads Q of each; q, q_rope: row of head 0 in Operands; k, v, k_rope: row of group 0 in Entry.
+    """
+
+    groups: int
+    heads: int
+    q: int = 0
+    q_rope: int = 0
+    k: int = 0
+    v: int = 0
+    k_rope: int = 0
+
+
+@struct.dataclass
+class Raw:
+    """What is still to be done to queries and to a new entry, and is done here on the way.
+
+    cos, sin [B, W/2] float32 | None: rotate q_rope and the entry's k_rope (or, without these, q and the entry's k), by
+    half-split pairs; the width W must be a multiple of 32. gain [K] float32 | None: the entry's k is divided by its
+    root mean square and multiplied by this (the latent norm).
+    """
+
+    cos: jax.Array | None = None
+    sin: jax.Array | None = None
+    gain: jax.Array | None = None
 
 
 def pieces(width: int) -> list[tuple[int, int]]:
@@ -80,36 +111,49 @@ def fits(operands: Operands) -> bool:
     return all(math.prod(leaf.shape) <= _MAX_INT32 for leaf in jax.tree.leaves(operands))
 
 
-def flash_decode(
-    operands: Operands, softmax_scale: float, blocks: Blocks, interpret: bool = False, new: Entry | None = None
-) -> tuple[jax.Array, Entry | None]:
-    """softmax(softmax_scale * q k^T) v -> [B, G, Q, V] in q's dtype (V = K when v is None), and the cache.
+def rotates(width: int) -> bool:
+    """Whether `Raw` can rotate vectors of this width: halves must be whole blocks."""
+    return width % (2 * _MIN_BLOCK) == 0
 
+
+def flash_decode(
+    operands: Operands,
+    softmax_scale: float,
+    blocks: Blocks,
+    layout: Layout,
+    interpret: bool = False,
+    new: Entry | None = None,
+    raw: Raw | None = None,
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Entry | None]:
+    """softmax(softmax_scale * q k^T) v in parts ("splits") that `combine` joins, and the cache.
+
+    Parts: out [P, B, G, Q, V] (normalised and in q's dtype where P = 1, else float32), their maxima and sums
+    [P, B, G, Q] float32.
     new: an entry for position `lengths` [B] of each row, which the kernel writes into the cache in place (its arrays
     k, v, k_rope are returned, and those given are to be forgotten) and attends to as well: one launch where a write
-    beforehand takes one more for each array. Not for int8 caches.
+    beforehand takes one more for each array. Not for int8 caches. raw: see Raw.
     `interpret` runs the kernel as plain JAX, which is what a CPU can do.
 
     A row of length 0 gives zeros. Raises ValueError for arrays of 2^31 elements or more.
     """
     if not fits(operands):
         raise ValueError("flash_decode: an array has 2^31 elements or more, which its 32-bit addresses cannot reach")
-    batch, groups, heads, _ = operands.q.shape
+    batch, groups, heads = operands.q.shape[0], layout.groups, layout.heads
     width = (operands.k if operands.v is None else operands.v).shape[-1]
     head_block = min(64, max(_MIN_BLOCK, pl.next_power_of_2(heads)))
     head_blocks = pl.cdiv(heads, head_block)
     splits = blocks.splits
-    dtype = operands.q.dtype
     log2_scale = softmax_scale * math.log2(math.e)  # exp2 is the instruction that the hardware has
     shapes = [
-        jax.ShapeDtypeStruct((splits, batch, groups, heads, width), dtype if splits == 1 else jnp.float32),
+        jax.ShapeDtypeStruct((splits, batch, groups, heads, width), operands.q.dtype if splits == 1 else jnp.float32),
         jax.ShapeDtypeStruct((splits, batch, groups, heads), jnp.float32),
         jax.ShapeDtypeStruct((splits, batch, groups, heads), jnp.float32),
     ]
     cache = None if new is None else Entry(operands.k, operands.v, operands.k_rope)
     shapes.append(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), cache))
+    program = functools.partial(_program, blocks=blocks, layout=layout, head_block=head_block, log2_scale=log2_scale)
     out, top, total, cache = pl.pallas_call(
-        functools.partial(_program, blocks=blocks, head_block=head_block, log2_scale=log2_scale),
+        program,
         out_shape=shapes,
         # The last axis runs fastest: programs that read neighbouring heads of one row run together.
         grid=(splits, batch, groups * head_blocks),
@@ -117,8 +161,8 @@ def flash_decode(
         input_output_aliases=_aliases(operands, cache),
         interpret=interpret,
         name="flash_decode",
-    )(operands, new)
-    return (out[0] if splits == 1 else combine(out, top, total).astype(dtype)), cache
+    )(operands, new, raw or Raw())
+    return (out, top, total), cache
 
 
 def _aliases(operands: Operands, cache: Entry | None) -> dict[int, int]:
@@ -130,7 +174,9 @@ def _aliases(operands: Operands, cache: Entry | None) -> dict[int, int]:
 
 
 def combine(out: jax.Array, top: jax.Array, total: jax.Array) -> jax.Array:
-    """Join splits: unnormalised out [P, ..., V], maxima (in powers of two) and sums [P, ...] -> [..., V] float32."""
+    """Join splits: out [P, ..., V], maxima (in powers of two) and sums [P, ...] -> [..., V], float32 where P > 1."""
+    if out.shape[0] == 1:
+        return out[0]
     weight = jnp.exp2(top - jnp.max(top, axis=0))
     denominator = jnp.sum(weight * total, axis=0)
     return jnp.sum(weight[..., None] * out, axis=0) / jnp.maximum(denominator, 1e-30)[..., None]
@@ -139,17 +185,19 @@ def combine(out: jax.Array, top: jax.Array, total: jax.Array) -> jax.Array:
 def _program(
     refs: Operands,
     new: Entry | None,
+    raw: Raw,
     out_ref: Any,
     top_ref: Any,
     total_ref: Any,
     cache: Entry | None,
     *,
     blocks: Blocks,
+    layout: Layout,
     head_block: int,
     log2_scale: float,
 ) -> None:
     """One program of the grid (split, row, group and block of heads). log2_scale: of the scores, for exp2."""
-    groups, heads, key_width = refs.q.shape[1:]
+    heads, key_width = layout.heads, refs.q.shape[-1]
     head_blocks = pl.cdiv(heads, head_block)
     split, row, lane = (pl.program_id(axis) for axis in range(3))
     group = lane if head_blocks == 1 else lane // head_blocks
@@ -158,9 +206,19 @@ def _program(
     head_valid = (first_head + jnp.arange(head_block)) < heads
 
     load = functools.partial(_load, lane * 0)
-    q = [load(refs.q, (row, group, head_slice), head_valid, piece) for piece in pieces(key_width)]
+    first_row = group * heads + first_head
+    angles = _angles(raw, row, lane * 0)
+    turned = raw.cos is not None
     rope_width = 0 if refs.q_rope is None else refs.q_rope.shape[-1]
-    q_rope = [load(refs.q_rope, (row, group, head_slice), head_valid, piece) for piece in pieces(rope_width)]
+    key_pieces, rope_pieces = (
+        _rotary_pieces(width) if turned and last else pieces(width)
+        for width, last in ((key_width, not rope_width), (rope_width, True))
+    )
+    q = [load(refs.q, (row, pl.ds(layout.q + first_row, head_block)), head_valid, piece) for piece in key_pieces]
+    rope_rows = pl.ds(layout.q_rope + first_row, head_block)
+    q_rope = [load(refs.q_rope, (row, rope_rows), head_valid, piece) for piece in rope_pieces]
+    if turned:
+        q, q_rope = (q, _rotated(q_rope, angles)) if rope_width else (_rotated(q, angles), q_rope)
 
     size = blocks.positions
     length = refs.lengths[row]
@@ -174,7 +232,7 @@ def _program(
         start = low + index * size
         here = pl.ds(start, size)
         valid = (start + jnp.arange(size)) < high
-        keys = [load(refs.k, (row, here, group), valid, piece, q[0].dtype) for piece in pieces(key_width)]
+        keys = [load(refs.k, (row, here, group), valid, piece, q[0].dtype) for piece in key_pieces]
         values = keys
         if refs.v is not None:
             values = [load(refs.v, (row, here, group), valid, piece, q[0].dtype) for piece in pieces(value_width)]
@@ -183,7 +241,7 @@ def _program(
         v_scale = k_scale if refs.v is None else _load_scale(refs.v_scale, row, here, valid)
         if k_scale is not None:
             scores *= k_scale[None, :]
-        for a, piece in zip(q_rope, pieces(rope_width), strict=True):
+        for a, piece in zip(q_rope, rope_pieces, strict=True):
             scores += _dot(a, load(refs.k_rope, (row, here), valid, piece, a.dtype), 1)
         scores = jnp.where(valid[None, :], scores * log2_scale, MASKED)
         new_top = jnp.maximum(top, jnp.max(scores, axis=1))
@@ -204,7 +262,8 @@ def _program(
     if new is not None:
         first = split == 0  # this split's programs have the newest position, from registers
         write = first if head_blocks == 1 else first & (lane % head_blocks == 0)
-        values, score = _take_new(refs, new, cache, q, q_rope, (row, group, length), lane * 0, write)
+        newest = _Newest(refs, new, raw, cache, layout, (row, group, length), lane * 0, write, q[0].dtype)
+        values, score = newest.take(q, q_rope, key_pieces, rope_pieces, angles)
         start = (
             jnp.where(first, score * log2_scale, MASKED),
             jnp.where(first, jnp.ones_like(score), 0.0),
@@ -226,34 +285,98 @@ def _program(
     plgpu.store(total_ref.at[split, row, group, head_slice], total, mask=head_valid)
 
 
-def _take_new(
-    refs: Operands, new: Entry, cache: Entry, q: list, q_rope: list, where: tuple, zero: jax.Array, write: jax.Array
-) -> tuple[list[jax.Array], jax.Array]:
-    """Write the newest position's entry into the cache (where `write`) -> its value pieces and scores, float32.
+def _rotary_pieces(width: int) -> list[tuple[int, int]]:
+    """As `pieces`, of the first half and then alike of the second: what `_rotated` turns."""
+    half = pieces(width // 2)
+    return half + [(width // 2 + offset, size) for offset, size in half]
 
-    where: row, group, position. What is attended to is what the cache holds: rounded to its dtype.
-    """
-    row, group, position = where
-    write = write & (position < refs.k.shape[1])
 
-    def entry(ref: Any, target: Any, index: tuple, place: tuple, piece: tuple[int, int]) -> jax.Array:
-        offset, size = piece
-        valid = (offset + jnp.arange(size)) < ref.shape[-1]
-        column = pl.ds(zero + offset, size)
-        value = plgpu.load(ref.at[(*index, column)], mask=valid, other=jnp.zeros((), ref.dtype)).astype(target.dtype)
-        plgpu.store(target.at[(*place, column)], value, mask=valid & write)
-        return value.astype(q[0].dtype).astype(jnp.float32)
+def _angles(raw: Raw, row: jax.Array, zero: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+    """cos and sin of a row, cut as the halves of what they turn."""
+    if raw.cos is None:
+        return []
+    cut = [pl.ds(zero + offset, size) for offset, size in pieces(raw.cos.shape[-1])]
+    return [(plgpu.load(raw.cos.at[row, here]), plgpu.load(raw.sin.at[row, here])) for here in cut]
 
-    place = (row, position, group)
-    keys = [entry(new.k, cache.k, (row, group), place, piece) for piece in pieces(refs.k.shape[-1])]
-    values = keys
-    if new.v is not None:
-        values = [entry(new.v, cache.v, (row, group), place, piece) for piece in pieces(refs.v.shape[-1])]
-    if new.k_rope is not None:
-        rope = pieces(refs.k_rope.shape[-1])
-        keys = keys + [entry(new.k_rope, cache.k_rope, (row,), (row, position), piece) for piece in rope]
-    score = sum(jnp.sum(a.astype(jnp.float32) * k[None, :], axis=1) for a, k in zip(q + q_rope, keys, strict=True))
-    return values, score
+
+def _rotated(parts: list[jax.Array], angles: list[tuple[jax.Array, jax.Array]]) -> list[jax.Array]:
+    """Pieces [..., W_i] of vectors, by `_rotary_pieces`, turned in float32: (a, b) -> (a cos - b sin, b cos + a sin)."""
+    n, dtype = len(parts) // 2, parts[0].dtype
+    halves = [(a.astype(jnp.float32), b.astype(jnp.float32)) for a, b in zip(parts[:n], parts[n:], strict=True)]
+    firsts = [a * c - b * s for (a, b), (c, s) in zip(halves, angles, strict=True)]
+    seconds = [b * c + a * s for (a, b), (c, s) in zip(halves, angles, strict=True)]
+    return [part.astype(dtype) for part in firsts + seconds]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Newest:
+    """The newest position's entry of one program. where: row, group, position; write: whether this program stores it."""
+
+    refs: Operands
+    new: Entry
+    raw: Raw
+    cache: Entry
+    layout: Layout
+    where: tuple
+    zero: jax.Array
+    write: jax.Array
+    dtype: Any
+
+    def take(
+        self, q: list, q_rope: list, key_pieces: list, rope_pieces: list, angles: list
+    ) -> tuple[list[jax.Array], jax.Array]:
+        """Write the entry into the cache -> its value pieces and the scores of q, float32.
+
+        What is attended to is what the cache holds: rounded to its dtype.
+        """
+        row, group, position = self.where
+        place = (row, position, group)
+        keys = self._loaded(self.new.k, (row, self.layout.k + group), key_pieces)
+        if self.raw.gain is not None:
+            keys = self._normed(keys, key_pieces)
+        if angles and self.new.k_rope is None:
+            keys = _rotated(keys, angles)
+        keys = self._stored(keys, self.cache.k, place, key_pieces)
+        values = keys
+        if self.new.v is not None:
+            value_pieces = pieces(self.refs.v.shape[-1])
+            loaded = self._loaded(self.new.v, (row, self.layout.v + group), value_pieces)
+            values = self._stored(loaded, self.cache.v, place, value_pieces)
+        if self.new.k_rope is not None:
+            rope = self._loaded(self.new.k_rope, (row, self.zero + self.layout.k_rope), rope_pieces)
+            rope = _rotated(rope, angles) if angles else rope
+            keys = keys + self._stored(rope, self.cache.k_rope, (row, position), rope_pieces)
+        pairs = zip(q + q_rope, keys, strict=True)
+        return values, sum(jnp.sum(a.astype(jnp.float32) * k[None, :], axis=1) for a, k in pairs)
+
+    def _valid(self, width: int, piece: tuple[int, int]) -> jax.Array:
+        return (piece[0] + jnp.arange(piece[1])) < width
+
+    def _loaded(self, ref: Any, index: tuple, cut: list) -> list[jax.Array]:
+        """A vector in float32, zeros where a piece reaches past its width."""
+        found = []
+        for offset, size in cut:
+            source = ref.at[(*index, pl.ds(self.zero + offset, size))]
+            valid = self._valid(ref.shape[-1], (offset, size))
+            found.append(plgpu.load(source, mask=valid, other=jnp.zeros((), ref.dtype)).astype(jnp.float32))
+        return found
+
+    def _normed(self, parts: list[jax.Array], cut: list) -> list[jax.Array]:
+        gain, width = self.raw.gain, self.refs.k.shape[-1]
+        scale = jax.lax.rsqrt(sum(jnp.sum(part * part) for part in parts) / width + RMS_EPS)
+        gains = [
+            plgpu.load(gain.at[pl.ds(self.zero + piece[0], piece[1])], mask=self._valid(width, piece), other=0.0)
+            for piece in cut
+        ]
+        return [part * scale * g for part, g in zip(parts, gains, strict=True)]
+
+    def _stored(self, parts: list[jax.Array], target: Any, place: tuple, cut: list) -> list[jax.Array]:
+        write = self.write & (self.where[2] < self.refs.k.shape[1])
+        rounded = [part.astype(target.dtype) for part in parts]
+        for part, (offset, size) in zip(rounded, cut, strict=True):
+            valid = self._valid(target.shape[-1], (offset, size))
+            plgpu.store(target.at[(*place, pl.ds(self.zero + offset, size))], part, mask=valid & write)
+        return [part.astype(self.dtype).astype(jnp.float32) for part in rounded]
 
 
 def _load(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mla_jax.kernels import blocks as blocks_lib
-from mla_jax.kernels.flash_decode import MASKED, Blocks, Entry, Operands, flash_decode
+from mla_jax.kernels.flash_decode import MASKED, Blocks, Entry, Layout, Operands, combine, flash_decode
 
 
 def head_decode(
@@ -39,12 +39,11 @@ def head_decode(
     rope = 0 if q_rope is None else q_rope.shape[-1]
     blocks = blocks or blocks_lib.choose(width + v.shape[-1] + rope, k_scale is not None, batch, groups, capacity)
 
-    def grouped(a: jax.Array) -> jax.Array:
-        return a.reshape(batch, groups, heads // groups, a.shape[-1])
-
-    rope_operand = None if q_rope is None else grouped(q_rope)
-    operands = Operands(grouped(q), rope_operand, k, v, k_rope, k_scale, v_scale, lengths)
-    out, cache = flash_decode(operands, softmax_scale, blocks, interpret, new)
+    operands = Operands(q, q_rope, k, v, k_rope, k_scale, v_scale, lengths)
+    if new is not None and new.k_rope is not None:
+        new = new.replace(k_rope=new.k_rope[:, None])
+    parts, cache = flash_decode(operands, softmax_scale, blocks, Layout(groups, heads // groups), interpret, new)
+    out = combine(*parts).astype(q.dtype)
     return out.reshape(batch, heads, v.shape[-1]), cache or Entry(k, v, k_rope)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mla_jax.kernels import blocks as blocks_lib
-from mla_jax.kernels.flash_decode import MASKED, Blocks, Entry, Operands, flash_decode
+from mla_jax.kernels.flash_decode import MASKED, Blocks, Entry, Layout, Operands, combine, flash_decode
 
 
 def latent_decode(
@@ -35,11 +35,12 @@ def latent_decode(
     batch, _, rank = q_latent.shape
     rope = 0 if q_rope is None else q_rope.shape[-1]
     blocks = blocks or blocks_lib.choose(rank + rope, scale is not None, batch, 1, c_kv.shape[1])
-    rope_operand = None if q_rope is None else q_rope[:, None]
-    operands = Operands(q_latent[:, None], rope_operand, c_kv[:, :, None], None, k_rope, scale, None, lengths)
-    entry = None if new is None else Entry(new[0][:, None], None, new[1])
-    out, cache = flash_decode(operands, softmax_scale, blocks, interpret, entry)
-    return (out[:, 0], c_kv, k_rope) if cache is None else (out[:, 0], cache.k[:, :, 0], cache.k_rope)
+    operands = Operands(q_latent, q_rope, c_kv[:, :, None], None, k_rope, scale, None, lengths)
+    entry = None if new is None else Entry(new[0][:, None], None, None if new[1] is None else new[1][:, None])
+    layout = Layout(1, q_latent.shape[1])
+    parts, cache = flash_decode(operands, softmax_scale, blocks, layout, interpret, entry)
+    out = combine(*parts)[:, 0].astype(q_latent.dtype)
+    return (out, c_kv, k_rope) if cache is None else (out, cache.k[:, :, 0], cache.k_rope)
 
 
 def latent_decode_reference(

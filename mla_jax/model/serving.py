@@ -1,26 +1,148 @@
-"""Weights as decoding reads them: matrices in the computation's dtype, converted once and not at every step.
+"""Weights as decoding reads them: in the computation's dtype, and packed so that one product does the work of several.
 
 XLA leaves the conversion of a float32 matrix inside a decode loop (seen in the optimised HLO for an H100, JAX 0.11.2:
-every matrix was read in float32, written in bfloat16 and read again at every step), which costs four times the bytes.
+every matrix was read in float32, written in bfloat16 and read again at every step), which costs four times the bytes,
+and it copies matrices that it multiplies side by side into one at every step. Both are done here, once.
+
+Packing also absorbs: DeepSeek-V2 (arXiv 2405.04434, section 2.1.2) notes that w_uk can be absorbed into the queries'
+matrix and w_uv into the output's. At decode that is exact and, for small models, faster than the factors: fewer
+launches for more bytes.
 """
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from flax import struct
 
+from mla_jax.config import ModelConfig
+from mla_jax.kernels.row_linear import Linear, NormWeights
 from mla_jax.model.backend import Backend
 
 # Used in float32 by the model: vectors (gains), the router, and the position table, which is added before the cast.
 _FLOAT32 = ("router", "position")
+COLLECTION, NAME = "serving", "weights"  # where Transformer.decode looks for the packed ones
 
 
-def serving_variables(variables: Any, backend: Backend) -> Any:
-    """`variables` (Transformer.apply's mapping) with the matrices in the backend's dtype. Values do not change beyond
-    what each use would round anyway; without learned positions the logits are bit for bit the same."""
+@struct.dataclass
+class ServingLayer:
+    """w_in: to queries and new cache entries (`packed_decode.Columns`); w_out: from attention to the residual stream.
+
+    latent_gain [C] float32 | None; ffn_in (gated: gate and up), ffn_out and their norm: None for a layer with experts.
+    """
+
+    attention_norm: NormWeights
+    w_in: Linear
+    w_out: Linear
+    latent_gain: jax.Array | None
+    ffn_norm: NormWeights | None
+    ffn_in: Linear | None
+    ffn_out: Linear | None
+
+
+@struct.dataclass
+class ServingWeights:
+    """All layers and the final norm; the embedding is read where it is."""
+
+    layers: tuple[ServingLayer, ...]
+    final_norm: NormWeights
+
+
+def serving_variables(cfg: ModelConfig, variables: Any, backend: Backend) -> Any:
+    """`variables` (Transformer.apply's mapping) with matrices in the backend's dtype, and packed ones beside them.
+
+    Values of the matrices do not change beyond what each use would round anyway; without learned positions prefill's
+    logits are bit for bit the same. Packed weights are added where decode uses them (`packs`).
+    """
 
     def convert(path: tuple, leaf: jax.Array) -> jax.Array:
         names = [str(getattr(key, "key", "")) for key in path]
         kept = leaf.ndim < 2 or any(word in name for name in names for word in _FLOAT32)
         return leaf if kept else leaf.astype(backend.jnp_dtype)
 
-    return jax.tree_util.tree_map_with_path(convert, variables)
+    served = dict(jax.tree_util.tree_map_with_path(convert, variables))
+    if packs(cfg, backend):
+        served[COLLECTION] = {NAME: pack(cfg, variables["params"], backend)}
+    return served
+
+
+def packs(cfg: ModelConfig, backend: Backend) -> bool:
+    """Whether decode has a packed form: heads or joint latents, nothing between the products but RoPE and the norm."""
+    if backend.decode_impl == "xla" or backend.mesh is not None or cfg.qk_norm:
+        return False
+    return cfg.attention != "mla" or (cfg.latent == "joint" and cfg.absorbed and not cfg.q_lora_rank)
+
+
+def read_at_decode(variables: Any) -> Any:
+    """The arrays of `serving_variables` that a decode step reads, each once."""
+    if COLLECTION not in variables:
+        return variables
+    params, weights = variables["params"], variables[COLLECTION][NAME]
+    experts = [params[f"layer_{i}"] for i, layer in enumerate(weights.layers) if layer.ffn_in is None]
+    tables = [params[name] for name in ("embedding", "position_embedding") if name in params]
+    return weights, tables, [(layer["ffn"], layer["ffn_norm"]) for layer in experts]
+
+
+def pack(cfg: ModelConfig, params: Any, backend: Backend) -> ServingWeights:
+    """The packed weights, products of factors computed in float32 and rounded once."""
+    layers = tuple(_layer(cfg, params[f"layer_{i}"], backend.jnp_dtype) for i in range(cfg.n_layers))
+    return ServingWeights(layers, _norm(params["final_norm"]))
+
+
+def _layer(cfg: ModelConfig, params: Any, dtype: Any) -> ServingLayer:
+    attention, ffn = params["attention"], params["ffn"]
+    w_in, w_out = (_latents if cfg.attention == "mla" else _heads)(cfg, attention)
+    dense = ffn_in = ffn_out = None
+    if "w_gate" in ffn and ffn["w_gate"].ndim == 2:
+        dense = True
+        ffn_in, ffn_out = Linear(jnp.stack([ffn["w_gate"].T, ffn["w_up"].T])), Linear(ffn["w_down"].T)
+    elif "w_in" in ffn:
+        dense = True
+        ffn_in, ffn_out = Linear(ffn["w_in"].T, ffn["b_in"]), Linear(ffn["w_out"].T, ffn["b_out"])
+    cast = [None if a is None else a.replace(w=a.w.astype(dtype)) for a in (w_in, w_out, ffn_in, ffn_out)]
+    norms = (_norm(params["attention_norm"]), _norm(params["ffn_norm"]) if dense else None)
+    return ServingLayer(norms[0], *cast[:2], attention.get("latent_gain"), norms[1], *cast[2:])
+
+
+def _norm(params: Any) -> NormWeights:
+    return NormWeights(params["gain"], params.get("bias"))
+
+
+def _heads(cfg: ModelConfig, params: Any) -> tuple[Linear, Linear]:
+    """Columns q of all heads, k, v of all groups; the output's matrix as it is."""
+    w_in = jnp.concatenate([_rows(params[name]) for name in ("w_q", "w_k", "w_v")])
+    w_out, bias_in, bias_out = params["w_o"].reshape(-1, cfg.d_model).T, None, None
+    if cfg.block == "gpt":
+        bias_in = jnp.concatenate([params[name].reshape(-1) for name in ("b_q", "b_k", "b_v")])
+        bias_out = params["b_o"]
+    return Linear(w_in, bias_in), Linear(w_out, bias_out)
+
+
+def _latents(cfg: ModelConfig, params: Any) -> tuple[Linear, Linear]:
+    """Columns q_latent of all heads (w_q w_uk), c_kv, q_rope of all heads, k_rope, and zeros up to a multiple of C."""
+    precision = jax.lax.Precision.HIGHEST
+    nope, rank, rope = cfg.qk_nope_head_dim, cfg.kv_lora_rank, cfg.qk_rope_head_dim
+
+    def absorbed(q: jax.Array) -> jax.Array:  # [..., H, N] -> [..., H C]
+        latent = jnp.einsum("...hn,chn->...hc", q, params["w_uk"], precision=precision)
+        return latent.reshape(*q.shape[:-2], -1)
+
+    def columns(q: jax.Array, c_kv: jax.Array, k_rope: jax.Array | None) -> jax.Array:
+        parts = [absorbed(q[..., :nope]), c_kv]
+        if rope:
+            parts += [q[..., nope:].reshape(*q.shape[:-2], -1), k_rope]
+        joined = jnp.concatenate(parts, axis=-1)
+        return jnp.pad(joined, [(0, 0)] * (joined.ndim - 1) + [(0, -joined.shape[-1] % rank)])
+
+    w_in = columns(params["w_q"], params["w_dkv"], params.get("w_kr")).T
+    w_out = jnp.einsum("chv,hvd->dhc", params["w_uv"], params["w_o"], precision=precision)
+    bias_in = bias_out = None
+    if cfg.block == "gpt":
+        bias_in = columns(params["b_q"], jnp.zeros(rank), jnp.zeros(rope) if rope else None)
+        bias_out = params["b_o"]
+    return Linear(w_in, bias_in), Linear(w_out.reshape(w_out.shape[0], -1), bias_out)
+
+
+def _rows(w: jax.Array) -> jax.Array:
+    """[D, H, K] -> [H K, D]."""
+    return w.reshape(w.shape[0], -1).T

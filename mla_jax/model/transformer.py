@@ -15,7 +15,8 @@ from flax import linen as nn
 from flax import struct
 
 from mla_jax.config import ModelConfig
-from mla_jax.model import cache, initial, layers
+from mla_jax.kernels.row_linear import Linear
+from mla_jax.model import cache, initial, layers, packed_decode, serving
 from mla_jax.model.attention import Where
 from mla_jax.model.backend import Backend
 from mla_jax.model.mha import MultiHeadAttention
@@ -83,6 +84,10 @@ class Block(nn.Module):
     def _ffn(self, x: jax.Array, router_bias: jax.Array | None) -> tuple[jax.Array, RouterAux | None]:
         normed = self.ffn_norm(x)
         return self.ffn(normed, router_bias) if self.moe else (self.ffn(normed), None)
+
+    def feed_forward(self, x: jax.Array, router_bias: jax.Array | None) -> jax.Array:
+        """What the second half of the block adds to x."""
+        return self._ffn(x, router_bias)[0]
 
     def prefill(
         self, x: jax.Array, where: Where, store: cache.LayerCache, router_bias: jax.Array | None
@@ -198,6 +203,9 @@ class Transformer(nn.Module):
         piece needs no others.
         """
         chex.assert_rank([tokens, start], [2, 1])
+        packed = self.has_variable(serving.COLLECTION, serving.NAME)
+        if packed and packed_decode.applies(self.backend, tokens.shape[1], store):
+            return self._decode_packed(tokens, start, store)
         where = Where(positions=start[:, None] + jnp.arange(tokens.shape[1]))
         x, stores = self._embed(tokens, where), []
         for i, layer_store in enumerate(store):
@@ -206,6 +214,24 @@ class Transformer(nn.Module):
         if last is not None:
             x = jnp.take_along_axis(x, last[:, None, None], axis=1)
         return self._logits(x), tuple(stores)
+
+    def _decode_packed(self, tokens: jax.Array, start: jax.Array, store: cache.Cache) -> tuple[jax.Array, cache.Cache]:
+        """`decode` of one token a row, on the weights of `serving.pack`."""
+        cfg, backend = self.cfg, self.backend
+        weights = self.get_variable(serving.COLLECTION, serving.NAME)
+        x, stores = self._embed(tokens, Where(positions=start[:, None]))[:, 0], []
+        turn = packed_decode.angles(cfg, start)
+        for i, (layer, layer_store) in enumerate(zip(weights.layers, store, strict=True)):
+            x, layer_store = packed_decode.attention(cfg, backend, layer, x, start, turn, layer_store)
+            if layer.ffn_in is None:
+                x = x + self._layer(i).feed_forward(x[:, None], self._router_bias(i))[:, 0]
+            else:
+                x = packed_decode.feed_forward(cfg, backend, layer, x)
+            stores.append(layer_store)
+        with jax.named_scope("logits"):
+            table = Linear(self.embedding.astype(backend.jnp_dtype))
+            logits = packed_decode.linear(x, table, backend, norm=weights.final_norm)
+        return logits[:, None], tuple(stores)
 
     def _layer(self, index: int) -> Block:
         return getattr(self, f"layer_{index}")

@@ -72,7 +72,7 @@ class Sampler:
     def __init__(self, model: Transformer, variables: Any, tokenizer: Tokenizer, config: Config):
         """variables: `Run.variables` or `TrainState.variables`."""
         self.model, self.tokenizer, self.config = model, tokenizer, config
-        self.variables = serving_variables(variables, model.backend)
+        self.variables = serving_variables(model.cfg, variables, model.backend)
         self._vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.separator_id)
 
     @classmethod

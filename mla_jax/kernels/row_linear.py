@@ -1,0 +1,222 @@
+"""Products of a few rows with a matrix, with what comes before and after in one launch (Pallas, Triton).
+
+At batch 1 a decode step is bound by the number of kernels it launches (some 2 us each on an H100, in CUDA graphs too), and
+XLA makes two to four of each norm-product-residual group: a product of one row becomes a sum of stored terms. Here a
+group is one kernel: every program normalises the rows again, which is cheap, and computes a few output columns by
+multiply and add in float32. Rows are a Python loop, so this is for few of them (`MAX_ROWS`).
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from mla_jax.kernels.flash_decode import RMS_EPS, pieces
+
+MAX_ROWS = 8
+MAX_PARTS = 8  # splits of attention that are joined on the way; more are joined before
+LAYER_NORM_EPS = 1e-5  # of model/layers.py
+
+
+@struct.dataclass
+class Linear:
+    """A product as decoding reads it. w [N, K] (columns of the usual matrix are rows here: each is read at one go) or,
+    gated, [2, N, K]: gate and up; bias [N] float32 | None."""
+
+    w: jax.Array
+    bias: jax.Array | None = None
+
+
+@struct.dataclass
+class NormWeights:
+    """gain [K] float32; bias [K] float32 for LayerNorm, None for RMSNorm."""
+
+    gain: jax.Array
+    bias: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RowBlocks:
+    """columns: output columns of a program, a power of two; warps: of a program."""
+
+    columns: int
+    warps: int
+
+
+def choose_blocks(n: int) -> RowBlocks:
+    """Columns such that there are at least about as many programs as an H100 has multiprocessors."""
+    return RowBlocks(max(2, min(16, pl.next_power_of_2(max(1, n // 256)))), 4)
+
+
+def row_linear(
+    x: jax.Array | tuple[jax.Array, jax.Array, jax.Array],
+    linear: Linear,
+    norm: NormWeights | None = None,
+    activation: str = "none",
+    residual: jax.Array | None = None,
+    blocks: RowBlocks | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """activation(norm(x) w^T + bias) + residual -> [B, N] in w's dtype, one launch; B at most MAX_ROWS.
+
+    x [B, K], or the parts (out [P, B, ..., V] float32, maxima, sums [P, B, ...]) that `flash_decode` leaves, joined and
+    flattened here to K = heads x V. activation: "none", "gelu" (tanh), or "swiglu" (silu(x w_gate^T) * (x w_up^T)).
+    residual [B, N]. Sums are in float32 throughout.
+    """
+    parts = isinstance(x, tuple)
+    gated = activation == "swiglu"
+    n = linear.w.shape[-2]
+    batch = x[0].shape[1] if parts else x.shape[0]
+    if batch > MAX_ROWS:
+        raise ValueError(f"row_linear is for at most {MAX_ROWS} rows, not {batch}")
+    blocks = blocks or choose_blocks(n)
+    if parts:
+        out, top, total = x
+        value_width = out.shape[-1]
+        x = (out.reshape(*out.shape[:2], -1), top.reshape(*top.shape[:2], -1), total.reshape(*total.shape[:2], -1))
+    else:
+        value_width = 0
+    program = functools.partial(
+        _program, columns=blocks.columns, value_width=value_width, activation=activation, gated=gated
+    )
+    return pl.pallas_call(
+        program,
+        out_shape=jax.ShapeDtypeStruct((batch, n), linear.w.dtype),
+        grid=(pl.cdiv(n, blocks.columns),),
+        compiler_params=plgpu.CompilerParams(num_warps=blocks.warps, num_stages=1),
+        interpret=interpret,
+        name="row_linear",
+    )(x, linear, norm, residual)
+
+
+def row_linear_reference(
+    x: jax.Array | tuple[jax.Array, jax.Array, jax.Array],
+    linear: Linear,
+    norm: NormWeights | None = None,
+    activation: str = "none",
+    residual: jax.Array | None = None,
+) -> jax.Array:
+    """The plain twin of `row_linear`, for any number of rows; products in w's dtype, as XLA makes them."""
+    if isinstance(x, tuple):
+        out, top, total = x
+        weight = jnp.exp2(top - jnp.max(top, axis=0))
+        joined = jnp.sum(weight[..., None] * out, axis=0) / jnp.maximum(jnp.sum(weight * total, axis=0), 1e-30)[..., None]
+        x = joined.reshape(joined.shape[0], -1).astype(linear.w.dtype)
+    if norm is not None:
+        x = _normed_reference(x, norm)
+    if activation == "swiglu":
+        gate_up = x @ linear.w.reshape(-1, linear.w.shape[-1]).T  # one product, cut after it
+        gate, up = jnp.split(gate_up, 2, axis=-1)
+        y = jax.nn.silu(gate) * up
+    else:
+        y = x @ linear.w.T
+        if linear.bias is not None:
+            y = y + linear.bias.astype(y.dtype)
+        if activation == "gelu":
+            y = jax.nn.gelu(y, approximate=True)
+    return y if residual is None else y + residual
+
+
+def _normed_reference(x: jax.Array, norm: NormWeights) -> jax.Array:
+    x32 = x.astype(jnp.float32)
+    if norm.bias is None:
+        return (x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + RMS_EPS) * norm.gain).astype(x.dtype)
+    mean = jnp.mean(x32, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(x32), axis=-1, keepdims=True) - jnp.square(mean)
+    return ((x32 - mean) * jax.lax.rsqrt(variance + LAYER_NORM_EPS) * norm.gain + norm.bias).astype(x.dtype)
+
+
+def _program(
+    x: Any, linear: Linear, norm: NormWeights | None, residual: Any, out: Any, *, columns: int, value_width: int,
+    activation: str, gated: bool,
+) -> None:  # fmt: skip
+    n, width = linear.w.shape[-2:]
+    cut = pieces(width)
+    lane = pl.program_id(0)
+    zero, first = lane * 0, lane * columns
+    here, valid = pl.ds(first, columns), (first + jnp.arange(columns)) < n
+    tiles = [_tiles(linear.w, ((0,) if gated else ()), here, valid, cut, zero)]
+    if gated:
+        tiles.append(_tiles(linear.w, (1,), here, valid, cut, zero))
+    for row in range(out.shape[0]):
+        vector = _joined(x, row, cut, width, value_width, zero) if value_width else _vector(x, (zero + row,), cut, width, zero)
+        if norm is not None:
+            vector = _normed(vector, norm, cut, width, zero)
+        sums = [
+            sum(jnp.sum(tile.astype(jnp.float32) * part[None, :], axis=1) for tile, part in zip(t, vector, strict=True))
+            for t in tiles
+        ]
+        if linear.bias is not None:
+            sums[0] += plgpu.load(linear.bias.at[here], mask=valid, other=0.0)
+        y = _activated(sums, activation)
+        if residual is not None:
+            y += plgpu.load(residual.at[zero + row, here], mask=valid, other=jnp.zeros((), residual.dtype)).astype(jnp.float32)
+        plgpu.store(out.at[zero + row, here], y.astype(out.dtype), mask=valid)
+
+
+def _tiles(w: Any, index: tuple, here: Any, valid: jax.Array, cut: list, zero: jax.Array) -> list[jax.Array]:
+    """Rows `here` of w, [columns, piece] each: all loads are under way before the first is needed."""
+    width = w.shape[-1]
+    found = []
+    for offset, size in cut:
+        mask = valid[:, None]
+        if offset + size > width:
+            mask = mask & ((offset + jnp.arange(size)) < width)[None, :]
+        source = w.at[(*(zero + i for i in index), here, pl.ds(zero + offset, size))]
+        found.append(plgpu.load(source, mask=mask, other=jnp.zeros((), w.dtype)))
+    return found
+
+
+def _vector(ref: Any, index: tuple, cut: list, width: int, zero: jax.Array) -> list[jax.Array]:
+    """A vector [width] in float32 pieces, zeros past its end."""
+    found = []
+    for offset, size in cut:
+        mask = (offset + jnp.arange(size)) < width
+        source = ref.at[(*index, pl.ds(zero + offset, size))]
+        found.append(plgpu.load(source, mask=mask, other=jnp.zeros((), ref.dtype)).astype(jnp.float32))
+    return found
+
+
+def _joined(parts: tuple, row: int, cut: list, width: int, value_width: int, zero: jax.Array) -> list[jax.Array]:
+    """As `_vector`, of attention's splits: `flash_decode.combine` of the elements that a piece has."""
+    out, top, total = parts
+    found = []
+    for offset, size in cut:
+        element = offset + jnp.arange(size)
+        mask = element < width
+        head = jnp.minimum(element, width - 1) // value_width
+        tops, totals, values = [], [], []
+        for part in range(out.shape[0]):
+            tops.append(plgpu.load(top.at[zero + part, zero + row, head]))
+            totals.append(plgpu.load(total.at[zero + part, zero + row, head]))
+            values.append(plgpu.load(out.at[zero + part, zero + row, pl.ds(zero + offset, size)], mask=mask, other=0.0))
+        largest = functools.reduce(jnp.maximum, tops)
+        weights = [jnp.exp2(one - largest) for one in tops]
+        denominator = sum(weight * one for weight, one in zip(weights, totals, strict=True))
+        joined = sum(weight * value for weight, value in zip(weights, values, strict=True))
+        found.append(joined / jnp.maximum(denominator, 1e-30))
+    return found
+
+
+def _normed(vector: list[jax.Array], norm: NormWeights, cut: list, width: int, zero: jax.Array) -> list[jax.Array]:
+    gains = _vector(norm.gain, (), cut, width, zero)
+    square = sum(jnp.sum(part * part) for part in vector) / width
+    if norm.bias is None:
+        scale = jax.lax.rsqrt(square + RMS_EPS)
+        return [part * scale * gain for part, gain in zip(vector, gains, strict=True)]
+    mean = sum(jnp.sum(part) for part in vector) / width
+    scale = jax.lax.rsqrt(square - mean * mean + LAYER_NORM_EPS)
+    biases = _vector(norm.bias, (), cut, width, zero)  # zero past the end, as the gains are
+    return [(part - mean) * scale * gain + bias for part, gain, bias in zip(vector, gains, biases, strict=True)]
+
+
+def _activated(sums: list[jax.Array], activation: str) -> jax.Array:
+    if activation == "swiglu":
+        gate, up = sums
+        return gate * jax.nn.sigmoid(gate) * up
+    return jax.nn.gelu(sums[0], approximate=True) if activation == "gelu" else sums[0]

@@ -1,0 +1,126 @@
+"""A decode step on packed weights (model/serving.py): five launches a layer where the modules take 17 to 25.
+
+One token a row. Small batches go through `row_linear`, larger ones through XLA's products; attention is `flash_decode`,
+which rotates, normalises and writes the new entry on the way. The modules' own `decode` is the plain twin.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from mla_jax.config import ModelConfig
+from mla_jax.kernels import blocks as blocks_lib
+from mla_jax.kernels import row_linear
+from mla_jax.kernels.flash_decode import Entry, Layout, Operands, Raw, combine, flash_decode, rotates
+from mla_jax.kernels.row_linear import Linear, NormWeights
+from mla_jax.model import cache, decode_attention, layers
+from mla_jax.model.backend import Backend
+from mla_jax.model.serving import ServingLayer
+
+Angles = tuple[jax.Array, jax.Array]
+Parts = tuple[jax.Array, jax.Array | None, jax.Array | None]  # of one split: out alone
+
+
+def applies(backend: Backend, length: int, store: cache.Cache) -> bool:
+    """Whether `length` new tokens a row can go this way; int8 caches are written beforehand, by the modules."""
+    return length == 1 and backend.decode_impl != "xla" and not cache.is_int8(store[0])
+
+
+def angles(cfg: ModelConfig, start: jax.Array) -> Angles | None:
+    """cos, sin [B, W/2] of the position that each row is at; None without RoPE."""
+    width = cfg.qk_rope_head_dim if cfg.attention == "mla" else cfg.head_dim
+    rotary = bool(width) if cfg.attention == "mla" else cfg.position == "rope"
+    return layers.rope_angles(start, width, cfg.rope_theta) if rotary else None
+
+
+def attention(
+    cfg: ModelConfig,
+    backend: Backend,
+    weights: ServingLayer,
+    x: jax.Array,
+    start: jax.Array,
+    turn: Angles | None,
+    store: cache.LayerCache,
+) -> tuple[jax.Array, cache.LayerCache]:
+    """x + attention(norm(x)) [B, D] of one token a row at position start [B], and the cache with its entry."""
+    y = linear(x, weights.w_in, backend, norm=weights.attention_norm)
+    start = start.astype(jnp.int32)
+    if cfg.attention == "mla":
+        parts, store = _over_latents(cfg, backend, weights, y, start, turn, store)
+    else:
+        parts, store = _over_heads(cfg, backend, y, start, turn, store)
+    return linear(parts, weights.w_out, backend, residual=x), store
+
+
+def feed_forward(cfg: ModelConfig, backend: Backend, weights: ServingLayer, x: jax.Array) -> jax.Array:
+    """x + ffn(norm(x)) [B, D] of a dense layer."""
+    activation = "gelu" if cfg.block == "gpt" else "swiglu"
+    hidden = linear(x, weights.ffn_in, backend, norm=weights.ffn_norm, activation=activation)
+    return linear(hidden, weights.ffn_out, backend, residual=x)
+
+
+def linear(
+    x: jax.Array | Parts,
+    weights: Linear,
+    backend: Backend,
+    norm: NormWeights | None = None,
+    activation: str = "none",
+    residual: jax.Array | None = None,
+) -> jax.Array:
+    """`row_linear`, by the kernel for few rows and by XLA for more."""
+    if isinstance(x, tuple) and (x[0].shape[0] == 1 or x[0].shape[0] > row_linear.MAX_PARTS):
+        x = combine(*x).astype(weights.w.dtype).reshape(x[0].shape[1], -1)
+    rows = x[0].shape[1] if isinstance(x, tuple) else x.shape[0]
+    if rows > row_linear.MAX_ROWS:
+        return row_linear.row_linear_reference(x, weights, norm, activation, residual)
+    return row_linear.row_linear(x, weights, norm, activation, residual, interpret=backend.interpret)
+
+
+def _over_latents(
+    cfg: ModelConfig,
+    backend: Backend,
+    weights: ServingLayer,
+    y: jax.Array,
+    start: jax.Array,
+    turn: Angles | None,
+    store: cache.LatentCache,
+) -> tuple[Parts, cache.LatentCache]:
+    batch, heads, rank, rope = y.shape[0], cfg.n_heads, cfg.kv_lora_rank, cfg.qk_rope_head_dim
+    at = (heads + 1) * rank  # where the rotary columns begin
+    latents, raw, layout = y.reshape(batch, -1, rank), Raw(gain=weights.latent_gain), Layout(1, heads, k=heads)
+    rotary = k_rope = None
+    if rope and rotates(rope) and rank % rope == 0:  # views of the product's output, turned in the kernel
+        rotary = k_rope = y.reshape(batch, -1, rope)
+        layout = Layout(1, heads, k=heads, q_rope=at // rope, k_rope=at // rope + heads)
+        raw = Raw(*turn, gain=weights.latent_gain)
+    elif rope:
+        columns = y[:, at : at + (heads + 1) * rope].reshape(batch, 1, heads + 1, rope)
+        rotary = k_rope = layers.apply_rope(columns, *(a[:, None] for a in turn))[:, 0]
+        layout = Layout(1, heads, k=heads, k_rope=heads)
+    blocks = blocks_lib.choose(rank + rope, False, batch, 1, store.c_kv.shape[1])
+    operands = Operands(latents, rotary, store.c_kv[:, :, None], None, store.k_rope, None, None, start)
+    scale = cfg.qk_head_dim**-0.5
+    parts, kept = flash_decode(operands, scale, blocks, layout, backend.interpret, Entry(latents, None, k_rope), raw)
+    return parts, store.replace(c_kv=kept.k[:, :, 0], k_rope=kept.k_rope)
+
+
+def _over_heads(
+    cfg: ModelConfig, backend: Backend, y: jax.Array, start: jax.Array, turn: Angles | None, store: cache.HeadCache
+) -> tuple[Parts, cache.HeadCache]:
+    batch, heads, groups, width = y.shape[0], cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
+    rows = q_and_k = y.reshape(batch, -1, width)
+    raw, kernel = Raw(), backend.decode_impl == "pallas"
+    if turn is not None and kernel and rotates(width) and batch <= row_linear.MAX_ROWS:
+        raw = Raw(*turn)
+    elif turn is not None:  # in the kernel it would halve the keys' contiguous reads
+        q_and_k = layers.apply_rope(rows[:, None, : heads + groups], *(a[:, None] for a in turn))[:, 0]
+    if not kernel:
+        q, k = q_and_k[:, None, :heads], q_and_k[:, None, heads : heads + groups]
+        new = cache.HeadCache(k, rows[:, None, heads + groups :])
+        out, store = decode_attention.over_heads(q, new, store, start, width**-0.5, backend)
+        return (out.reshape(1, batch, groups, heads // groups, width), None, None), store
+    layout = Layout(groups, heads // groups, k=heads, v=heads + groups)
+    blocks = blocks_lib.choose(2 * width, False, batch, groups, store.k.shape[1])
+    operands = Operands(q_and_k, None, store.k, store.v, None, None, None, start)
+    entry = Entry(q_and_k, rows, None)
+    parts, kept = flash_decode(operands, width**-0.5, blocks, layout, backend.interpret, entry, raw)
+    return parts, store.replace(k=kept.k, v=kept.v)

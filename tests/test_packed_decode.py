@@ -1,0 +1,108 @@
+"""Decode on packed weights against the modules' own decode: every variant that packs, few rows and many."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gpu_lowering import TRITON_CALL, lower_for_h100
+from tiny import abstract_params, quick_jit, random_params, random_tokens, tiny_config
+
+from mla_jax.config_files import load_config
+from mla_jax.kernels import row_linear
+from mla_jax.model import serving
+from mla_jax.model.backend import Backend
+from mla_jax.model.cache import init_cache
+from mla_jax.model.moe import initial_router_bias
+from mla_jax.model.transformer import Transformer, variables_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+PLAIN = Backend("float32", "xla")
+FAST = dataclasses.replace(PLAIN, decode_impl="pallas", interpret=True)
+
+# Widths of 32 are turned and cut as views in the kernel, others beforehand.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "joint, views": ("mla_rope", {"kv_lora_rank": 32, "qk_rope_head_dim": 32}),
+    "joint, slices": ("mla_rope", {"kv_lora_rank": 24, "qk_rope_head_dim": 4}),
+    "joint, no norm": ("mla_rope", {"kv_lora_rank": 32, "qk_rope_head_dim": 32, "latent_norm": "none"}),
+    "joint, learned": ("mla", {"kv_lora_rank": 16}),
+    "joint, gpt": ("mla_rope", {"kv_lora_rank": 32, "qk_rope_head_dim": 32, "block": "gpt"}),
+    "mha, turned in the kernel": ("mha_rope", {"head_dim": 32}),
+    "mha, turned before": ("mha_rope", {}),
+    "mha, gpt": ("mha", {"block": "gpt"}),
+    "gqa": ("gqa", {"n_kv_heads": 2, "head_dim": 32}),
+    "experts": ("moe_mla_rope", {"kv_lora_rank": 32, "qk_rope_head_dim": 32}),
+}
+OFTEN = ("joint, views", "joint, gpt", "mha, turned in the kernel", "experts")
+
+
+def decode_twice(variant: str, backend: Backend, rows: int, packed: bool) -> tuple[jax.Array, Any]:
+    """Two steps after a ragged prefill -> logits of the second [rows, vocab], cache."""
+    name, knobs = VARIANTS[variant]
+    config = tiny_config(name, **{f"model.{key}": value for key, value in ({"n_layers": 2} | knobs).items()})
+    model = Transformer(config.model, backend)
+    variables = variables_of(random_params(model), initial_router_bias(config.model))
+    if packed:
+        assert serving.packs(config.model, backend)
+        variables = serving.serving_variables(config.model, variables, backend)
+    tokens = random_tokens(config, rows, 9)
+    lengths = jnp.asarray([1 + 4 * i % 9 for i in range(rows)], jnp.int32)
+
+    def run(variables: Any) -> tuple[jax.Array, Any]:
+        store = init_cache(config.model, rows, 13, jnp.float32)
+        _, store = model.apply(variables, tokens, lengths, store, method="prefill")
+        _, store = model.apply(variables, tokens[:, :1], lengths, store, method="decode")
+        logits, store = model.apply(variables, tokens[:, 1:2], lengths + 1, store, method="decode")
+        return logits[:, 0], store
+
+    return quick_jit(run)(variables)
+
+
+@pytest.mark.parametrize("rows", [2, row_linear.MAX_ROWS + 1])
+@pytest.mark.parametrize("variant", [v if v in OFTEN else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS])
+def test_packed_decode_is_the_modules_decode(variant: str, rows: int) -> None:
+    with jax.default_matmul_precision("highest"):
+        fast, plain = decode_twice(variant, FAST, rows, True), decode_twice(variant, PLAIN, rows, False)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5), fast, plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [
+        ("mla_per_head", {"model.position": "learned"}),
+        ("mla_rope", {"model.qk_norm": True}),
+        ("mla_rope", {"model.q_lora_rank": 16}),
+        ("mla_rope", {"model.rope_placement": "decompressed"}),
+    ],
+)
+def test_what_has_no_packed_form_keeps_its_modules(name: str, knobs: dict) -> None:
+    cfg = tiny_config(name, **knobs).model
+    assert not serving.packs(cfg, FAST)
+    variables = variables_of(random_params(Transformer(cfg, PLAIN)))
+    assert serving.COLLECTION not in serving.serving_variables(cfg, variables, FAST)
+
+
+def test_what_a_step_reads_is_the_packed_weights_and_the_tables() -> None:
+    cfg = tiny_config("mla").model
+    variables = variables_of(random_params(Transformer(cfg, PLAIN)))
+    served = serving.serving_variables(cfg, variables, FAST)
+    read = serving.read_at_decode(served)
+    assert any(leaf is served["params"]["embedding"] for leaf in jax.tree.leaves(read))
+    assert len(jax.tree.leaves(read)) == len(jax.tree.leaves(served["serving"])) + 2
+    assert serving.read_at_decode(variables) is variables
+
+
+@pytest.mark.parametrize(("name", "rows", "launches"), [("mla_rope:m", 1, 11), ("mha_rope:m", 1, 11), ("mla_rope:m", 64, 2)])
+def test_a_step_lowers_for_a_gpu_with_five_launches_a_layer(name: str, rows: int, launches: int) -> None:
+    """Two layers and the logits; above MAX_ROWS the products are XLA's and only attention is ours."""
+    cfg = load_config(name, **{"model.n_layers": 2, "model.vocab_size": 512, "tokenizer.vocab_size": 512}).model
+    backend = Backend("bfloat16", "cudnn", decode_impl="pallas")
+    model = Transformer(cfg, backend)
+    params = abstract_params(Transformer(cfg, PLAIN))
+    variables = jax.eval_shape(lambda p: serving.serving_variables(cfg, {"params": p}, backend), params)
+    store = jax.eval_shape(lambda: init_cache(cfg, rows, 512, jnp.bfloat16))
+    tokens, start = jax.ShapeDtypeStruct((rows, 1), jnp.int32), jax.ShapeDtypeStruct((rows,), jnp.int32)
+    text = lower_for_h100(lambda v, t, s, c: model.apply(v, t, s, c, method="decode"), variables, tokens, start, store)
+    assert text.count(TRITON_CALL) == launches

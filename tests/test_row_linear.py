@@ -60,6 +60,8 @@ def test_splits_of_attention_are_joined_on_the_way() -> None:
         expected = joined @ linear.w.T + residual
         twin = row_linear.row_linear_reference((out, top, total), linear, residual=residual)
     np.testing.assert_allclose(run((out, top, total), linear, residual), expected, atol=1e-5, rtol=1e-5)
+    alone = quick_jit(lambda x: row_linear.join(x, jnp.float32, interpret=True))((out, top, total))
+    np.testing.assert_allclose(alone, joined, atol=1e-6, rtol=1e-6)
     np.testing.assert_allclose(twin, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mla_jax.config import ModelConfig
 from mla_jax.kernels import blocks as blocks_lib
 from mla_jax.kernels import row_linear
-from mla_jax.kernels.flash_decode import Entry, Layout, Operands, Raw, combine, flash_decode, rotates
+from mla_jax.kernels.flash_decode import Entry, Layout, Operands, Raw, flash_decode, rotates
 from mla_jax.kernels.row_linear import Linear, NormWeights
 from mla_jax.model import cache, decode_attention, layers
 from mla_jax.model.backend import Backend
@@ -67,9 +67,11 @@ def linear(
     residual: jax.Array | None = None,
 ) -> jax.Array:
     """`row_linear`, by the kernel for few rows and by XLA for more."""
-    if isinstance(x, tuple) and (x[0].shape[0] == 1 or x[0].shape[0] > row_linear.MAX_PARTS):
-        x = combine(*x).astype(weights.w.dtype).reshape(x[0].shape[1], -1)
     rows = x[0].shape[1] if isinstance(x, tuple) else x.shape[0]
+    if isinstance(x, tuple) and x[0].shape[0] == 1:
+        x = x[0].reshape(rows, -1)
+    elif isinstance(x, tuple) and (rows > row_linear.MAX_ROWS or x[0].shape[0] > row_linear.MAX_PARTS):
+        x = row_linear.join(x, weights.w.dtype, backend.interpret)
     if rows > row_linear.MAX_ROWS:
         return row_linear.row_linear_reference(x, weights, norm, activation, residual)
     return row_linear.row_linear(x, weights, norm, activation, residual, interpret=backend.interpret)

@@ -21,6 +21,7 @@ from mla_jax.model.backend import Backend
 
 # Used in float32 by the model: vectors (gains), the router, and the position table, which is added before the cast.
 _FLOAT32 = ("router", "position")
+_HIDDEN = 128
 COLLECTION, NAME = "serving", "weights"  # where Transformer.decode looks for the packed ones
 
 
@@ -95,10 +96,12 @@ def _layer(cfg: ModelConfig, params: Any, dtype: Any) -> ServingLayer:
     dense = ffn_in = ffn_out = None
     if "w_gate" in ffn and ffn["w_gate"].ndim == 2:
         dense = True
-        ffn_in, ffn_out = Linear(jnp.stack([ffn["w_gate"].T, ffn["w_up"].T])), Linear(ffn["w_down"].T)
+        ffn_in = Linear(jnp.stack([_padded(ffn[name].T, 0) for name in ("w_gate", "w_up")]))
+        ffn_out = Linear(_padded(ffn["w_down"].T, 1))
     elif "w_in" in ffn:
         dense = True
-        ffn_in, ffn_out = Linear(ffn["w_in"].T, ffn["b_in"]), Linear(ffn["w_out"].T, ffn["b_out"])
+        ffn_in = Linear(_padded(ffn["w_in"].T, 0), _padded(ffn["b_in"], 0))
+        ffn_out = Linear(_padded(ffn["w_out"].T, 1), ffn["b_out"])
     cast = [None if a is None else a.replace(w=a.w.astype(dtype)) for a in (w_in, w_out, ffn_in, ffn_out)]
     norms = (_norm(params["attention_norm"]), _norm(params["ffn_norm"]) if dense else None)
     return ServingLayer(norms[0], *cast[:2], attention.get("latent_gain"), norms[1], *cast[2:])
@@ -141,6 +144,11 @@ def _latents(cfg: ModelConfig, params: Any) -> tuple[Linear, Linear]:
         bias_in = columns(params["b_q"], jnp.zeros(rank), jnp.zeros(rope) if rope else None)
         bias_out = params["b_o"]
     return Linear(w_in, bias_in), Linear(w_out.reshape(w_out.shape[0], -1), bias_out)
+
+
+def _padded(w: jax.Array, axis: int) -> jax.Array:
+    """With hidden units of zeros up to a multiple of _HIDDEN: XLA would pad odd widths at every step."""
+    return jnp.pad(w, [(0, -w.shape[axis] % _HIDDEN if i == axis else 0) for i in range(w.ndim)])
 
 
 def _rows(w: jax.Array) -> jax.Array:

@@ -1,0 +1,139 @@
+"""Block sizes of the decode kernels measured inside whole decode steps, one line a choice, as JSON lines.
+
+    python launch/decode_tuning.py --out rows.jsonl [--max_minutes 5] [--only NAME ...] [--trace FOLDER]
+
+Alone, a kernel of a few microseconds cannot be timed: what it costs depends on its neighbours in the CUDA graph. So each
+choice of blocks is timed in steps of a model with 3 layers and 512 pieces (compiled anew: blocks are constants of the
+program). The winners belong into mla_jax/kernels/{blocks,row_linear}.py. --trace: also a profile of one call of the full
+size-m steps at batch 1, for `python -m mla_jax.bench.profile`.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+
+from mla_jax.bench import decode
+from mla_jax.bench.points import Point
+from mla_jax.config_files import load_config
+from mla_jax.kernels import blocks as blocks_lib
+from mla_jax.kernels import row_linear
+from mla_jax.kernels.flash_decode import Blocks
+from mla_jax.kernels.row_linear import RowBlocks
+
+JOINT = {"model.kv_lora_rank": 256, "model.qk_rope_head_dim": 32}  # r = d/2
+
+
+def flash(*choices: tuple[int, int, int, int]) -> list[dict[str, Any]]:
+    return [{}] + [{"flash": Blocks(*choice)} for choice in choices]
+
+
+# name -> config, batch, context, knobs of the model, what to try ({} = what the tables choose)
+SWEEPS: dict[str, tuple[str, int, int, dict, list[dict[str, Any]]]] = {
+    "mla_1": (
+        "mla_rope",
+        1,
+        512,
+        {},
+        flash((64, 1, 4, 2), (64, 2, 4, 2), (64, 8, 4, 2), (32, 8, 4, 2), (32, 4, 4, 3), (128, 4, 4, 2), (64, 8, 8, 2)),
+    ),
+    "mla_1_rows": (
+        "mla_rope",
+        1,
+        512,
+        {},
+        [{"rows": RowBlocks(c, w)} for c, w in itertools.product((2, 4, 8, 16), (2, 4, 8))],
+    ),
+    "mha_1": (
+        "mha_rope",
+        1,
+        512,
+        {},
+        flash((128, 1, 4, 2), (128, 4, 4, 2), (64, 2, 4, 2), (64, 4, 4, 2), (64, 8, 4, 2), (32, 8, 4, 2)),
+    ),
+    "mla_64": (
+        "mla_rope",
+        64,
+        4096,
+        {},
+        flash(
+            *((64, s, 4, 3) for s in (1, 2, 4, 8, 16)),
+            *((64, 2, 8, 3), (64, 2, 4, 4), (128, 2, 8, 3), (128, 4, 4, 3), (128, 8, 4, 3), (32, 4, 4, 4)),
+        ),
+    ),
+    "mla_1024": (
+        "mla_rope",
+        1024,
+        512,
+        {},
+        flash((64, 1, 4, 3), (64, 1, 4, 4), (32, 1, 4, 3), (32, 1, 4, 4), (128, 1, 4, 3), (64, 1, 8, 3)),
+    ),
+    "mha_64": ("mha_rope", 64, 4096, {}, flash((64, 1, 4, 2), (64, 1, 4, 3), (128, 1, 4, 3), (64, 2, 4, 2))),
+    "mha_64_cudnn": ("mha_rope", 64, 4096, {"decode_impl": "cudnn"}, [{}]),
+    "mha_1024": ("mha_rope", 1024, 512, {}, flash((128, 1, 8, 3), (64, 1, 4, 2), (64, 1, 4, 3))),
+    "mha_1024_cudnn": ("mha_rope", 1024, 512, {"decode_impl": "cudnn"}, [{}]),
+    "mla_16": ("mla_rope", 16, 512, {}, flash((64, 1, 4, 3), (64, 2, 4, 3), (64, 8, 4, 3))),
+}
+
+
+def point(name: str, layers: int, vocab: int) -> Point:
+    knobs = JOINT if name == "mla_rope" else {}
+    sizes = {"model.n_layers": layers, "model.vocab_size": vocab, "tokenizer.vocab_size": vocab}
+    return Point(name, load_config(f"{name}:m", **(knobs | sizes)))
+
+
+def measure(name: str, batch: int, context: int, knobs: dict, choice: dict[str, Any]) -> dict[str, Any]:
+    """Metrics of a step with a choice of blocks."""
+    real_flash, real_rows = blocks_lib.choose, row_linear.choose_blocks
+    jax.clear_caches()
+    with (
+        mock.patch.object(blocks_lib, "choose", lambda *a: choice.get("flash") or real_flash(*a)),
+        mock.patch.object(row_linear, "choose_blocks", lambda n: choice.get("rows") or real_rows(n)),
+    ):
+        return decode.run(point(name, 3, 512), batch, context, 64, 5, **knobs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--max_minutes", type=float, default=5.0)
+    parser.add_argument("--only", nargs="*", default=list(SWEEPS))
+    parser.add_argument("--trace", type=Path, help="folder for profiles of size-m steps at batch 1")
+    given = parser.parse_args()
+    begun = time.monotonic()
+    for name in given.only:
+        config, batch, context, knobs, choices = SWEEPS[name]
+        for choice in choices:
+            if time.monotonic() - begun > 60 * given.max_minutes:
+                print("time is up")
+                return
+            label = " ".join(str(value) for value in choice.values()) or "table"
+            try:
+                found = measure(config, batch, context, knobs, choice)
+            except Exception as error:  # too much shared memory for the device: a result too
+                print(f"{name:15s} {label:60s} {' '.join(str(error).split())[:90]}", flush=True)
+                continue
+            print(f"{name:15s} {label:60s} {found['ms'] * 1e3:9.1f} us", flush=True)
+            with given.out.open("a") as file:
+                file.write(
+                    json.dumps({"name": name, "choice": label, "batch": batch, "context": context} | found) + "\n"
+                )
+    if given.trace:
+        for config in ("mla_rope", "mha_rope"):
+            trace(config, given.trace / config)
+
+
+def trace(config: str, folder: Path) -> None:
+    """A profile of one call of 64 steps at 1 x 512, and the program's text."""
+    with jax.profiler.trace(str(folder)):
+        found = decode.run(point(config, 9, 8192), 1, 512, 64, 3)
+    print(f"{config:15s} {'size m, traced':60s} {found['ms'] * 1e3:9.1f} us", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -24,6 +24,10 @@ def get_config() -> ConfigDict:
     c.points = ConfigDict()  # name -> settings; mla_jax.study.declare.point adds one
     c.keep_checkpoints = False  # True: keep the weights of finished runs; rows are complete without them
     c.plan_device = "NVIDIA H100 80GB HBM3"  # whose minutes --dry_run counts
-    c.plan_flops = 2.5e14  # FLOP/s it is taken to reach in training while no row of it has been measured
-    c.plan_overhead_s = 45.0  # seconds a run costs beside its steps (compiling, evaluating), until measured
+    # What --dry_run counts with while no row of that device has been measured. H100, docs/results: size m trains at
+    # 1.35-1.5 and size s at 1.8 million tokens/s, which is these two figures; experts are an estimate.
+    c.plan_flops = 3.4e14  # FLOP/s of a step
+    c.plan_step_s = 0.004  # and seconds a step whatever its size
+    c.plan_experts = 2.0  # times as long with experts as their FLOPs say
+    c.plan_overhead_s = 25.0  # seconds a run costs beside its steps (compiling, evaluating)
     return c

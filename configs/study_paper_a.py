@@ -2,47 +2,46 @@
 
     python -m mla_jax.main --mode study --config configs/study_paper_a.py --workdir studies/a
 
-Headline: 8 variants of size m, 1,000 steps of 128 x 512, 3 learning rates on seed 0, 3 seeds. Grids: size s, 64 x 256.
-On the embedded stories; `configs/study_paper_a.py:files` with --config.common.data.path=TRAIN.txt (and .valid_path) is
-the same on a small file of real stories (dropout 0.1: several epochs). --dry_run prints the minutes.
+Priority 1, grid: what every claim is judged by (size s, 800 steps of 64 x 256, 5 seeds). 2, headline: six variants at
+size m (1,000 steps of 64 x 512, 3 seeds). 3: controls. 4: other learning rates. 5: ranks of the other forms.
+`study_paper_a:long`: 1,000 steps of 128 x 512 with tuned learning rates, grids of 1,500 steps. `study_paper_a:files`
+(or `:files_long`), with --config.common.data.path=TRAIN.txt (and .valid_path): the same on a small file of real stories
+(dropout 0.1: several epochs). --dry_run prints the minutes.
 """
 
 from ml_collections import ConfigDict
 
-from mla_jax.study import declare
+from mla_jax.study import declare, scale
 
 LEARNED = {"model.latent": "per_head", "model.position": "learned"}  # paper A's equations without RoPE
 ROTATED = {"model.latent": "per_head", "model.position": "rope", "model.rope_placement": "decompressed"}
 DECOUPLED = {"model.latent": "per_head", "model.position": "rope", "model.rope_placement": "decoupled"}
 JOINT = {"model.latent": "joint", "model.position": "rope"}
+JOINT_LEARNED = {"model.latent": "joint", "model.position": "learned"}
+NAIVE = {"model.init": "naive"}
 HEAD_DIM, WIDTH = 64, 512  # of sizes s and m
 PARTS = (1, 2, 4, 8, 16, 32)  # r = d / part
+SEEDS, FEWER, ONE = (0, 1, 2, 3, 4), (0, 1, 2), (0,)
 
 
-def get_config(corpus: str = "world") -> ConfigDict:
-    files = {"world": False, "files": True}[corpus]
-    c = declare.new(
-        "paper_a_files" if files else "paper_a",
-        "Paper A: latent attention in small language models" + (", on files of stories" if files else ""),
-        papers=("A",),
-    )
-    shared = {
-        "model.block": "gpt",
-        "model.dropout": 0.1 if files else 0.0,
-        "tokenizer.vocab_size": 8192 if files else 2048,
-        "train.tensorboard": False,
-        "optim.learning_rate": 1e-3,
-    }
-    headline = {"train.steps": 1000, "train.batch_size": 128, "train.seq_len": 512, "train.eval_every": 100}
-    grid = {"train.steps": 1500, "train.batch_size": 64, "train.seq_len": 256, "train.eval_every": 250}
-    facts = 0 if files else 200
-    declare.common(c, shared)
-    rates = (5e-4, 1e-3, 2e-3)
-    declare.tier(c, "headline", "m", headline, learning_rates=rates, lengths=(1, 2, 4), fact_stories=facts)
-    declare.tier(c, "grid", "s", grid, fact_stories=facts)
+def get_config(form: str = "short") -> ConfigDict:
+    files, form = form.startswith("files"), form.removeprefix("files").removeprefix("_") or "short"
+    name, title = "paper_a", "Paper A: latent attention in small language models"
+    if files:
+        name, title = "paper_a_files", title + ", on files of stories"
+    c = scale.new(name, title, form, papers=("A",))
+    scale.headline(c, form, fact_stories=0 if files else 200)
+    scale.grid(c, form)
+    scale.rates(c, form)
+    if files:  # several epochs: they overfit, so the best checkpoint is not the last
+        declare.common(c, {"model.dropout": 0.1, "tokenizer.vocab_size": 8192})
+        for tier in c.tiers.values():
+            tier.set.checkpoint.every = 100
+    _judged(c)
     _headline(c)
-    _ranks(c)
     _controls(c)
+    _learning_rates(c)
+    _ranks(c)
     return c
 
 
@@ -50,51 +49,68 @@ def _rank(knobs: dict, rank: int) -> dict:
     return knobs | {"model.kv_lora_rank": rank}
 
 
-def _headline(c: ConfigDict) -> None:
-    seeds = (0, 1, 2)
-    points = {
-        "mha": ("mha", {}),
-        "mha_rope": ("mha_rope", {}),
-        "per_head_learned_r2": ("mla", _rank(LEARNED, HEAD_DIM // 2)),
-        "per_head_rope_r2": ("mla_rope", _rank(ROTATED, HEAD_DIM // 2)),
-        "per_head_rope_r4": ("mla_rope", _rank(ROTATED, HEAD_DIM // 4)),
-        "joint_rope_r2": ("mla_rope", _rank(JOINT, WIDTH // 2)),
-        "joint_rope_r224": ("mla_rope", _rank(JOINT, 224)),  # 256 numbers: as GQA with 2 groups
-        "gqa2": ("gqa", {"model.n_kv_heads": 2}),
-    }
+# Point without its tier's prefix: (config, knobs).
+VARIANTS = {
+    "mha": ("mha", {}),
+    "mha_rope": ("mha_rope", {}),
+    "per_head_learned_r2": ("mla", _rank(LEARNED, HEAD_DIM // 2)),
+    "per_head_rope_r2": ("mla_rope", _rank(ROTATED, HEAD_DIM // 2)),
+    "joint_learned_r2": ("mla", _rank(JOINT_LEARNED, WIDTH // 2)),
+    "joint_rope_r2": ("mla_rope", _rank(JOINT, WIDTH // 2)),
+}
+
+
+def _judged(c: ConfigDict) -> None:
+    """What the claims (mla_jax/study/claims.py) and the question of RoPE are judged by."""
+    points = VARIANTS | {f"per_head_rope_r{part}": ("mla_rope", _rank(ROTATED, HEAD_DIM // part)) for part in PARTS}
+    points["per_head_learned_r1"] = ("mla", _rank(LEARNED, HEAD_DIM))
     for name, (config, knobs) in points.items():
-        declare.point(c, name, config, "headline", knobs, seeds, priority=1)
+        declare.point(c, f"s_{name}", config, "grid", knobs, SEEDS, 1)
 
 
-def _ranks(c: ConfigDict) -> None:
-    """The papers' rank sweep in every form; three seeds where the cliff is judged."""
-    forms = {"per_head_rope": ROTATED, "per_head_learned": LEARNED, "per_head_decoupled": DECOUPLED}
-    joint = {"joint_rope": JOINT, "joint_learned": {"model.latent": "joint", "model.position": "learned"}}
-    for form, knobs in (forms | joint).items():
-        for part in PARTS:
-            rank = (WIDTH if form.startswith("joint") else HEAD_DIM) // part
-            config = "mla" if form.endswith("learned") else "mla_rope"
-            judged = form == "per_head_rope" or (form == "per_head_learned" and part == 1)
-            seeds, priority = ((0, 1, 2), 2) if judged else ((0,), 3)
-            declare.point(c, f"s_{form}_r{part}", config, "grid", _rank(knobs, rank), seeds, priority)
+def _headline(c: ConfigDict) -> None:
+    for name, (config, knobs) in VARIANTS.items():
+        declare.point(c, name, config, "headline", knobs, FEWER, 2)
+    # Equal cache: 256 numbers a token and layer.
+    declare.point(c, "gqa2", "gqa", "headline", {"model.n_kv_heads": 2}, FEWER, 5)
+    declare.point(c, "joint_rope_224", "mla_rope", "headline", _rank(JOINT, 224), FEWER, 5)
 
 
 def _controls(c: ConfigDict) -> None:
-    """What the paper lacks: MHA with RoPE, equal cache bytes, naive initialisation, the latent norm."""
-    declare.point(c, "s_mha", "mha", "grid", {}, (0, 1, 2), 2)
-    declare.point(c, "s_mha_rope", "mha_rope", "grid", {}, (0, 1, 2), 2)
-    for groups, rank in ((1, 96), (2, 224), (4, 480)):  # docs/architecture.md: equal cache numbers with rope 32
-        declare.point(c, f"s_gqa{groups}", "gqa", "grid", {"model.n_kv_heads": groups}, (0, 1, 2), 3)
-        declare.point(c, f"s_joint_rope_{rank}", "mla_rope", "grid", _rank(JOINT, rank), (0, 1, 2), 3)
-    for part in PARTS:
-        naive = _rank(ROTATED, HEAD_DIM // part) | {"model.init": "naive"}
-        declare.point(c, f"s_per_head_rope_r{part}_naive", "mla_rope", "grid", naive, (0,), 4)
-    naive = _rank(LEARNED, HEAD_DIM) | {"model.init": "naive"}
-    declare.point(c, "s_per_head_learned_r1_naive", "mla", "grid", naive, (0, 1, 2), 3)
-    for part in (1, 2, 8):
-        norm = _rank(ROTATED, HEAD_DIM // part) | {"model.latent_norm": "rms"}
-        declare.point(c, f"s_per_head_rope_r{part}_norm", "mla_rope", "grid", norm, (0,), 5)
-        plain = _rank(JOINT, WIDTH // part) | {"model.latent_norm": "none"}
-        declare.point(c, f"s_joint_rope_r{part}_no_norm", "mla_rope", "grid", plain, (0,), 5)
-    rotated = _rank({"model.latent": "joint", "model.position": "rope", "model.rope_placement": "decompressed"}, 256)
-    declare.point(c, "s_joint_decompressed_r2", "mla_rope", "grid", rotated, (0,), 5)
+    """What the paper lacks: full rank in one latent, naive starts, equal cache bytes, the norm, the other placement."""
+
+    def control(name: str, config: str, knobs: dict, seeds: tuple[int, ...] = FEWER, priority: int = 3) -> None:
+        declare.point(c, f"s_{name}", config, "grid", knobs, seeds, priority)
+
+    control("per_head_learned_r1_naive", "mla", _rank(LEARNED, HEAD_DIM) | NAIVE)
+    for part in (2, 16):
+        control(f"per_head_rope_r{part}_naive", "mla_rope", _rank(ROTATED, HEAD_DIM // part) | NAIVE)
+    control("joint_learned_r1", "mla", _rank(JOINT_LEARNED, WIDTH))
+    control("joint_rope_r1", "mla_rope", _rank(JOINT, WIDTH))
+    control("per_head_decoupled_r2", "mla_rope", _rank(DECOUPLED, HEAD_DIM // 2))
+    for groups, rank in ((2, 224), (1, 96), (4, 480)):  # docs/architecture.md: equal cache numbers with rope 32
+        seeds = FEWER if groups == 2 else ONE
+        control(f"gqa{groups}", "gqa", {"model.n_kv_heads": groups}, seeds)
+        control(f"joint_rope_{rank}", "mla_rope", _rank(JOINT, rank), seeds)
+    control("per_head_rope_r2_norm", "mla_rope", _rank(ROTATED, HEAD_DIM // 2) | {"model.latent_norm": "rms"})
+    control("joint_rope_r2_no_norm", "mla_rope", _rank(JOINT, WIDTH // 2) | {"model.latent_norm": "none"})
+    rotated = JOINT | {"model.rope_placement": "decompressed"}
+    control("joint_decompressed_r2", "mla_rope", _rank(rotated, WIDTH // 2), ONE, 5)
+
+
+def _learning_rates(c: ConfigDict) -> None:
+    """The judged families at three learning rates: the middle one is the grid's own run."""
+    for name in ("mha", "mha_rope", "per_head_learned_r2", "per_head_rope_r2", "joint_rope_r2"):
+        config, knobs = VARIANTS[name]
+        declare.point(c, f"lr_{name}", config, "rates", knobs, ONE, 4)
+
+
+def _ranks(c: ConfigDict) -> None:
+    """The rank sweep of the forms that no claim is about, once."""
+    forms = {"per_head_learned": (LEARNED, HEAD_DIM), "per_head_decoupled": (DECOUPLED, HEAD_DIM)}
+    forms |= {"joint_rope": (JOINT, WIDTH), "joint_learned": (JOINT_LEARNED, WIDTH)}
+    for form, (knobs, full) in forms.items():
+        config = "mla" if form.endswith("learned") else "mla_rope"
+        for part in PARTS:
+            if f"s_{form}_r{part}" not in c.points:
+                declare.point(c, f"s_{form}_r{part}", config, "grid", _rank(knobs, full // part), ONE, 5)

@@ -2,8 +2,10 @@
 
     python -m mla_jax.main --mode study --config configs/study_paper_b.py --workdir studies/b
 
-Headline: the parameter-matched set and what FLOP-matching needs, size m, 1,000 steps of 128 x 512, 3 seeds. Grids: size
-xs, 64 x 256: compression {1, 1/2, 1/4, 1/8} x dense and 8, 16, 62 experts, and balancing on, off, auxiliary.
+Priority 1, grid: what the claims are judged by (size s, 800 steps of 64 x 256, 5 seeds; MHA and MLA+RoPE are paper A's
+rows). 2: the rest of the matched sets. 3, headline: the same at size m (1,000 steps of 64 x 512, 3 seeds). 4:
+balancing on, off, auxiliary. 5: compression {1, 1/2, 1/4, 1/8} x dense and 8, 16, 64, 128 experts.
+`study_paper_b:long`: 1,000 steps of 128 x 512 with tuned learning rates, grids of 1,500 steps.
 """
 
 import dataclasses
@@ -12,42 +14,45 @@ from ml_collections import ConfigDict
 
 from mla_jax import accounting
 from mla_jax.config_files import load_config
-from mla_jax.study import declare
+from mla_jax.study import declare, scale
 
-VOCABULARY = 2048  # pieces of the embedded stories' tokenizer
-FINE = {"model.ffn": "moe", "model.n_routed_experts": 62, "model.n_shared_experts": 2, "model.top_k": 6}
-ATTENTION = {
-    "mha": ("mha", {}),
-    "mla": ("mla", {}),
-    "mla_rope": ("mla_rope", {}),
-    "mha_rope": ("mha_rope", {}),
-}
+EXPERTS = {"model.ffn": "moe", "model.n_shared_experts": 2}
 NEEDS = "model.ffn=moe"
+WIDTH = 512  # of sizes s and m
+SEEDS, FEWER, ONE = (0, 1, 2, 3, 4), (0, 1, 2), (0,)
 
 
-def get_config() -> ConfigDict:
-    c = declare.new("paper_b", "Paper B: experts, latents and RoPE", papers=("B",))
-    shared = {
-        "model.block": "gpt",
-        "tokenizer.vocab_size": VOCABULARY,
-        "train.tensorboard": False,
-        "optim.learning_rate": 1e-3,
-    }
-    headline = {"train.steps": 1000, "train.batch_size": 128, "train.seq_len": 512, "train.eval_every": 100}
-    grid = {"train.steps": 1500, "train.batch_size": 64, "train.seq_len": 256, "train.eval_every": 250}
-    declare.common(c, shared)
-    declare.tier(c, "headline", "m", headline, learning_rates=(5e-4, 1e-3, 2e-3), lengths=(1, 2, 4), fact_stories=200)
-    declare.tier(c, "grid", "xs", grid, fact_stories=200)
-    _headline(c)
-    _grid(c)
+def get_config(form: str = "short") -> ConfigDict:
+    c = scale.new("paper_b", "Paper B: experts, latents and RoPE", form, papers=("B",))
+    scale.headline(c, form)
+    scale.grid(c, form)
+    for tier, prefix, size, seeds, priorities in (
+        ("grid", "s_", "s", SEEDS, (1, 2)),
+        ("headline", "", "m", FEWER, (3, 3)),
+    ):
+        for name, (config, knobs) in _matched(size).items():
+            judged = name in ("mha", "mla_rope", "moe_mla_rope", "moe_mla_rope_flops")
+            needs = NEEDS if name.startswith("moe") else ""
+            times = seeds if judged else FEWER
+            declare.point(c, f"{prefix}{name}", config, tier, knobs, times, priorities[0 if judged else 1], needs)
+    _balance(c)
+    _compression(c)
     return c
 
 
-def _experts(config: str, size: str, routed: int = 62, shared: int = 2, top_k: int = 6) -> dict:
+def _matched(size: str) -> dict[str, tuple[str, dict]]:
+    """The papers' sets: as many parameters as vanilla MHA; or as much work a token (8 x 256 hidden units, as dense)."""
+    flops = EXPERTS | {"model.n_routed_experts": 62, "model.top_k": 6, "model.d_expert": 256}
+    points: dict[str, tuple[str, dict]] = {name: (name, {}) for name in ("mha", "mha_rope", "mla", "mla_rope")}
+    points |= {f"moe_{name}": (name, _experts(name, size)) for name in ("mha", "mla", "mla_rope")}
+    return points | {f"moe_{name}_flops": (name, flops) for name in ("mha", "mla_rope")}
+
+
+def _experts(config: str, size: str, routed: int = 62, top_k: int = 6) -> dict:
     """Knobs of experts of the width that brings the model's total nearest to that of vanilla MHA of this size."""
-    base = {"model.block": "gpt", "model.vocab_size": VOCABULARY, "tokenizer.vocab_size": VOCABULARY}
+    base = {"model.block": "gpt", "model.vocab_size": scale.VOCABULARY, "tokenizer.vocab_size": scale.VOCABULARY}
     target = accounting.params(load_config(f"mha:{size}", **base).model)["total"]
-    knobs = FINE | {"model.n_routed_experts": routed, "model.n_shared_experts": shared, "model.top_k": top_k}
+    knobs = EXPERTS | {"model.n_routed_experts": routed, "model.top_k": top_k}
     model = load_config(f"{config}:{size}", **(base | knobs | {"model.d_expert": 8})).model
 
     def miss(width: int) -> int:
@@ -56,34 +61,7 @@ def _experts(config: str, size: str, routed: int = 62, shared: int = 2, top_k: i
     return knobs | {"model.d_expert": min(range(1, 4 * model.d_model + 1), key=miss)}
 
 
-def _headline(c: ConfigDict) -> None:
-    seeds = (0, 1, 2)
-    for name in ("mha", "mla_rope", "mha_rope"):
-        config, knobs = ATTENTION[name]
-        declare.point(c, name, config, "headline", knobs, seeds, priority=1)
-    for name in ("mha", "mla", "mla_rope"):
-        config, _ = ATTENTION[name]
-        knobs = _experts(config, "m")
-        declare.point(c, f"moe_{name}", config, "headline", knobs, seeds, priority=1, needs=NEEDS)
-    # Equal work a token: 8 active experts of width 256 are the dense layer of 4 x 512.
-    for name in ("mha", "mla_rope"):
-        config, _ = ATTENTION[name]
-        knobs = FINE | {"model.d_expert": 256}
-        declare.point(c, f"moe_{name}_flops", config, "headline", knobs, seeds, priority=1, needs=NEEDS)
-
-
-def _grid(c: ConfigDict) -> None:
-    width = 256  # of size xs
-    for part in (1, 2, 4, 8):
-        rank = {"model.kv_lora_rank": width // part}
-        judged = part == 2
-        declare.point(c, f"s_mla_rope_r{part}", "mla_rope", "grid", rank, (0, 1, 2) if judged else (0,), 2)
-        for routed, shared, top_k in ((6, 2, 2), (14, 2, 6), (62, 2, 6)):
-            knobs = rank | _experts("mla_rope", "xs", routed, shared, top_k)
-            seeds = (0, 1, 2) if judged and routed == 62 else (0,)
-            name = f"s_moe{routed}_mla_rope_r{part}"
-            declare.point(c, name, "mla_rope", "grid", knobs, seeds, 2 if judged else 3, needs=NEEDS)
-    declare.point(c, "s_mha", "mha", "grid", {}, (0, 1, 2), 2)
+def _balance(c: ConfigDict) -> None:
     balance = {
         "no_balance": {"model.router_bias_rate": 0.0},
         "aux": {"model.router_bias_rate": 0.0, "model.router_aux_weight": 0.01},
@@ -91,8 +69,21 @@ def _grid(c: ConfigDict) -> None:
         "softmax": {"model.router_score": "softmax"},
     }
     for name, knobs in balance.items():
-        knobs = _experts("mla_rope", "xs") | {"model.kv_lora_rank": width // 2} | knobs
-        declare.point(c, f"s_moe62_mla_rope_r2_{name}", "mla_rope", "grid", knobs, (0, 1, 2), 3, needs=NEEDS)
-    for routed in (126, 30):
-        knobs = _experts("mla_rope", "xs", routed) | {"model.kv_lora_rank": width // 2}
-        declare.point(c, f"s_moe{routed}_mla_rope_r2", "mla_rope", "grid", knobs, (0,), 4, needs=NEEDS)
+        seeds = FEWER if name in ("no_balance", "aux") else ONE
+        knobs = _experts("mla_rope", "s") | knobs
+        declare.point(c, f"s_moe_mla_rope_{name}", "mla_rope", "grid", knobs, seeds, 4, NEEDS)
+
+
+def _compression(c: ConfigDict) -> None:
+    """Rank x number of experts, all of vanilla MHA's size; 1/2 with none and 62 are the judged points' own rows."""
+    experts = {"mla_rope": {}} | {f"moe{n}_mla_rope": _experts("mla_rope", "s", n, min(n, 6)) for n in (14, 62)}
+    experts |= {"moe6_mla_rope": _experts("mla_rope", "s", 6, 2)}
+    for name, knobs in experts.items():
+        for part in (1, 2, 4, 8):
+            rank = {"model.kv_lora_rank": WIDTH // part}
+            needs = NEEDS if knobs else ""
+            declare.point(c, f"s_{name}_r{part}", "mla_rope", "grid", knobs | rank, ONE, 5, needs)
+    for routed in (30, 126):
+        declare.point(
+            c, f"s_moe{routed}_mla_rope_r2", "mla_rope", "grid", _experts("mla_rope", "s", routed), ONE, 5, NEEDS
+        )

@@ -3,30 +3,61 @@
 #
 #   bash launch/gpu_study.sh OUT [STUDY] [MINUTES] [--config.KNOB=VALUE ...]      default: study_paper_a, 8 minutes
 #
-# OUT gets STUDY.rows.jsonl, report.md, time.md, results.csv and study.log. Then, where the repository is kept:
+# WORKERS=3 in front (the default is 1): so many processes take turns on the one GPU, so that it computes for one while
+# others compile and evaluate. Short runs get done two to three times as fast; a run's own speed says nothing then.
+#
+# OUT gets STUDY.rows.jsonl, report.md, results.csv and study*.log. Then, where the repository is kept:
 #
 #   python -m mla_jax.study.rows docs/results/rows/STUDY.jsonl OUT/STUDY.rows.jsonl
 #
-# and commit: rows there count as done, so the next call goes on with what is missing.
+# and commit: rows there count as done, so the next call goes on with what is missing. Which studies in which order fit
+# into an hour: docs/how-to/reproduce_a_table.md.
 set -euo pipefail
 out=${1:?usage: gpu_study.sh OUT [STUDY] [MINUTES] [--config.KNOB=VALUE ...]}
 study=${2:-study_paper_a}
 minutes=${3:-8}
+workers=${WORKERS:-1}
 shift "$(($# < 3 ? $# : 3))"
 python=${PYTHON:-python3}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+began=$SECONDS
 mkdir -p "$out"
 name=${study//[:\/]/_}
 work=runs/studies/$name # kept between calls while the machine is: a run that was cut goes on from its checkpoint
 export MLA_JAX_CACHE=${MLA_JAX_CACHE:-$PWD/runs/cache}
+if [ "$workers" -gt 1 ]; then # each process takes its share of the memory at once
+  share=$(awk "BEGIN { print 0.9 / $workers }")
+  export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-$share}
+fi
 
+work() { # NUMBER FLAGS...: one process, for what is left of the time
+  local log=$out/study$1.log left
+  shift
+  left=$(awk "BEGIN { print $minutes - ($SECONDS - $began) / 60 }")
+  "$python" -m mla_jax.main --mode study --config "$study" --workdir "$work" --max_minutes "$left" \
+    --sharing "$workers" "$@" 2>&1 | tee "$log"
+}
+
+pids=()
+work 1 "$@" &
+pids+=($!)
+# The first one prepares the data; study.json says that they are there.
+while [ "$workers" -gt 1 ] && [ ! -f "$work/study.json" ] && kill -0 "${pids[0]}" 2>/dev/null; do sleep 0.5; done
+for ((i = 2; i <= workers; i++)); do
+  work "$i" "$@" &
+  pids+=($!)
+done
 status=0
-"$python" -m mla_jax.main --mode study --config "$study" --workdir "$work" --max_minutes "$minutes" "$@" 2>&1 |
-  tee "$out/study.log" || status=$?
-# However it ended: what is done is brought back.
+for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
+
+# However it ended: what is done is brought back, and one report is made of it.
 find "$work/rows" -name '*.json' -exec cat {} + 2>/dev/null >"$out/$name.rows.jsonl" || true
-for file in report.md time.md results.csv; do
+if [ "$workers" -gt 1 ] && [ -s "$out/$name.rows.jsonl" ]; then
+  JAX_PLATFORMS=cpu "$python" -m mla_jax.main --mode study --config "$study" --workdir "$work" --report_only "$@" || true
+fi
+for file in report.md results.csv; do
   if [ -f "$work/$file" ]; then cp "$work/$file" "$out/"; fi
 done
+grep -h "FAILED\|runs done" "$out"/study*.log || true
 wc -c "$out"/*
 exit "$status"

@@ -81,6 +81,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     define(flags.DEFINE_boolean, "dry_run", False, "study: print the runs and their minutes, do nothing")
     define(flags.DEFINE_float, "max_minutes", None, "study, bench: stop cleanly after so many minutes")
     define(flags.DEFINE_boolean, "report_only", False, "study: write the report of the rows that there are")
+    define(flags.DEFINE_integer, "sharing", 1, "study: so many processes like this one take turns on its device")
     define(flags.DEFINE_multi_string, "suite", [], "bench: kernels, decode, prefill, memory, train or peers; several")
     define(flags.DEFINE_boolean, "quick", False, "bench: tiny models and shapes, to see that it runs")
     define(flags.DEFINE_multi_string, "point", [], "bench: only the points of the grid so named; may be repeated")
@@ -265,6 +266,10 @@ def _study(values: flags.FlagValues) -> int:
     max_minutes, workdirs = values["max_minutes"].value, values["workdir"].value
     if max_minutes is not None and not max_minutes > 0:
         raise UserError(f"--max_minutes is {max_minutes}; it must be above 0: leave it out for no limit.")
+    if values["sharing"].value < 1:
+        raise UserError(
+            f"--sharing is {values['sharing'].value}; it must be 1 or more: leave it out for a device alone."
+        )
     if values["dry_run"].value and values["report_only"].value:
         raise UserError("--dry_run and --report_only are given together: choose one.")
     if values["dry_run"].value:
@@ -277,7 +282,7 @@ def _study(values: flags.FlagValues) -> int:
     from mla_jax import compile_cache
 
     compile_cache.enable()
-    return study_mode.run(study, workdir, max_minutes, rich.console.Console())
+    return study_mode.run(study, workdir, max_minutes, rich.console.Console(), values["sharing"].value)
 
 
 def _export(values: flags.FlagValues) -> int:
@@ -373,6 +378,7 @@ _FLAGS_OF_MODES = {
     "dry_run": (("study",), ""),
     "max_minutes": (("study", "bench"), ""),
     "report_only": (("study",), ""),
+    "sharing": (("study",), ""),
     "trace_experts": (("sample",), ""),
 }
 

@@ -69,6 +69,7 @@ def row(task: Task, loss: float = 2.0, status: str = "done", device: str = "cpu 
             "params": accounting.params(config.model),
             "kv_numbers": accounting.kv_numbers(config.model),
             "seconds": 60.0,
+            "sharing": 1,
         },
         "config": json.loads(config_lib.dumps(task.config)),
         "curve": {"train": [[1, loss + 1], [10, loss]], "eval": [[5, loss + 0.1], [10, loss]]},
@@ -82,5 +83,6 @@ def row(task: Task, loss: float = 2.0, status: str = "done", device: str = "cpu 
             {"layer": n, "entry": "k", "width": 32, "effective_rank": 9.5 + n, "singular_values": [1.0, 0.5, 0.25]}
             for n in (0, 1)
         ],
+        "experts": {},
         "stories": [{"prompt": "Once", "text": " upon a time."}],
     } | more  # fmt: skip

@@ -9,7 +9,9 @@ from mla_jax import config as config_lib
 from mla_jax.config_files import load_config_dict, study_names
 from mla_jax.errors import UserError
 from mla_jax.study import declare, grid
-from mla_jax.study.plan import chosen_rate, cost_model, describe, plan
+from mla_jax.study.claims import CLAIMS
+from mla_jax.study.plan import CostModel, chosen_rate, cost_model, describe, plan
+from mla_jax.study.results import collect
 from mla_jax.study.rows import Rows, gather, key_of, key_of_row, read_files
 
 
@@ -107,22 +109,31 @@ def test_the_key_names_what_is_computed_and_not_where() -> None:
     assert key_of(same) == key_of(config) != key_of(other)
 
 
-def test_costs_come_from_rows_of_the_same_device_or_from_the_stated_rate() -> None:
-    made = study(plan_device="cpu x86_64", plan_flops=1e9, plan_overhead_s=7.0)
+def test_costs_come_from_rows_of_the_same_device_or_from_the_stated_figures() -> None:
+    stated = dict(plan_device="cpu x86_64", plan_flops=1e9, plan_overhead_s=7.0, plan_step_s=0.05, plan_experts=3.0)
+    made = study(**stated)
     task = plan(made, rows_of()).tasks[0]
-    stated = cost_model(made, [row(task, device="another")])
-    assert (stated.flops_per_s, stated.overhead_s, stated.measured) == (1e9, 7.0, 0)
+    cost = cost_model(made, [row(task, device="another")])
+    assert (cost.flops_per_s, cost.overhead_s, cost.measured, cost.experts) == (1e9, 7.0, 0, 3.0)
+    flops = 6 * 10 * 4 * 32  # at least 6 per parameter and token, in 10 steps of 4 x 32
     measured = row(task)
-    rate = 1000.0 * measured["study"]["flops_per_token"]
-    found = cost_model(made, [measured, row(task, device="another"), row(task, status="failed")])
-    assert found.measured == 1 and found.flops_per_s == pytest.approx(rate)
-    assert found.overhead_s == pytest.approx(60 - 1e9 / rate)
-    flops = 6 * 10 * 4 * 32  # at least 6 per parameter and token
-    assert found.seconds(task.config) > found.overhead_s + flops * measured["study"]["params"]["ffn"] / rate
+    assert cost.step_seconds(task.config) > 10 * 0.05 + flops * measured["study"]["params"]["ffn"] / 1e9
+    assert cost.seconds(task.config) == pytest.approx(cost.step_seconds(task.config) + 7)
+    assert cost.seconds(task.config, 3) == pytest.approx(3 * cost.step_seconds(task.config) + 7)
+    # 10 steps of 128 tokens at 1,000 tokens/s are 1.28 s, of which 10 x 0.05 are the stated time a step.
+    measured["study"]["training_flops"] = 7.8e9
+    shared = row(task)
+    shared["study"]["sharing"] = 3
+    with_experts = row(task, experts={"load": [[1.0]]})
+    with_experts["study"]["training_flops"] = 1.95e9
+    rows = [measured, with_experts, shared, row(task, device="another"), row(task, status="failed")]
+    found = cost_model(made, rows)
+    assert (found.measured, found.flops_per_s) == (2, pytest.approx(1e10))
+    assert found.experts == pytest.approx(4) and found.overhead_s == pytest.approx(60 - 1.28)
 
 
-def test_the_plan_in_words_counts_what_is_left(capsys) -> None:
-    made = study(plan_flops=1e9, plan_overhead_s=60.0)
+def test_the_plan_in_words_counts_what_is_left() -> None:
+    made = study(plan_flops=1e9, plan_overhead_s=60.0, plan_step_s=0.0)
     first = plan(made, rows_of()).tasks[0]
     rows = rows_of(row(first))
     text = describe(made, plan(made, rows), rows, cost_model(made, []))
@@ -130,6 +141,51 @@ def test_the_plan_in_words_counts_what_is_left(capsys) -> None:
     assert text.count("waits for its learning rate") == 2
     total, left = (float(text.splitlines()[-1].split()[i]) for i in (0, 4))
     assert 11 < total < 12 and left == pytest.approx(total - 1, abs=0.15)
+    (one, *_, first_sum), (two, runs, _, all_before, shared) = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[-4:-2]
+    )
+    assert (one, two, runs) == ("1", "2", "1") and float(first_sum) < float(shared)
+    assert float(all_before) == left and float(shared) == pytest.approx(left / 3, abs=0.1)
+
+
+def test_studies_share_the_runs_that_they_have_in_common() -> None:
+    """A row of one study counts in the others: the same training has the same key."""
+    keys = {}
+    for name in ("paper_a", "paper_b", "optimizer", "sizes"):
+        made = grid.from_config_dict(load_config_dict(f"study_{name}"))
+        keys[name] = {task.point.name: task.key for task in plan(made, rows_of()).tasks if task.seed == 0}
+    assert keys["paper_a"]["s_mha"] == keys["paper_b"]["s_mha"] == keys["sizes"]["s_mha"]
+    assert keys["paper_a"]["s_joint_rope_r2"] == keys["paper_b"]["s_mla_rope"]
+    assert keys["paper_a"]["joint_rope_r2"] == keys["paper_b"]["mla_rope"]
+    made = grid.from_config_dict(load_config_dict("study_optimizer"))
+    first = {t.key for t in plan(made, rows_of()).tasks if t.point.name == "mla_rope_adamw"}
+    assert keys["paper_a"]["s_joint_rope_r2"] in first and len(first) == 3
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_every_judged_claim_has_its_points_first(name: str) -> None:
+    """With priority 1 alone done, each claim that training can decide has rows of five seeds."""
+    study_ = grid.from_config_dict(load_config_dict(name))
+    rows = rows_of()
+    for _ in range(2):  # seeds wait for their learning rate
+        tasks = [t for t in plan(study_, rows).tasks if t.point.priority == 1]
+        rows = rows_of(*(row(t, 2.0 + 0.01 * t.seed) for t in tasks))
+    found = collect(study_, rows)
+    for claim in CLAIMS:
+        if claim.paper not in study_.papers or claim.test is None or claim.unit == "times":
+            continue
+        assert study_.name == "smoke" or claim.test(found).found.n >= 4, claim.id
+
+
+@pytest.mark.parametrize("name", [n for n in study_names() if n != "study_smoke"])
+def test_the_long_form_is_the_same_study_with_longer_runs(name: str) -> None:
+    short, long = (grid.from_config_dict(load_config_dict(name + form)) for form in ("", ":long"))
+    assert long.name == f"{short.name}_long" and {p.name for p in long.points} == {p.name for p in short.points}
+    model = CostModel("gpu", 3.4e14, 0.004, 2.0, 25.0, 0)
+    cost = [sum(model.seconds(t.config) for t in plan(s, rows_of()).tasks) for s in (short, long)]
+    assert cost[1] > 1.2 * cost[0]
+    with pytest.raises(UserError, match="shrot.*is not one of short, long"):
+        load_config_dict(f"{name}:shrot")
 
 
 def test_points_that_need_a_newer_version_are_shown_and_skipped() -> None:

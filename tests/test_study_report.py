@@ -122,7 +122,7 @@ def test_the_main_table_has_the_rows_figures() -> None:
     assert re.search(r"per_head_rope_r2 \| mha \| 10 \| \+0\.1010 ± 0\.0000 \| 0%", table)
 
 
-def claims_study(**settings):
+def claims_study_dict(**settings):
     """Every point that paper A's measured claims ask for, at a tiny size."""
     c = declared(rates=(), papers=("A",), **settings)
     for name, config, knobs in (
@@ -134,7 +134,11 @@ def claims_study(**settings):
         ),
     ):
         declare.point(c, name, config, "headline", knobs, (0, 1, 2))
-    return grid.from_config_dict(c)
+    return c
+
+
+def claims_study(**settings):
+    return grid.from_config_dict(claims_study_dict(**settings))
 
 
 PAPER_SAYS = {
@@ -174,6 +178,19 @@ def test_scatter_one_seed_or_a_small_study_leave_it_open() -> None:
     small = claims_study(verdicts=False)
     judged = verdicts_of(small, done(small, by_name(PAPER_SAYS)))
     assert judged["A4"].startswith("not judged") and judged["A1"] == arithmetic.CANNOT
+
+
+def test_the_tier_with_more_seeds_is_the_evidence() -> None:
+    """Three seeds of size m, five of size s: the claim is judged by the five; with equal seeds by size m."""
+    for seeds, tier in (((0, 1, 2, 3, 4), "s_mha"), ((0, 1, 2), "mha")):
+        c = claims_study_dict()
+        c.points.s_mha.seeds = seeds
+        declare.point(c, "s_per_head_rope_r2", "mla_rope", "grid", PER_HEAD, seeds)
+        made = grid.from_config_dict(c)
+        rows = done(made, by_name(PAPER_SAYS | {"s_per_head_rope_r2": 3.3}, noise=0.01))
+        test = evidence.loss_difference("per_head_rope_r2", "mha")(collect(made, rows))
+        assert test.what.endswith(f"against {tier}") and test.found.n == len(seeds)
+        assert test.found.mean == pytest.approx(10 if tier == "s_mha" else 0.3)
 
 
 def test_the_question_that_neither_paper_asks() -> None:
@@ -280,6 +297,21 @@ def test_a_headline_with_rows_is_in_the_readmes_block(monkeypatch) -> None:
     assert re.search(r"\| A4 \|.*\+0.30 \[\+0.30, \+0.30\], n=3.*\| confirmed \|", text)
 
 
+def test_time_counts_shares_and_projects_the_full_schedule() -> None:
+    made = study(rates=(), seeds=(0, 1))
+    rows = done(made, by_name({"mha": 2.0, "per_head_rope_r2": 2.1, "s_mha": 3.0}))
+    for r in rows.by_key.values():
+        if r["name"] == "mha":  # seed 0 alone, seed 1 beside two others: slower, and a third of the time is its own
+            r["metrics"]["tokens_per_s"], r["study"]["sharing"] = (1e6, 1) if r["study"]["seed"] == 0 else (4e5, 3)
+        if r["name"] == "s_mha":
+            r["study"]["sharing"] = 3
+    text = tables.time_used(collect(made, rows))
+    assert text.startswith(f"{(60 + 20 + 2 * 60 + 20) / 60:.1f} device minutes in 5 runs")
+    assert re.search(r"\| mha \| headline \| cpu x86_64 \| 1,000,000 \| 40 \| 0\.9 \|", text)  # 3.277e9 / 1e6 / 3600
+    assert re.search(r"\| s_mha .*\| 20 \| at most 910\.2 \|", text) and "took turns" in text
+    assert f"{report.TIME}\n\n{text}" in report.markdown(collect(made, rows), [])
+
+
 def test_rows_that_come_back_are_merged(tmp_path) -> None:
     made = study(rates=(), seeds=(0,))
     first, second, *_ = plan(made, rows_of()).tasks
@@ -293,7 +325,9 @@ def test_rows_that_come_back_are_merged(tmp_path) -> None:
 
 
 def bench_row(point: str, batch: int, speed: float, **more) -> dict:
+    ms = 1e3 * batch / speed
     m = {"suite": "decode", "point": point, "label": "", "batch": batch, "context": 512, "tokens_per_s": speed}
+    m |= {"ms": ms, "ms_low": 0.98 * ms, "ms_high": 1.02 * ms, "repeats": 5}
     return {"name": point, "device": "gpu", "metrics": m | more}
 
 
@@ -306,6 +340,13 @@ def test_decode_speeds_come_from_benchmark_rows_where_the_cache_is_largest(tmp_p
     made = study(rates=(), seeds=(0,))
     found = collect(made, dataclasses.replace(done(made, by_name(PAPER_SAYS)), bench=bench_rows([path])))
     test = evidence.speed("mla r=d/2", "mla r=d")(found)
-    assert test.found.mean == 1.5 and "batch 64" in test.what
+    assert test.found.mean == pytest.approx(1.5) and "batch 64" in test.what
+    assert (test.found.low, test.found.high, test.found.n) == (
+        pytest.approx(1.5 * 0.98 / 1.02),
+        pytest.approx(1.5 * 1.02 / 0.98),
+        5,
+    )
+    judged = {j.claim.id: j.verdict for j in verdicts.judge(dataclasses.replace(found, study=claims_study()))}
+    assert judged["A11"] == "confirmed"  # the whole range of the timings lies in 1.2 ... 1.6
     assert {line.label: line.y for line in series.speeds(found)}["mla r=d/2 @ 512"] == (100.0, 1500.0)
     assert evidence.speed("mla r=d/2", "mha_rope")(found) is None

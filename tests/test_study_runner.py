@@ -15,7 +15,7 @@ from run_tools import start
 from study_rows import row, study
 
 from mla_jax.main import main
-from mla_jax.study import runner
+from mla_jax.study import report, runner
 from mla_jax.study.plan import CostModel
 from mla_jax.study.rows import gather
 
@@ -55,6 +55,9 @@ def test_all_runs_are_done_once_and_the_second_call_does_nothing(tmp_path, conso
     seeds = [name for name in trained if "-s1-" in name or "-s2-" in name]
     rows = gather(tmp_path / "study", with_committed=False).by_key.values()
     assert len(seeds) == 4
+    said = (tmp_path / "said.txt").read_text()
+    numbers = [line.split("]")[0].split("[")[1] for line in said.splitlines() if "begins" in line]
+    assert numbers == [f"{n}/11" for n in range(1, 12)]  # waiting seeds are counted from the beginning
     assert {r["study"]["learning_rate"] for r in rows if r["study"]["seed"]} == {1e-3}  # the best of the three
     assert do(tmp_path, console).done == 11 and len(trained) == 11
 
@@ -90,7 +93,7 @@ def test_a_failed_run_keeps_its_error_and_does_not_stop_the_rest(tmp_path, conso
 
 
 def test_runs_that_another_process_holds_are_left_to_it(tmp_path, console, trained, monkeypatch) -> None:
-    monkeypatch.setattr(runner, "cost_model", lambda *_: CostModel("cpu", 1e15, 0.0, 0))
+    monkeypatch.setattr(runner, "cost_model", lambda *_: CostModel("cpu", 1e15, 0.0, 1.0, 0.0, 0))
     one = dict(rates=(), seeds=(0,))
     held = runner.plan(study(**one), gather(None, False)).tasks[1]
     folder = tmp_path / "study"
@@ -105,10 +108,10 @@ def test_runs_that_another_process_holds_are_left_to_it(tmp_path, console, train
 
 
 def test_runs_that_do_not_fit_into_the_time_left_are_not_begun(tmp_path, console, trained, monkeypatch) -> None:
-    monkeypatch.setattr(runner, "cost_model", lambda *_: CostModel("cpu", 1e12, 100.0, 0))
+    monkeypatch.setattr(runner, "cost_model", lambda *_: CostModel("cpu", 1e12, 0.0, 1.0, 100.0, 0))
     outcome = do(tmp_path, console, minutes=1)
     assert len(trained) == 1 and "no run fits" in outcome.stopped  # the first of a call always begins
-    monkeypatch.setattr(runner, "cost_model", lambda *_: CostModel("cpu", 1e12, 1.0, 0))
+    monkeypatch.setattr(runner, "cost_model", lambda *_: CostModel("cpu", 1e12, 0.0, 1.0, 1.0, 0))
     assert do(tmp_path, console, minutes=1).left == 0
 
 
@@ -223,5 +226,7 @@ def test_a_study_killed_twice_gives_the_same_report(tmp_path: Path, run_cache: P
     assert len(list((tmp_path / "killed" / "study" / "rows").glob("*.json"))) < 4
     last = begin("killed")
     assert last.wait(timeout=500) == 0, last.communicate()
-    for name in ("report.md", "results.csv"):
-        assert (tmp_path / "killed/study" / name).read_text() == (tmp_path / "whole/study" / name).read_text()
+    whole, killed = (tmp_path / name / "study" for name in ("whole", "killed"))
+    assert (killed / "results.csv").read_text() == (whole / "results.csv").read_text()
+    reports = [(folder / "report.md").read_text().partition(report.TIME) for folder in (whole, killed)]
+    assert reports[0][0] == reports[1][0] and all("device minutes in 4 runs" in time for _, _, time in reports)

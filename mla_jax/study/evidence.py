@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from mla_jax.study.results import Measured, Results, Row, relative
 from mla_jax.study.rows import best_loss
@@ -22,20 +23,23 @@ class Evidence:
 ClaimTest = Callable[[Results], Evidence | None]
 
 
-def pair(found: Results, variant: str, reference: str) -> tuple[Measured, Measured] | None:
-    """Both points, of one tier: the headline's where it has both."""
-    for prefix in PREFIXES:
-        a, b = found.find(prefix + variant), found.find(prefix + reference)
-        if a and b and a.tier == b.tier:
-            return a, b
-    return None
+def together(found: Results, *names: str) -> list[Measured] | None:
+    """The points of these names, of one tier: the one where most seeds have all; of equals, the headline."""
+    sets = [[found.find(prefix + name) for name in names] for prefix in PREFIXES]
+    whole = [points for points in sets if all(points) and len({p.tier for p in points}) == 1]
+    return max(whole, key=lambda points: len(common_seeds(points)), default=None)
+
+
+def common_seeds(points: Sequence[Measured]) -> list[int]:
+    """Seeds that every point has measured."""
+    return sorted(set.intersection(*(set(p.measured) for p in points)))
 
 
 def loss_difference(variant: str, reference: str) -> ClaimTest:
     """(variant - reference) / reference of the best validation loss, per cent, paired by seed."""
 
     def test(found: Results) -> Evidence | None:
-        points = pair(found, variant, reference)
+        points = together(found, variant, reference)
         if points is None or not (values := relative(*points)):
             return None
         return Evidence(f"{points[0].name} against {points[1].name}", estimate(values))
@@ -47,7 +51,7 @@ def perplexity_difference(variant: str, reference: str) -> ClaimTest:
     """The same of exp(loss)."""
 
     def test(found: Results) -> Evidence | None:
-        points = pair(found, variant, reference)
+        points = together(found, variant, reference)
         if points is None or not (values := relative(*points, lambda row: math.exp(best_loss(row)))):
             return None
         return Evidence(f"{points[0].name} against {points[1].name}", estimate(values))
@@ -59,27 +63,28 @@ def best_difference(prefix: str, reference: str) -> ClaimTest:
     """The best of several points, chosen by the first seed and measured on the others: no winner's luck."""
 
     def test(found: Results) -> Evidence | None:
-        for lead in PREFIXES:
-            base = found.find(lead + reference)
-            if base is None:
-                continue
-            family = [p for p in found.points if _is_rank_of(p.name, lead + prefix) and p.tier == base.tier]
-            family = [p for p in family if len(p.measured) > 1]
-            if len(family) < 2 or len(base.measured) < 2:
-                continue
-            first = min(base.measured)
-            family = [p for p in family if first in p.measured]
-            best = min(family, key=lambda p: best_loss(p.measured[first]), default=None)
-            if best is None:
-                continue
-            seeds = sorted((best.measured.keys() & base.measured.keys()) - {first})
-            values = [100 * (best_loss(best.measured[s]) / best_loss(base.measured[s]) - 1) for s in seeds]
-            if values:
-                what = f"{best.name} (best of {len(family)} by seed {first}) against {base.name}, other seeds"
-                return Evidence(what, estimate(values))
-        return None
+        evidence = [_best_of(found, lead + prefix, lead + reference) for lead in PREFIXES]
+        return max((e for e in evidence if e), key=lambda e: e.found.n, default=None)
 
     return test
+
+
+def _best_of(found: Results, prefix: str, reference: str) -> Evidence | None:
+    base = found.find(reference)
+    if base is None or len(base.measured) < 2:
+        return None
+    first = min(base.measured)
+    ranks = [p for p in found.points if _is_rank_of(p.name, prefix) and p.tier == base.tier]
+    ranks = [p for p in ranks if len(p.measured) > 1 and first in p.measured]
+    if len(ranks) < 2:
+        return None
+    best = min(ranks, key=lambda p: best_loss(p.measured[first]))
+    seeds = [seed for seed in common_seeds((best, base)) if seed != first]
+    if not seeds:
+        return None
+    values = [100 * (best_loss(best.measured[s]) / best_loss(base.measured[s]) - 1) for s in seeds]
+    what = f"{best.name} (best of {len(ranks)} by seed {first}) against {base.name}, other seeds"
+    return Evidence(what, estimate(values))
 
 
 def _is_rank_of(name: str, prefix: str) -> bool:
@@ -90,19 +95,14 @@ def cliff(form: str, reference: str) -> ClaimTest:
     """Per cent of the reference's loss that the step from r = d/16 to d/32 costs more than the step before it."""
 
     def test(found: Results) -> Evidence | None:
-        for lead in PREFIXES:
-            points = [found.find(f"{lead}{form}_r{part}") for part in (8, 16, 32)]
-            base = found.find(lead + reference)
-            if base is None or any(p is None for p in points):
-                continue
-            seeds = sorted(set.intersection(*(set(p.measured) for p in (*points, base))))
-            values = []
-            for seed in seeds:
-                eighth, sixteenth, last = (best_loss(p.measured[seed]) for p in points)
-                values.append(100 * (last - 2 * sixteenth + eighth) / best_loss(base.measured[seed]))
-            if values:
-                return Evidence(f"{lead}{form}: r8, r16, r32, in per cent of {base.name}", estimate(values))
-        return None
+        points = together(found, *(f"{form}_r{part}" for part in (8, 16, 32)), reference)
+        if points is None or not (seeds := common_seeds(points)):
+            return None
+        values = []
+        for seed in seeds:
+            eighth, sixteenth, last, base = (best_loss(p.measured[seed]) for p in points)
+            values.append(100 * (last - 2 * sixteenth + eighth) / base)
+        return Evidence(f"{points[0].name}, r16, r32, in per cent of {points[3].name}", estimate(values))
 
     return test
 
@@ -120,10 +120,22 @@ def speed(faster: str, slower: str) -> ClaimTest:
         if not both:
             return None
         cell, rows = max(both, key=lambda item: (item[0][1] * item[0][2], item[0]))
-        ratio = rows[faster]["metrics"]["tokens_per_s"] / rows[slower]["metrics"]["tokens_per_s"]
-        return Evidence(f"{faster} over {slower}, {cell[0]}, batch {cell[1]}, context {cell[2]}", estimate([ratio]))
+        what = (
+            f"{faster} over {slower}, {cell[0]}, batch {cell[1]}, context {cell[2]}; the interval: range of n timings"
+        )
+        return Evidence(what, _timed(rows[faster]["metrics"], rows[slower]["metrics"]))
 
     return test
+
+
+def _timed(fast: dict[str, Any], slow: dict[str, Any]) -> Estimate:
+    """Speed of `fast` over that of `slow`, both timed several times; the interval is from the slowest timing of one
+    over the fastest of the other to the reverse, which of 5 timings holds the ratio of medians about 9 times in 10."""
+    ratio = slow["ms"] / fast["ms"]
+    repeats = min(fast["repeats"], slow["repeats"])
+    if repeats < 5:
+        return estimate([ratio])
+    return Estimate(ratio, slow["ms_low"] / fast["ms_high"], slow["ms_high"] / fast["ms_low"], repeats, math.nan)
 
 
 def share_of_steps(fast: str, slow: str) -> ClaimTest:
@@ -174,21 +186,13 @@ def rope_interaction(found: Results) -> list[tuple[str, Evidence, Evidence, Evid
         ("per head, r = d/2", "per_head_learned_r2", "per_head_rope_r2"),
         ("joint, r = d/2", "joint_learned_r2", "joint_rope_r2"),
     ):
-        for prefix in PREFIXES:
-            points = [found.find(prefix + name) for name in ("mha", "mha_rope", plain, rotated)]
-            if any(p is None for p in points):
-                continue
-            seeds = sorted(set.intersection(*(set(p.measured) for p in points)))
-            loss = [[best_loss(p.measured[s]) for s in seeds] for p in points]
-            mha = [100 * (b / a - 1) for a, b in zip(loss[0], loss[1], strict=True)]
-            mla = [100 * (b / a - 1) for a, b in zip(loss[2], loss[3], strict=True)]
-            if seeds:
-                difference = [b - a for a, b in zip(mha, mla, strict=True)]
-                tests = (
-                    Evidence("mha", estimate(mha)),
-                    Evidence("mla", estimate(mla)),
-                    Evidence("", estimate(difference)),
-                )
-                answers.append((f"{label} ({points[3].tier})", *tests))
-                break
+        points = together(found, "mha", "mha_rope", plain, rotated)
+        if points is None or not (seeds := common_seeds(points)):
+            continue
+        loss = [[best_loss(p.measured[s]) for s in seeds] for p in points]
+        mha = [100 * (b / a - 1) for a, b in zip(loss[0], loss[1], strict=True)]
+        mla = [100 * (b / a - 1) for a, b in zip(loss[2], loss[3], strict=True)]
+        difference = [b - a for a, b in zip(mha, mla, strict=True)]
+        tests = (Evidence("mha", estimate(mha)), Evidence("mla", estimate(mla)), Evidence("", estimate(difference)))
+        answers.append((f"{label} ({points[3].tier})", *tests))
     return answers

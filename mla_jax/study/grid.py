@@ -67,6 +67,8 @@ class Study:
     keep_checkpoints: bool
     plan_device: str
     plan_flops: float
+    plan_step_s: float
+    plan_experts: float
     plan_overhead_s: float
 
     def tier_of(self, point: Point) -> Tier:
@@ -151,9 +153,11 @@ def _check(study: Study) -> None:
     if not any(study.reference in (name, name.partition("_")[2]) for name in names):
         near = config_lib.suggest(study.reference, names)
         raise UserError(f"reference is {study.reference!r}, which is no point{near}: use the name of one.")
-    for field in ("plan_flops", "plan_overhead_s"):
-        if not 0 <= getattr(study, field) < float("inf") or (field == "plan_flops" and not study.plan_flops):
-            raise UserError(f"{field} is {getattr(study, field)!r}; it must be positive and finite: see study_base.")
+    for field, low in (("plan_flops", 1.0), ("plan_step_s", 0.0), ("plan_experts", 1.0), ("plan_overhead_s", 0.0)):
+        if not low <= getattr(study, field) < float("inf"):
+            raise UserError(
+                f"{field} is {getattr(study, field)!r}; it must be {low:g} or more and finite: see study_base."
+            )
     for tier in study.tiers:
         if not tier.lengths or min(tier.lengths) < 1 or tier.fact_stories < 0 or tier.stories < 1:
             raise UserError(f"tiers.{tier.name}: lengths and stories count from 1, fact_stories from 0: raise them.")

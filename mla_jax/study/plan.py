@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,6 +10,8 @@ from mla_jax import accounting, devices
 from mla_jax.config import Config
 from mla_jax.study.grid import Point, Study
 from mla_jax.study.rows import Rows, best_loss, key_of
+
+SHARING = 3  # processes on one device in the plan's last column; launch/gpu_study.sh starts as many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,18 +91,27 @@ def chosen_rate(first: Iterable[Task], rows: Rows, fingerprint: str | None = Non
 
 @dataclasses.dataclass(frozen=True)
 class CostModel:
-    """Seconds of a run on one device: its training FLOPs at a rate, and an overhead.
+    """Seconds of a run on one device: its training FLOPs at a rate, a fixed time a step, and an overhead.
 
-    measured: how many rows of that device the rate comes from; 0 = the study's stated rate.
+    experts: how many times as long a step with experts takes as its FLOPs say (routing moves rows). measured: how
+    many rows of that device the figures come from; 0 = the study's stated ones.
     """
 
     device: str
     flops_per_s: float
+    step_s: float
+    experts: float
     overhead_s: float
     measured: int
 
-    def seconds(self, config: Config) -> float:
-        return training_flops(config) / self.flops_per_s + self.overhead_s
+    def step_seconds(self, config: Config) -> float:
+        """Of all the run's steps: what the device computes."""
+        slower = self.experts if config.model.n_moe_layers else 1.0
+        return slower * training_flops(config) / self.flops_per_s + self.step_s * config.train.steps
+
+    def seconds(self, config: Config, sharing: int = 1) -> float:
+        """By the clock, where `sharing` processes take turns on the device."""
+        return sharing * self.step_seconds(config) + self.overhead_s
 
 
 def training_flops(config: Config) -> float:
@@ -110,54 +122,99 @@ def training_flops(config: Config) -> float:
 
 
 def cost_model(study: Study, rows: Iterable[dict[str, Any]], device: str | None = None) -> CostModel:
-    """From what rows of `device` (default: the study's plan_device) took, else from the study's stated figures."""
+    """From what rows of `device` (default: the study's plan_device) took, else from the study's stated figures.
+
+    Rows of runs that were cut, or that shared the device with others, say nothing about its speed and are left out.
+    """
     device = device or study.plan_device
-    rates, overheads = [], []
+    rates, overheads, with_experts = [], [], []
     for row in rows:
         about = row["study"]
-        if row["device"] != device or about["status"] != "done" or about["resumed"]:
+        if row["device"] != device or about["status"] != "done" or about["resumed"] or about["sharing"] > 1:
             continue
-        rate = row["metrics"]["tokens_per_s"] * about["flops_per_token"]
-        rates.append(rate)
-        overheads.append(max(0.0, about["seconds"] - about["training_flops"] / rate))
-    if rates:
-        return CostModel(device, statistics.median(rates), statistics.median(overheads), len(rates))
-    if device == study.plan_device:
-        return CostModel(device, study.plan_flops, study.plan_overhead_s, 0)
-    peak = devices.peak_flops()
-    return CostModel(device, peak / 4 if peak else 2e10, study.plan_overhead_s, 0)
+        train = row["config"]["config"]["train"]
+        steps_s = train["steps"] * train["batch_size"] * train["seq_len"] / row["metrics"]["tokens_per_s"]
+        overheads.append(max(0.0, about["seconds"] - steps_s))
+        rate = about["training_flops"] / max(steps_s - study.plan_step_s * train["steps"], steps_s / 4)
+        (with_experts if row["experts"] else rates).append(rate)
+    stated = study.plan_flops
+    if device != study.plan_device:
+        peak = devices.peak_flops()
+        stated = peak / 4 if peak else 2e10
+    rate = statistics.median(rates) if rates else stated
+    return CostModel(
+        device,
+        rate,
+        study.plan_step_s,
+        max(1.0, rate / statistics.median(with_experts)) if with_experts else study.plan_experts,
+        statistics.median(overheads) if overheads else study.plan_overhead_s,
+        len(overheads),
+    )
 
 
 def describe(study: Study, made: Plan, rows: Rows, cost: CostModel) -> str:
-    """The plan as Markdown: every run in its order with its minutes, and what waits and why."""
-    source = f"measured on {cost.measured} runs" if cost.measured else "not measured yet: the study's stated figure"
+    """The plan as Markdown: every run in its order with its minutes, what waits and why, and sums by priority."""
+    source = f"measured on {cost.measured} runs" if cost.measured else "not measured yet: the study's stated figures"
     lines = [
         f"# Plan of study {study.name}",
         "",
-        f"Minutes on {cost.device} at {cost.flops_per_s:.3g} FLOP/s and {cost.overhead_s:.0f} s a run beside its steps "
-        f"({source}).",
+        f"Minutes on {cost.device} at {cost.flops_per_s:.3g} FLOP/s and {1e3 * cost.step_s:.0f} ms a step, "
+        f"{cost.experts:.1f} times that with experts, and {cost.overhead_s:.0f} s a run beside its steps ({source}).",
         "",
-        "| # | point | tier | seed | learning rate | minutes | status |",
-        "|---|---|---|---|---|---|---|",
+        "| # | point | tier | priority | seed | learning rate | minutes | status |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    left = total = 0.0
+    sums: dict[int, _Sum] = defaultdict(_Sum)
     for number, task in enumerate(made.tasks, 1):
-        minutes = cost.seconds(task.config) / 60
         row = rows.by_key.get(task.key)
         status = row["study"]["status"] if row else "to do"
-        total += minutes
-        left += 0 if rows.done(task.key) else minutes
-        rate = task.config.optim.learning_rate
-        lines.append(
-            f"| {number} | {task.point.name} | {task.point.tier} | {task.seed} | {rate:g} | {minutes:.1f} | {status} |"
-        )
+        sums[task.point.priority].add(1, cost, task.config, rows.done(task.key) is not None)
+        rate, minutes = task.config.optim.learning_rate, cost.seconds(task.config) / 60
+        lines.append(f"| {number} | {task.point.name} | {task.point.tier} | {task.point.priority} | {task.seed} | "
+                     f"{rate:g} | {minutes:.1f} | {status} |")  # fmt: skip
     for point, seeds in made.waiting:
-        minutes = seeds * cost.seconds(study.config(point, point.seeds[0], rates_of(study, point)[0])) / 60
-        total, left = total + minutes, left + minutes
-        lines.append(f"| | {point.name} | {point.tier} | {seeds} more | best of seed {point.seeds[0]} | {minutes:.1f} "
-                     "| waits for its learning rate |")  # fmt: skip
-    lines += [f"| | {point.name} | {point.tier} | | | | needs {point.needs} |" for point in made.missing]
-    lines += ["", f"{total:.1f} minutes in all, {left:.1f} to go."]
+        config = study.config(point, point.seeds[0], rates_of(study, point)[0])
+        sums[point.priority].add(seeds, cost, config, False)
+        minutes = seeds * cost.seconds(config) / 60
+        lines.append(f"| | {point.name} | {point.tier} | {point.priority} | {seeds} more | best of seed "
+                     f"{point.seeds[0]} | {minutes:.1f} | waits for its learning rate |")  # fmt: skip
+    lines += [f"| | {p.name} | {p.tier} | {p.priority} | | | | needs {p.needs} |" for p in made.missing]
+    lines += ["", *_sums(sums)]
     if rows.unreadable:
         lines += ["", "Rows left out, because their config cannot be read: " + "; ".join(rows.unreadable)]
     return "\n".join(lines)
+
+
+@dataclasses.dataclass
+class _Sum:
+    """Runs to go, with their seconds by the clock and in the device's steps; total_s: of done ones too."""
+
+    runs: int = 0
+    seconds: float = 0.0
+    step_seconds: float = 0.0
+    total_s: float = 0.0
+
+    def add(self, runs: int, cost: CostModel, config: Config, done: bool) -> None:
+        self.total_s += runs * cost.seconds(config)
+        if not done:
+            self.runs += runs
+            self.seconds += runs * cost.seconds(config)
+            self.step_seconds += runs * cost.step_seconds(config)
+
+    def shared(self, processes: int) -> float:
+        """Seconds that `processes` need at best which share a device: it computes for one while others compile."""
+        return max(self.step_seconds, self.seconds / processes)
+
+
+def _sums(sums: dict[int, _Sum]) -> list[str]:
+    """A table of what is left by priority, each with all before it, and the total."""
+    lines = [
+        f"| priority | runs to go | minutes | with all before | at best, {SHARING} processes on one device |",
+        "|---|---|---|---|---|",
+    ]
+    before = _Sum()
+    for priority, part in sorted(sums.items()):
+        before = _Sum(*(a + b for a, b in zip(dataclasses.astuple(before), dataclasses.astuple(part), strict=True)))
+        lines.append(f"| {priority} | {part.runs} | {part.seconds / 60:.1f} | {before.seconds / 60:.1f} | "
+                     f"{before.shared(SHARING) / 60:.1f} |")  # fmt: skip
+    return [*lines, "", f"{before.total_s / 60:.1f} minutes in all, {before.seconds / 60:.1f} to go."]

@@ -8,13 +8,15 @@ from mla_jax.study.grid import Study
 from mla_jax.study.results import Results, collect
 from mla_jax.study.rows import Rows
 
+TIME = "## Time"  # heads the last section
+
 
 def write(study: Study, rows: Rows, folder: Path) -> Path:
-    """Write report.md (no clock in it: the same rows give the same bytes), time.md and results.csv."""
+    """Write report.md and results.csv: the same rows give the same bytes. Only the last section, time, has a clock in
+    it: everything before is the same for the same runs, however often they were stopped."""
     found = collect(study, rows)
     pictures = plots.write(found, folder / "plots")
     write_text(folder / "report.md", markdown(found, pictures))
-    write_text(folder / "time.md", tables.time_used(found))
     write_text(folder / "results.csv", tables.csv(found))
     return folder / "report.md"
 
@@ -35,6 +37,7 @@ def markdown(found: Results, pictures: list[tuple[str, str]]) -> str:
     parts += ["## How many directions the cache uses", tables.effective_ranks(found)]
     parts += ["## Samples", tables.samples(found)]
     parts += ["## Plots", "\n\n".join(f"{caption}\n\n![{caption}](plots/{name})" for name, caption in pictures)]
+    parts += [TIME, tables.time_used(found)]
     return "\n\n".join(_without_empty_sections(parts)) + "\n"
 
 

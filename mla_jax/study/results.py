@@ -137,5 +137,8 @@ def relative(variant: Measured, reference: Measured, value: Callable[[Row], floa
 
 
 def seconds(rows: tuple[Row, ...]) -> float:
-    """Device time of rows, in seconds; a run that was cut counts from where it was gone on with."""
-    return math.fsum(row["study"]["seconds"] for row in rows)
+    """Device time of rows, in seconds: of a device that processes took turns on, their shares.
+
+    A run that was cut counts from where it was gone on with.
+    """
+    return math.fsum(row["study"]["seconds"] / row["study"]["sharing"] for row in rows)

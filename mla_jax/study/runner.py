@@ -47,10 +47,15 @@ class Outcome:
 
 
 class Runner:
-    """Works on the study in `workdir` (runs/, rows/, logs/, locks/) until it is complete or `max_minutes` are over."""
+    """Works on the study in `workdir` (runs/, rows/, logs/, locks/) until it is complete or `max_minutes` are over.
 
-    def __init__(self, study: Study, workdir: Path, max_minutes: float, console: rich.console.Console):
-        self.study, self.workdir, self.console = study, workdir, console
+    sharing: how many processes take turns on this one's device; rows say so, and their seconds count as a share.
+    """
+
+    def __init__(
+        self, study: Study, workdir: Path, max_minutes: float, console: rich.console.Console, sharing: int = 1
+    ):
+        self.study, self.workdir, self.console, self.sharing = study, workdir, console, sharing
         self.began = time.monotonic()
         self.deadline = self.began + 60 * max_minutes
         self.failed: dict[str, str] = {}
@@ -71,8 +76,8 @@ class Runner:
         with StopOnSignal(self.deadline) as self.stop:
             stopped = self._work()
         rows, made = self._look()
-        left = self._undone(rows, made)
-        return Outcome(len(made.tasks) - len(left), len(left) + sum(n for _, n in made.waiting), stopped, self.failed)
+        done = _done(made, rows, self.fingerprint)
+        return Outcome(done, _total(made) - done, stopped, self.failed)
 
     def _look(self) -> tuple[Rows, Plan]:
         rows = gather(self.workdir)
@@ -104,7 +109,7 @@ class Runner:
                 continue
             task, lock = chosen
             with lock:
-                self._do(task, len(made.tasks), len(tasks))
+                self._do(task, f"{_done(made, rows, self.fingerprint) + 1}/{_total(made)}")
 
     def _choose(self, tasks: list[Task], rows: Rows) -> tuple[Task, Any] | str | None:
         """The first task in order that is free and fits into the time left; "held" when others do all that fit."""
@@ -113,7 +118,7 @@ class Runner:
         held = False
         for task in tasks:
             resumable = bool(RunFolder(self.workdir / "runs" / task.name).steps())
-            if self.started and not resumable and cost.seconds(task.config) > left:
+            if self.started and not resumable and cost.seconds(task.config, self.sharing) > left:
                 continue  # the first run of a call always starts: on a disk that stays, it will be gone on with
             lock = self._lock(task)
             if lock is None:
@@ -132,12 +137,12 @@ class Runner:
             return None
         return handle
 
-    def _do(self, task: Task, total: int, left: int) -> None:
-        """Train and measure one run and write its row, whatever happens but a signal."""
+    def _do(self, task: Task, number: str) -> None:
+        """Train and measure one run and write its row, whatever happens but a signal. number: "3/13", to be said."""
         if gather(self.workdir).done(task.key, self.fingerprint):
             return  # another process finished it between the look and the lock
         self.started += 1
-        self._say(f"[{total - left + 1}/{total}] {task.name} begins")
+        self._say(f"[{number}] {task.name} begins")
         began = time.monotonic()
         row = None
         try:
@@ -153,7 +158,7 @@ class Runner:
         if row is None:
             self._say(f"{task.name} was stopped after {seconds:.0f} s; it goes on from its checkpoint")
         else:
-            row["study"]["seconds"] = round(seconds, 1)
+            row["study"] |= {"seconds": round(seconds, 1), "sharing": self.sharing}
             write_text(self.workdir / "rows" / f"{task.name}.json", json.dumps(row) + "\n")
             self._say(f"{task.name} {_in_words(row)} · {seconds:.0f} s")
             if row["study"]["status"] in DONE and not self.study.keep_checkpoints:
@@ -167,6 +172,16 @@ class Runner:
     def _say(self, text: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self.began), 60)
         self.console.print(f"{minutes:3d}:{seconds:02d} {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _done(made: Plan, rows: Rows, fingerprint: str | None) -> int:
+    """Runs of the plan that have a result, whoever did them."""
+    return sum(rows.done(task.key, fingerprint) is not None for task in made.tasks)
+
+
+def _total(made: Plan) -> int:
+    """Runs of the whole study, those that wait for their learning rate too."""
+    return len(made.tasks) + sum(seeds for _, seeds in made.waiting)
 
 
 def run_task(

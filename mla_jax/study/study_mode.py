@@ -37,12 +37,15 @@ def report_only(study: Study, workdir: str, console: rich.console.Console) -> No
     console.print(f"report      {path}", highlight=False, markup=False, soft_wrap=True)
 
 
-def run(study: Study, workdir: str, max_minutes: float | None, console: rich.console.Console) -> int:
-    """Do what is missing, then write the report. Exit code 0 when stopped or complete, 1 when a run failed."""
+def run(study: Study, workdir: str, max_minutes: float | None, console: rich.console.Console, sharing: int = 1) -> int:
+    """Do what is missing, then write the report. Exit code 0 when stopped or complete, 1 when a run failed.
+
+    sharing: how many processes take turns on this one's device.
+    """
     from mla_jax.study.runner import Runner
 
     folder = _checked(study, workdir)
-    runner = Runner(study, folder, float("inf") if max_minutes is None else max_minutes, console)
+    runner = Runner(study, folder, float("inf") if max_minutes is None else max_minutes, console, sharing)
     runner.prepare()
     _claim(study, folder)
     outcome = runner.run()

@@ -3,6 +3,7 @@
 import csv as csv_lib
 import io
 import math
+import statistics
 from collections.abc import Iterable
 
 import numpy as np
@@ -13,6 +14,7 @@ from mla_jax.study.rows import best_loss, model_of
 from mla_jax.study.stats import Estimate, estimate, holm, story_p
 
 STORY_ROWS = 3  # samples shown a point
+FULL_SCHEDULE = 50_000 * 128 * 512  # tokens: the papers' training
 HARD = "050-099"  # the distance of fact questions that the main table shows
 
 
@@ -234,18 +236,22 @@ def samples(found: Results) -> str:
 
 def time_used(found: Results) -> str:
     """Device minutes, and what the papers' full schedule would take at the measured speed."""
-    lines = [f"# Time of study {found.study.name}", "", f"{seconds(found.rows) / 60:.1f} device minutes in all.", ""]
+    used = f"{seconds(found.rows) / 60:.1f} device minutes in {len(found.rows)} runs"
     rows = []
     for p in found.points:
-        speed = [r["metrics"]["tokens_per_s"] for r in p.measured.values()]
-        if not speed:
+        if not p.measured:
             continue
-        median = sorted(speed)[len(speed) // 2]
-        mean = sum(r["study"]["seconds"] for r in p.measured.values()) / len(speed)
-        hours = 50_000 * 128 * 512 / median / 3600
-        rows.append((p.name, p.any["device"], f"{median:,.0f}", f"{mean:.0f}", f"{hours:.1f}"))
-    head = ("point", "device", "training tokens/s", "seconds a run, all in", "hours for 50,000 x 128 x 512")
-    return "\n".join(lines) + table(head, rows) + "\n"
+        alone = [r for r in p.measured.values() if r["study"]["sharing"] == 1] or list(p.measured.values())
+        bound = "" if alone[0]["study"]["sharing"] == 1 else "at most "
+        median = statistics.median(r["metrics"]["tokens_per_s"] for r in alone)
+        mean = seconds(tuple(p.measured.values())) / len(p.measured)
+        hours = f"{bound}{FULL_SCHEDULE / median / 3600:.1f}"
+        rows.append((p.name, p.tier, p.any["device"], f"{median:,.0f}", f"{mean:.0f}", hours))
+    head = ("point", "tier", "device", "training tokens/s", "device seconds a run", "hours for 50,000 x 128 x 512")
+    text = table(head, rows)
+    if any(row[-1].startswith("at most") for row in rows):
+        text += "\n\nAt most: its runs took turns with others on the device, so alone they are faster."
+    return f"{used}, compiling and evaluating included.\n\n{text}"
 
 
 def csv(found: Results) -> str:

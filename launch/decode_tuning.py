@@ -106,6 +106,9 @@ def main() -> None:
     parser.add_argument("--trace", type=Path, help="folder for profiles of size-m steps at batch 1")
     given = parser.parse_args()
     begun = time.monotonic()
+    if given.trace:
+        for config in ("mla_rope", "mha_rope"):
+            trace(config, given.trace / config)
     for name in given.only:
         config, batch, context, knobs, choices = SWEEPS[name]
         for choice in choices:
@@ -123,9 +126,6 @@ def main() -> None:
                 file.write(
                     json.dumps({"name": name, "choice": label, "batch": batch, "context": context} | found) + "\n"
                 )
-    if given.trace:
-        for config in ("mla_rope", "mha_rope"):
-            trace(config, given.trace / config)
 
 
 def trace(config: str, folder: Path) -> None:

@@ -21,7 +21,6 @@ from jax.experimental import pallas as pl
 from mla_jax.kernels.flash_decode import Blocks
 
 _MULTIPROCESSORS = 132  # H100; only the number of splits depends on it
-_PROGRAMS_PER_MULTIPROCESSOR = 4
 _MAX_SPLITS = 64
 
 # (largest numbers of cache loaded per position, int8 or not) -> (positions, warps, stages). First that fits.
@@ -40,7 +39,7 @@ def choose(numbers: int, quantized: bool, batch: int, groups: int, capacity: int
     A row is split until the device is full, but no part is shorter than two steps of a program.
     """
     positions, warps, stages = next(row for (limit, int8), row in TABLE if int8 == quantized and numbers <= limit)
-    wanted = pl.cdiv(_MULTIPROCESSORS * _PROGRAMS_PER_MULTIPROCESSOR, 2 * batch * groups)
+    wanted = max(1, _MULTIPROCESSORS // (batch * groups))
     possible = max(1, capacity // (2 * positions))
-    splits = min(pl.next_power_of_2(wanted), 1 << (possible.bit_length() - 1), _MAX_SPLITS)
+    splits = min(1 << (wanted.bit_length() - 1), 1 << (possible.bit_length() - 1), _MAX_SPLITS)
     return Blocks(positions, splits, warps, stages)

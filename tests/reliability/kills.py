@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from outcome import Outcome
-from run_tools import call, listing, start, train_flags, write_stories
+from run_tools import REPOSITORY, call, listing, start, train_flags, write_stories
 
 from mla_jax import checksums
 from mla_jax.rows import read_rows
@@ -40,9 +40,11 @@ class Place:
         return train_flags(self.stories, run, **LONG)
 
 
-def killed(command: list[str], cache: Path, moment: Callable[[subprocess.Popen], None]) -> tuple[bool, str]:
+def killed(
+    command: list[str], cache: Path, moment: Callable[[subprocess.Popen], None], **more: Any
+) -> tuple[bool, str]:
     """Start, wait for the moment, kill -9. (whether it was killed before its end, what it had said)."""
-    process = start(*command, cache=cache)
+    process = start(*command, cache=cache, **more)
     try:
         moment(process)
     finally:
@@ -213,3 +215,30 @@ def judging(place: Place, count: int) -> Iterator[Outcome]:
     folder.mkdir()
     kill_test(folder, count, 230)
     yield Outcome("kill -9 in judging", count, count, "1,000 judgements accounted for, none twice")
+
+
+def studies(place: Place, count: int) -> Iterator[Outcome]:
+    """Kills anywhere in a study of four runs, from its first run to its report, which ends as an undisturbed one."""
+    command = ["--mode=study", f"--config={REPOSITORY / 'tests' / 'study_killed.py'}", "--workdir=study"]
+    whole = place.folder / "whole"
+    whole.mkdir()
+    began = time.monotonic()
+    call(*command, cache=place.cache, cwd=whole)
+    seconds, kills, ends = time.monotonic() - began, 0, 0
+    folder = place.folder / "killed"
+    while True:
+        folder.mkdir(exist_ok=True)
+        moment = after(place.rng.uniform(0.05, 0.7) * seconds if kills < count else 600)
+        was_killed, _ = killed(command, place.cache, moment, cwd=folder)
+        kills += was_killed
+        if was_killed:
+            continue
+        for name in ("report.md", "results.csv"):
+            assert (folder / "study" / name).read_bytes() == (whole / "study" / name).read_bytes(), name
+        left = [str(p) for p in (folder / "study").rglob("*") if TEMPORARY.search(p.name)]
+        assert left == [], f"left behind: {left}"
+        shutil.rmtree(folder)
+        ends += 1
+        if kills >= count:
+            break
+    yield Outcome("kill -9 in a study", kills, kills, f"{ends} studies ended with the report of an undisturbed one")

@@ -1,13 +1,19 @@
 """Tries every fault and writes docs/reliability.md's table: `bash launch/reliability.sh [--quick]`."""
 
 import argparse
+import datetime
+import json
+import os
+import platform
 import random
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import kills
 import signals
 import storage
@@ -16,30 +22,61 @@ from outcome import Outcome
 
 REPORT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- table: launch/reliability.sh -->\n", "<!-- end of table -->\n"
+Trial = Callable[[Place], Iterator[Outcome]]
 
 
-def trials(quick: bool, kill_count: int) -> list[tuple[str, Callable[[Place], Iterator[Outcome]]]]:
+def trials(quick: bool, kill_count: int) -> dict[str, tuple[str, Trial]]:
+    """{trial: (its group, the work)}; what one group leaves in its folder the next trial of the group uses."""
     few = 2 if quick else 20
     many = 5 if quick else kill_count
-    return [
-        ("storage", lambda place: storage.damaged_files(place, every=9 if quick else 1)),
-        ("storage", lambda place: storage.resumed_after_damage(place, 1 if quick else 10)),
-        ("storage", storage.read_only),
-        ("storage", lambda place: storage.full_disk(place, (1,) if quick else (1, 2, 3, 5, 8))),
-        ("storage", storage.two_in_one_folder),
-        ("signals", lambda place: signals.preemption(place, 3 if quick else 20)),
-        ("signals", signals.second_signal),
-        ("training", lambda place: kills.training(place, many)),
-        ("preparation", lambda place: kills.preparation(place, few)),
-        ("sampling", lambda place: kills.sampling(place, few)),
-        ("judging", lambda place: kills.judging(place, few)),
-    ]
+    return {
+        "files": ("storage", lambda place: storage.damaged_files(place, every=9 if quick else 1)),
+        "resume": ("storage", lambda place: storage.resumed_after_damage(place, 1 if quick else 10)),
+        "read_only": ("storage", storage.read_only),
+        "disk": ("storage", lambda place: storage.full_disk(place, (1,) if quick else (1, 2, 3, 5, 8))),
+        "two": ("storage", storage.two_in_one_folder),
+        "tokens": ("storage", storage.damaged_tokens),
+        "export": ("storage", storage.damaged_export),
+        "tokenizer": ("storage", storage.foreign_tokenizer),
+        "preemption": ("signals", lambda place: signals.preemption(place, 3 if quick else 20)),
+        "twice": ("signals", signals.second_signal),
+        "training": ("training", lambda place: kills.training(place, many)),
+        "preparation": ("preparation", lambda place: kills.preparation(place, few)),
+        "sampling": ("sampling", lambda place: kills.sampling(place, few)),
+        "judging": ("judging", lambda place: kills.judging(place, few)),
+        "study": ("study", lambda place: kills.studies(place, few)),
+    }
 
 
-def table(rows: list[tuple[Outcome, float]]) -> str:
+def table(rows: list[dict]) -> str:
+    """Markdown: one line an outcome."""
     lines = ["| fault | times tried | as promised | what happened | s |", "|---|---|---|---|---|"]
-    lines += [f"| {o.fault} | {o.tried} | {o.held} | {o.detail} | {seconds:.0f} |" for o, seconds in rows]
+    names = ("fault", "tried", "held", "detail", "seconds")
+    lines += ["| " + " | ".join(str(row[name]) for name in names) + " |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def measured(rows: list[dict]) -> str:
+    """When and on what, and how long all of it took."""
+    minutes = sum(row["seconds"] for row in rows) / 60
+    date, versions = datetime.date.today(), f"Python {platform.python_version()}, jax {jax.__version__}"
+    return f"Measured {date}: {os.cpu_count()} CPU cores, {versions}; {minutes:.0f} minutes in all.\n\n"
+
+
+def attempt(key: str, trial: Trial, place: Place) -> tuple[list[dict], str]:
+    """(rows of what was tried, "" or the first line of what did not hold)."""
+    rows: list[dict] = []
+    began = time.monotonic()
+    try:
+        for outcome in trial(place):
+            now = time.monotonic()
+            rows.append({"trial": key, **vars(outcome), "seconds": round(now - began)})
+            began = now
+            print(table(rows[-1:]).splitlines()[-1], flush=True)
+    except Exception as error:  # an assertion, a process that hangs, a file that is not there: all are findings
+        traceback.print_exc()
+        return rows, f"{key}: {error}"
+    return rows, ""
 
 
 def main() -> int:
@@ -47,27 +84,33 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a few of each, in two minutes; writes nothing")
     parser.add_argument("--kills", type=int, default=100, help="kills in training; a fifth in saves and resumptions")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="storage | signals | training | preparation | sampling | judging")
+    parser.add_argument("--only", default="", help="comma-separated trials or groups: storage, training, disk, ...")
+    parser.add_argument("--rows", type=Path, help="a file: trials whose rows it holds are not tried again")
     arguments = parser.parse_args()
-    rows: list[tuple[Outcome, float]] = []
-    failed: list[str] = []
+    chosen, failed = trials(arguments.quick, arguments.kills), []
+    only = set(filter(None, arguments.only.split(",")))
+    if unknown := only - set(chosen) - {group for group, _ in chosen.values()}:
+        parser.error(f"--only: {', '.join(sorted(unknown))} is no trial; there are {', '.join(chosen)}")
+    kept = arguments.rows
+    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept and kept.exists() else []
     with tempfile.TemporaryDirectory(prefix="mla_jax-reliability-") as folder:
-        for name, trial in trials(arguments.quick, arguments.kills):
-            if arguments.only and name != arguments.only:
+        for key, (group, trial) in chosen.items():
+            if (only and not only & {key, group}) or any(row["trial"] == key for row in rows):
                 continue
-            place, began = Place(Path(folder) / name, random.Random(arguments.seed)), time.monotonic()
-            try:
-                for outcome in trial(place):
-                    rows.append((outcome, time.monotonic() - began))
-                    began = time.monotonic()
-                    print(table(rows[-1:]).splitlines()[-1], flush=True)
-            except AssertionError as error:
-                failed.append(f"{name}: {error}")
-                print(f"FAILED {failed[-1]}", file=sys.stderr, flush=True)
-    if not arguments.quick and not arguments.only and not failed:
+            found, problem = attempt(key, trial, Place(Path(folder) / group, random.Random(arguments.seed)))
+            if problem:
+                failed.append(problem)
+                print(f"FAILED {problem}", file=sys.stderr, flush=True)
+                continue
+            rows += found
+            if kept:
+                with kept.open("a", encoding="utf-8") as out:
+                    out.writelines(json.dumps(row) + "\n" for row in found)
+    if not arguments.quick and {row["trial"] for row in rows} == set(chosen):
+        rows.sort(key=lambda row: list(chosen).index(row["trial"]))
         text = REPORT.read_text(encoding="utf-8")
         before, after = text.split(BEGIN)[0], text.split(END)[1]
-        REPORT.write_text(before + BEGIN + table(rows) + END + after, encoding="utf-8")
+        REPORT.write_text(before + BEGIN + measured(rows) + table(rows) + END + after, encoding="utf-8")
     return 1 if failed else 0
 
 

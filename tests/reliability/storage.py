@@ -1,5 +1,6 @@
 """Damaged, full, read-only and shared storage: a sentence, or the right answer; never a wrong one."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -12,9 +13,13 @@ import jax
 import numpy as np
 from kills import LONG, Place
 from outcome import Outcome
-from run_tools import call, listing, start, train_flags
+from run_tools import call, listing, small_config, start, train_flags
 
+from mla_jax import config as config_lib
+from mla_jax.data.prepare import prepare
+from mla_jax.data.tokenizer import train_tokenizer
 from mla_jax.errors import UserError
+from mla_jax.interop import hf
 from mla_jax.runs import RunFolder, load_run
 from mla_jax.sample.sampler import Sampler
 
@@ -36,10 +41,17 @@ DAMAGES: dict[str, Damage] = {
 }
 
 
+def trained(place: Place) -> Path:
+    """A run of seconds, made once for all trials of the group."""
+    run = place.folder / "run"
+    if not (run / "report.md").exists():
+        call(*train_flags(place.stories, run), cache=place.cache)
+    return run
+
+
 def damaged_files(place: Place, every: int) -> Iterator[Outcome]:
     """Each `every`-th file of a run folder, damaged in each way, then loaded and sampled."""
-    run = place.folder / "run"
-    call(*train_flags(place.stories, run), cache=place.cache)
+    run = trained(place)
     good = load_run(run)
     leaves, story = [np.asarray(a) for a in jax.tree.leaves(good.params)], write_story(good)
     files = [p.relative_to(run) for p in sorted(run.rglob("*")) if p.is_file() and p.name != ".lock"][::every]
@@ -61,7 +73,7 @@ def damaged_files(place: Place, every: int) -> Iterator[Outcome]:
             except UserError:
                 seen["refused in a sentence"] += 1
         yield Outcome(
-            f"each file of a run folder {name}, then sampled",
+            f"{'each' if every == 1 else f'each {every}th'} file of a run folder {name}, then sampled",
             len(files),
             len(files),
             ", ".join(f"{number} {what}" for what, number in seen.most_common()),
@@ -74,7 +86,7 @@ def write_story(run: object) -> list[str]:
 
 def resumed_after_damage(place: Place, count: int) -> Iterator[Outcome]:
     """The newest checkpoint damaged anywhere: training goes on from the one before and ends as it should."""
-    run, copy = place.folder / "run", place.folder / "resumed"
+    run, copy = trained(place), place.folder / "resumed"
     newest = max(RunFolder(run).steps())
     files = [p.relative_to(run) for p in (run / "checkpoints" / str(newest)).glob("*/**/*") if p.is_file()]
     for _ in range(count):
@@ -139,17 +151,91 @@ def two_in_one_folder(place: Place) -> Iterator[Outcome]:
     yield Outcome("two processes on one run folder", 1, 1, "the second exits with 2; the lock dies with its process")
 
 
+@contextlib.contextmanager
+def mounted_read_only(source: Path, folder: Path) -> Iterator[bool]:
+    """A copy of `source` at `folder` that cannot be written to, by root neither; False where that cannot be had."""
+    shutil.copytree(source, folder)
+    if os.geteuid() != 0:
+        for path in [folder, *folder.rglob("*")]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        yield True
+        return
+    mount = ["mount", "--bind", str(folder), str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, check=False).returncode:
+        yield False
+        return
+    try:
+        yield subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=False).returncode == 0
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
 def read_only(place: Place) -> Iterator[Outcome]:
     """A read-only run folder can be sampled and evaluated; training in it is refused."""
-    if os.geteuid() == 0:
-        yield Outcome("a read-only folder", 0, 0, "not tried: root writes everywhere")
-        return
-    run = place.folder / "read_only"
-    shutil.copytree(place.folder / "run", run)
-    for path in [run, *run.rglob("*")]:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    before = listing(run)
-    call("--mode=sample", f"--workdir={run}", "--prompt=once", "--num_samples=1", cache=place.cache)
-    said = call(*train_flags(place.stories, run, **{"train.steps": 20}), cache=place.cache, code=2)
-    assert "cannot be written to" in said and listing(run) == before
-    yield Outcome("a read-only folder", 2, 2, "sampled; training in it refused; nothing changed")
+    folder = place.folder / "read_only"
+    with mounted_read_only(trained(place), folder) as held:
+        if not held:
+            yield Outcome("a read-only folder", 0, 0, "not tried: root writes everywhere, and may not mount here")
+            return
+        before = listing(folder)
+        call("--mode=sample", f"--workdir={folder}", "--prompt=once", "--num_samples=1", cache=place.cache)
+        said = call(*train_flags(place.stories, folder, **{"train.steps": 20}), cache=place.cache, code=2)
+        assert "cannot be written to" in said and "Traceback" not in said, said
+        said = call(*train_flags(place.stories, folder / "new"), cache=place.cache, code=2)
+        assert "cannot be" in said and "Traceback" not in said, said
+        assert listing(folder) == before
+    yield Outcome("a read-only folder", 3, 3, "sampled; training in it or below it refused; nothing changed")
+
+
+def damaged_tokens(place: Place) -> Iterator[Outcome]:
+    """Each file of the token cache damaged in each way: noticed, and prepared again to the same bytes."""
+    config = config_lib.replace(small_config(place.stories), **{"data.cache_dir": str(place.folder / "tokens")})
+    prepare(config)
+    good = listing(place.folder / "tokens")
+    files = [place.folder / "tokens" / name for name, digest in good.items() if digest != "folder"]
+    tried = 0
+    for damage in DAMAGES.values():
+        for file in files:
+            damage(file, place.rng)
+            prepared = prepare(config)
+            stream = prepared.train.tokens.tobytes()
+            assert all(
+                digest == good[name]
+                for name, digest in listing(place.folder / "tokens").items()
+                if not name.endswith("meta.json")
+            ), f"{file.name}: the cache differs"
+            assert len(stream) == prepared.train.tokens.nbytes > 0
+            tried += 1
+    yield Outcome("each file of the token cache damaged", tried, tried, "noticed, made again, the same tokens")
+
+
+def damaged_export(place: Place) -> Iterator[Outcome]:
+    """Each file of an export damaged in each way: the import is a sentence, or reads the very same weights."""
+    folder, copy = place.folder / "export", place.folder / "export_copy"
+    hf.export(load_run(trained(place)), folder)
+    good = [np.asarray(a) for a in jax.tree.leaves(hf.load(folder).params)]
+    seen: Counter[str] = Counter()
+    for damage in DAMAGES.values():
+        for file in sorted(p.name for p in folder.iterdir()):
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(folder, copy)
+            damage(copy / file, place.rng)
+            try:
+                found = [np.asarray(a) for a in jax.tree.leaves(hf.load(copy).params)]
+                assert all(np.array_equal(a, b) for a, b in zip(good, found, strict=True)), f"{file}: other weights"
+                seen["the same weights"] += 1
+            except UserError:
+                seen["refused in a sentence"] += 1
+    tried, detail = seen.total(), ", ".join(f"{number} {what}" for what, number in seen.most_common())
+    yield Outcome("each file of an export damaged, then imported", tried, tried, detail)
+
+
+def foreign_tokenizer(place: Place) -> Iterator[Outcome]:
+    """Another run's tokenizer beside the weights: refused before a word is written."""
+    copy = place.folder / "foreign"
+    shutil.copytree(trained(place), copy)
+    texts = iter(["another corpus altogether, of other words and other letters: zephyr, quartz, jigsaw. "] * 60)
+    (copy / "tokenizer.model").write_bytes(train_tokenizer(texts, 300))
+    said = call("--mode=sample", f"--workdir={copy}", "--prompt=once", cache=place.cache, code=2)
+    assert "is not the tokenizer that the run was trained with" in said and "Traceback" not in said, said
+    yield Outcome("a tokenizer that does not match the weights", 1, 1, "refused in a sentence")

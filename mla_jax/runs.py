@@ -321,9 +321,14 @@ def _one_device() -> jax.sharding.Sharding:
 
 
 def checkpoint_losses(folder: RunFolder) -> dict[int, float]:
-    """Validation loss per finished checkpoint, where it was recorded."""
+    """Validation loss per finished checkpoint, where it was recorded. One that was damaged since is named and left out."""
     losses = {}
     for step in folder.steps():
+        try:
+            checksums.check(folder.checkpoints / str(step), "metrics")
+        except checksums.Mismatch as error:
+            logging.warning("The validation loss of checkpoint %s/%d is unknown: %s.", folder.checkpoints, step, error)
+            continue
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             content = json.loads((folder.checkpoints / str(step) / "metrics" / "metrics").read_text())
             losses[step] = float(content["valid_loss"])

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from mla_jax import runs
+from mla_jax import checksums, runs
 from mla_jax.errors import UserError
 from mla_jax.runs import RunFolder
 
@@ -19,6 +19,7 @@ pytest_plugins = ["run_fixtures"]
 def set_losses(folder: RunFolder, losses: dict[int, float]) -> None:
     for step, loss in losses.items():
         (folder.checkpoints / str(step) / "metrics" / "metrics").write_text(json.dumps({"valid_loss": loss}))
+        checksums.seal(folder.checkpoints / str(step))
 
 
 @pytest.fixture
@@ -60,6 +61,16 @@ def test_without_recorded_losses_the_newest_is_loaded(copy: RunFolder) -> None:
     for step, text in ((5, "{"), (10, "{}")):
         (copy.checkpoints / str(step) / "metrics" / "metrics").write_text(text)
     assert runs.checkpoint_losses(copy) == {}
+    assert runs.load_run(copy.path).step == 10
+
+
+def test_a_damaged_loss_is_named_and_never_the_best(copy: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    """One flipped bit makes 4.28 of 0.28: the worse model would have been taken for the better one."""
+    set_losses(copy, {5: 4.28, 10: 3.0})
+    path = copy.checkpoints / "5" / "metrics" / "metrics"
+    path.write_text(path.read_text().replace("4", "0"))
+    assert runs.checkpoint_losses(copy) == {10: 3.0}
+    assert "checkpoints/5 is unknown: metrics/metrics does not have the content" in caplog.text
     assert runs.load_run(copy.path).step == 10
 
 

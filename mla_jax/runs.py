@@ -321,7 +321,7 @@ def _one_device() -> jax.sharding.Sharding:
 
 
 def checkpoint_losses(folder: RunFolder) -> dict[int, float]:
-    """Validation loss per finished checkpoint, where it was recorded. One that was damaged since is named and left out."""
+    """Validation loss per finished checkpoint, where it was recorded; a damaged one is named and left out."""
     losses = {}
     for step in folder.steps():
         try:

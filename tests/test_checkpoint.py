@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mla_jax import checksums
 from mla_jax.config import CheckpointConfig
 from mla_jax.errors import UserError
 from mla_jax.runs import RunFolder, checkpoint_losses
@@ -161,6 +162,30 @@ def test_a_flipped_bit_gives_way_to_the_one_before(folder: RunFolder, caplog: py
     state, following = restore(folder, keep())
     assert (int(state.step), following) == (3, 3)
     assert any("does not have the content that was written" in r.getMessage() for r in caplog.records)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"{}", b'{"valid_loss": null}', b"\xff", b'{"valid_loss": 9.0}'])
+def test_a_damaged_loss_gives_way_to_the_one_before(
+    folder: RunFolder, text: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Orbax reads the losses of all checkpoints when it starts: one that was no JSON kept the run from resuming."""
+    write(folder, {3: 3.0, 6: 2.0}, keep())
+    (folder.checkpoints / "6" / "metrics" / "metrics").write_bytes(text)
+    before = {path: path.read_bytes() for path in folder.checkpoints.rglob("*") if path.is_file()}
+    state, following = restore(folder, keep())
+    assert (int(state.step), following) == (3, 3)
+    assert any("/6 cannot be restored (metrics/metrics" in r.getMessage() for r in caplog.records)
+    assert {path.name for path in folder.checkpoints.iterdir()} == {"3", "6.damaged1"}
+    # Also where no checksums tell, as in run folders of before; and with nothing else to go on from nothing is moved.
+    (folder.checkpoints / "3" / checksums.NAME).unlink()
+    (folder.checkpoints / "6.damaged1").rename(folder.checkpoints / "6")
+    (folder.checkpoints / "3" / "metrics" / "metrics").write_bytes(b"{")
+    with pytest.raises(UserError, match=r"none of the checkpoints 3, 6 in .* can be restored"):
+        restore(folder, keep())
+    (folder.checkpoints / "3" / "metrics" / "metrics").write_bytes(b'{"valid_loss": 3.0}')
+    assert {path for path in folder.checkpoints.rglob("*") if path.is_file()} == set(before) - {
+        folder.checkpoints / "3" / checksums.NAME
+    }
 
 
 def test_all_damaged_is_an_error_that_moves_nothing(folder: RunFolder) -> None:

@@ -28,7 +28,7 @@ class Checkpoints:
     """The checkpoints of one run, for writing. Use as a context manager: leaving it waits for pending saves."""
 
     def __init__(self, folder: RunFolder, cfg: CheckpointConfig, config: Config | None = None):
-        """config: the whole one, stored with each checkpoint for the record."""
+        """config: the whole one, stored with each checkpoint for the record. Raises UserError, see below."""
         self._record = config.to_dict() if config else {}
         policies: list[Any] = [checkpoint_managers.LatestN(cfg.keep_latest)]
         if cfg.keep_best:
@@ -44,6 +44,8 @@ class Checkpoints:
         policies.append(_KeepSteps(keep))
         self._folder = folder
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        with distributed.together("losses"):
+            self._set_aside_losses()
         self._manager = ocp.CheckpointManager(
             folder.checkpoints.resolve(),
             options=ocp.CheckpointManagerOptions(
@@ -135,11 +137,14 @@ class Checkpoints:
             model, train = restored["model"], restored["train"]
             return swapped(TrainState(train["step"], model["params"], train["opt_state"], model.get("router_bias")))
         if steps:
-            raise UserError(
-                f"none of the checkpoints {', '.join(map(str, sorted(steps)))} in {self._folder.checkpoints} can be "
-                "restored: copy the run folder again, or move it away to start over."
-            )
+            raise self._none_is_good(steps)
         return None
+
+    def _none_is_good(self, steps: list[int]) -> UserError:
+        return UserError(
+            f"none of the checkpoints {', '.join(map(str, sorted(steps)))} in {self._folder.checkpoints} can be "
+            "restored: copy the run folder again, or move it away to start over."
+        )
 
     def _data_state(self, step: int) -> dict[str, Any]:
         """The input pipeline's place: the same in every process, so that any number of them can go on from it."""
@@ -159,12 +164,37 @@ class Checkpoints:
             except OSError as error:  # what a kill left is being swept away, or the disk is full and Orbax will say so
                 logging.info("%s has no checksums (%s).", folder, error.strerror)
 
+    def _set_aside_losses(self) -> None:
+        """Move checkpoints whose recorded loss is damaged aside: Orbax reads all losses before anything else, and one
+        that is no JSON would end it. Raises UserError, and moves none, when no other checkpoint is there."""
+        if not distributed.is_first():
+            return
+        damaged = {}
+        for step in (steps := self._folder.steps()):
+            folder = self._folder.checkpoints / str(step)
+            try:
+                checksums.check(folder, "metrics")
+                float(json.loads((folder / "metrics" / "metrics").read_bytes())["valid_loss"])
+            except FileNotFoundError:  # saved between two evaluations
+                continue
+            except (checksums.Mismatch, OSError, ValueError, TypeError, KeyError) as error:
+                damaged[step] = short_reason(error)
+        for step, reason in damaged.items():
+            logging.error("Checkpoint %s/%d cannot be restored (%s).", self._folder.checkpoints, step, reason)
+        if damaged and len(damaged) == len(steps):
+            raise self._none_is_good(steps)
+        for step in damaged:
+            self._rename(step)
+
+    def _rename(self, step: int) -> None:
+        folder = self._folder.checkpoints / str(step)
+        aside = next(p for i in itertools.count(1) if not (p := folder.with_name(f"{step}.damaged{i}")).exists())
+        folder.rename(aside)
+        logging.warning("Moved the damaged checkpoint %s to %s.", folder, aside.name)
+
     def _move_aside(self, steps: list[int]) -> None:
         for step in steps if distributed.is_first() else ():
-            folder = self._folder.checkpoints / str(step)
-            aside = next(p for i in itertools.count(1) if not (p := folder.with_name(f"{step}.damaged{i}")).exists())
-            folder.rename(aside)
-            logging.warning("Moved the damaged checkpoint %s to %s.", folder, aside.name)
+            self._rename(step)
         if steps:
             distributed.exchange("moved aside", "")
             self._manager.reload()

@@ -133,10 +133,9 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [{name: row[name] for name in kept if name in row} for row in rows]
 
 
-def training(place: Place, count: int) -> Iterator[Outcome]:
-    """Kills anywhere in a run's life; then 1/5 as many inside a save, and 1/5 as many in the start of a resumption."""
+def training(place: Place, count: int, few: int) -> Iterator[Outcome]:
+    """Kills anywhere in a run's life; then `few` inside a save, and `few` in the start of a resumption."""
     undisturbed, whole = reference(place)
-    few = max(1, count // 5)
     for fault, number in (("training, at any moment", count), ("an asynchronous save", few), ("a resumption", few)):
         phases: Counter[str] = Counter()
         run, ends, kills, steps = place.folder / fault.replace(" ", "_").replace(",", ""), 0, 0, []
@@ -167,9 +166,9 @@ def moment_of(fault: str, run: Path, whole: float, rng: random.Random) -> Callab
     return after(whole * (rng.uniform(0.05, 1.1) if fault == "training, at any moment" else rng.uniform(0.02, 0.6)))
 
 
-def preparation(place: Place, count: int) -> Iterator[Outcome]:
+def preparation(place: Place, count: int, n_stories: int = 60_000) -> Iterator[Outcome]:
     """Kills while the tokenizer is trained and the tokens are written."""
-    stories = write_stories(place.folder / "many.txt", 60_000)
+    stories = write_stories(place.folder / "many.txt", n_stories)
     command = train_flags(stories, place.folder / "prepared", **{"train.steps": 1, "data.valid_fraction": 0.01})
     began = time.monotonic()
     call(*command, cache=place.folder / "whole")
@@ -215,8 +214,9 @@ def judging(place: Place, count: int) -> Iterator[Outcome]:
 
     folder = place.folder / "judged"
     folder.mkdir()
-    kill_test(folder, count, 230)
-    yield Outcome("kill -9 in judging", count, count, "1,000 judgements accounted for, none twice")
+    prompts = 230 if count > 5 else 40
+    kill_test(folder, count, prompts)
+    yield Outcome("kill -9 in judging", count, count, f"{4 * prompts:,}+ judgements accounted for, none twice")
 
 
 def studies(place: Place, count: int) -> Iterator[Outcome]:

@@ -25,26 +25,42 @@ BEGIN, END = "<!-- table: launch/reliability.sh -->\n", "<!-- end of table -->\n
 Trial = Callable[[Place], Iterator[Outcome]]
 
 
-def trials(quick: bool, kill_count: int) -> dict[str, tuple[str, Trial]]:
-    """{trial: (its group, the work)}; what one group leaves in its folder the next trial of the group uses."""
-    few = 2 if quick else 20
-    many = 5 if quick else kill_count
+def trials(kill_count: int) -> dict[str, tuple[str, Trial]]:
+    """{trial: (its group, the work)}; what one trial leaves in its group's folder the next of the group uses."""
+    few = max(1, kill_count // 5)
     return {
-        "files": ("storage", lambda place: storage.damaged_files(place, every=9 if quick else 1)),
-        "resume": ("storage", lambda place: storage.resumed_after_damage(place, 1 if quick else 10)),
+        "files": ("storage", lambda place: storage.damaged_files(place, every=1)),
+        "resume": ("storage", lambda place: storage.resumed_after_damage(place, 10)),
         "read_only": ("storage", storage.read_only),
-        "disk": ("storage", lambda place: storage.full_disk(place, (1,) if quick else (1, 2, 3, 5, 8))),
+        "disk": ("storage", lambda place: storage.full_disk(place, (1, 2, 3, 5, 8))),
         "two": ("storage", storage.two_in_one_folder),
         "tokens": ("storage", storage.damaged_tokens),
         "export": ("storage", storage.damaged_export),
         "tokenizer": ("storage", storage.foreign_tokenizer),
-        "preemption": ("signals", lambda place: signals.preemption(place, 3 if quick else 20)),
+        "preemption": ("signals", lambda place: signals.preemption(place, few)),
         "twice": ("signals", signals.second_signal),
-        "training": ("training", lambda place: kills.training(place, many)),
+        "training": ("training", lambda place: kills.training(place, kill_count, few)),
         "preparation": ("preparation", lambda place: kills.preparation(place, few)),
         "sampling": ("sampling", lambda place: kills.sampling(place, few)),
         "judging": ("judging", lambda place: kills.judging(place, few)),
         "study": ("study", lambda place: kills.studies(place, few)),
+    }
+
+
+def quick_trials() -> dict[str, tuple[str, Trial]]:
+    """One or two of each, in two minutes. A study takes longer: tests/test_study_runner.py kills one twice."""
+    return {
+        "files": ("storage", lambda place: storage.damaged_files(place, every=9)),
+        "resume": ("storage", lambda place: storage.resumed_after_damage(place, 1)),
+        "read_only": ("storage", storage.read_only),
+        "disk": ("storage", lambda place: storage.full_disk(place, (1,))),
+        "tokens": ("storage", storage.damaged_tokens),
+        "export": ("storage", storage.damaged_export),
+        "tokenizer": ("storage", storage.foreign_tokenizer),
+        "preemption": ("signals", lambda place: signals.preemption(place, 1)),
+        "training": ("training", lambda place: kills.training(place, 2, 1)),
+        "preparation": ("preparation", lambda place: kills.preparation(place, 2, 4_000)),
+        "judging": ("judging", lambda place: kills.judging(place, 2)),
     }
 
 
@@ -82,12 +98,12 @@ def attempt(key: str, trial: Trial, place: Place) -> tuple[list[dict], str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few of each, in two minutes; writes nothing")
-    parser.add_argument("--kills", type=int, default=100, help="kills in training; a fifth in saves and resumptions")
+    parser.add_argument("--kills", type=int, default=100, help="kills in training; a fifth of it anywhere else")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="comma-separated trials or groups: storage, training, disk, ...")
     parser.add_argument("--rows", type=Path, help="a file: trials whose rows it holds are not tried again")
     arguments = parser.parse_args()
-    chosen, failed = trials(arguments.quick, arguments.kills), []
+    chosen, failed = quick_trials() if arguments.quick else trials(arguments.kills), []
     only = set(filter(None, arguments.only.split(",")))
     if unknown := only - set(chosen) - {group for group, _ in chosen.values()}:
         parser.error(f"--only: {', '.join(sorted(unknown))} is no trial; there are {', '.join(chosen)}")

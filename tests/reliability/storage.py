@@ -20,7 +20,7 @@ from mla_jax.data.prepare import prepare
 from mla_jax.data.tokenizer import train_tokenizer
 from mla_jax.errors import UserError
 from mla_jax.interop import hf
-from mla_jax.runs import RunFolder, load_run
+from mla_jax.runs import Run, RunFolder, load_run
 from mla_jax.sample.sampler import Sampler
 
 Damage = Callable[[Path, random.Random], None]
@@ -53,7 +53,7 @@ def damaged_files(place: Place, every: int) -> Iterator[Outcome]:
     """Each `every`-th file of a run folder, damaged in each way, then loaded and sampled."""
     run = trained(place)
     good = load_run(run)
-    leaves, story = [np.asarray(a) for a in jax.tree.leaves(good.params)], write_story(good)
+    expected = leaves_of(good), write_story(good)
     files = [p.relative_to(run) for p in sorted(run.rglob("*")) if p.is_file() and p.name != ".lock"][::every]
     copy = place.folder / "copy"
     for name, damage in DAMAGES.items():
@@ -62,16 +62,7 @@ def damaged_files(place: Place, every: int) -> Iterator[Outcome]:
             shutil.rmtree(copy, ignore_errors=True)
             shutil.copytree(run, copy)
             damage(copy / file, place.rng)
-            try:
-                loaded = load_run(copy)
-                same = all(
-                    np.array_equal(a, np.asarray(b))
-                    for a, b in zip(leaves, jax.tree.leaves(loaded.params), strict=True)
-                )
-                assert (same and write_story(loaded) == story) or loaded.step != good.step, f"{file}: wrong weights"
-                seen["no matter to the sampler" if same else "another checkpoint taken"] += 1
-            except UserError:
-                seen["refused in a sentence"] += 1
+            seen[read_damaged(copy, str(file), good.step, *expected)] += 1
         yield Outcome(
             f"{'each' if every == 1 else f'each {every}th'} file of a run folder {name}, then sampled",
             len(files),
@@ -80,29 +71,54 @@ def damaged_files(place: Place, every: int) -> Iterator[Outcome]:
         )
 
 
-def write_story(run: object) -> list[str]:
+def leaves_of(run: Run) -> list[np.ndarray]:
+    return [np.asarray(a) for a in jax.tree.leaves(run.params)]
+
+
+def read_damaged(folder: Path, file: str, good_step: int, leaves: list[np.ndarray], story: list[str]) -> str:
+    """What reading a run folder with a damaged `file` came to; an AssertionError when that is wrong weights."""
+    try:
+        run = load_run(folder)
+    except UserError:
+        return "refused in a sentence"
+    if run.step != good_step:  # the loss of that checkpoint was damaged, and said to be unknown
+        return "another checkpoint taken"
+    same = all(np.array_equal(a, b) for a, b in zip(leaves, leaves_of(run), strict=True))
+    assert same and write_story(run) == story, f"{file}: wrong weights"
+    return "no matter to the sampler"
+
+
+def write_story(run: Run) -> list[str]:
     return Sampler.from_run(run).generate(["once"], max_new_tokens=8, temperature=0.0)
 
 
 def resumed_after_damage(place: Place, count: int) -> Iterator[Outcome]:
-    """The newest checkpoint damaged anywhere: training goes on from the one before and ends as it should."""
+    """Files of the newest checkpoint damaged: its loss and what stands beside its items first, then any of the others.
+
+    Training goes on from the checkpoint before, or from this one where the file does not matter, and ends as it should.
+    """
     run, copy = trained(place), place.folder / "resumed"
     newest = max(RunFolder(run).steps())
-    files = [p.relative_to(run) for p in (run / "checkpoints" / str(newest)).glob("*/**/*") if p.is_file()]
-    for _ in range(count):
+    checkpoint = run / "checkpoints" / str(newest)
+    inside = sorted(p for p in checkpoint.glob("*/**/*") if p.is_file())
+    first = [checkpoint / "metrics" / "metrics", *sorted(p for p in checkpoint.iterdir() if p.is_file())]
+    first = first[: count // 2]
+    seen: Counter[str] = Counter()
+    for path in first + place.rng.sample(inside, count - len(first)):
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(run, copy)
         (copy / "result.json").unlink()
-        DAMAGES[place.rng.choice(list(DAMAGES))](copy / place.rng.choice(files), place.rng)
+        DAMAGES[place.rng.choice(list(DAMAGES))](copy / path.relative_to(run), place.rng)
         said = call(*train_flags(place.stories, copy), cache=place.cache)
-        assert f"{newest} cannot be restored" in said and "resuming at step" in said, said
+        moved = (copy / "checkpoints" / f"{newest}.damaged1").exists()
+        assert "resuming at step" in said and (f"{newest} cannot be restored" in said) == moved, said
+        assert moved or path not in inside, f"{path.relative_to(run)}: not noticed"
         assert RunFolder(copy).steps()[-1] == newest
         assert (copy / "samples.txt").read_bytes() == (run / "samples.txt").read_bytes()
+        seen["named, moved aside, the one before taken" if moved else "no matter"] += 1
+    detail = ", ".join(f"{number} {what}" for what, number in seen.most_common())
     yield Outcome(
-        "a file of the newest checkpoint damaged, then resumed",
-        count,
-        count,
-        "named, moved aside, the one before taken; the same samples at the end",
+        "a file of the newest checkpoint damaged, then resumed", count, count, f"{detail}; the same samples at the end"
     )
 
 

@@ -27,7 +27,7 @@ def preemption(place: Place, count: int) -> Iterator[Outcome]:
             else:
                 time.sleep(place.rng.uniform(0.2, 12))
             process.send_signal(signal.SIGTERM)
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=600)
         finally:
             process.kill()
         assert process.returncode in (0, 143, -signal.SIGTERM), f"exit {process.returncode}\n{out}\n{err}"
@@ -54,7 +54,7 @@ def second_signal(place: Place) -> Iterator[Outcome]:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
     finally:
         process.kill()
     steps = RunFolder(run).steps()

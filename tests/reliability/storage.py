@@ -139,7 +139,11 @@ def full_disk(place: Place, sizes_mb: tuple[int, ...]) -> Iterator[Outcome]:
                 run = (mount if what == "run folder" else place.folder) / "full_run"
                 cache = mount / "cache" if what == "cache" else place.cache
                 process = start(*train_flags(place.stories, run), cache=cache)
-                out, err = process.communicate(timeout=240)
+                try:
+                    out, err = process.communicate(timeout=600)
+                finally:
+                    process.kill()
+                    process.wait()
                 last = (err.strip().splitlines() or [""])[-1]
                 assert process.returncode in (0, 2), f"{size} MB, {what}: exit {process.returncode}\n{out}\n{err}"
                 assert process.returncode == 0 or ("Traceback" not in err and "disk" in last), err

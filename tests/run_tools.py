@@ -77,7 +77,7 @@ def call(*arguments: object, cache: Path, code: int = 0, **more: object) -> str:
     """`start`, waited for: its standard output and error. Fails unless the exit code is `code`."""
     process = start(*arguments, cache=cache, **more)
     try:
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=600)
     finally:
         process.kill()
     assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"

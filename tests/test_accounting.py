@@ -92,6 +92,28 @@ def test_parameters_of_random_points(data: st.DataObject) -> None:
     check_parameters(tiny_config("base", **knobs))
 
 
+EXPERTS = {"model.ffn": "moe", "model.n_routed_experts": 7, "model.n_shared_experts": 3, "model.top_k": 2}
+EXPERTS |= {"model.d_expert": 10, "model.first_k_dense": 1, "model.n_layers": 3}
+
+
+@pytest.mark.parametrize("shared", [0, 3])
+@pytest.mark.parametrize(("block", "matrices"), [("default", 3), ("gpt", 2)])
+def test_parameters_and_flops_of_experts(block: str, matrices: int, shared: int) -> None:
+    """Of the real tree; and by hand: width 32, 2 of 3 layers with 7 routed experts of width 10, a token meets 2."""
+    config = tiny_config("mla_rope", **EXPERTS | {"model.block": block, "model.n_shared_experts": shared})
+    check_parameters(config)
+    one, router = matrices * 32 * 10, 32 * 7
+    assert accounting.moe_matrices(config.model) == (7 + shared) * one + router
+    assert accounting.moe_matrices(config.model, active=True) == (2 + shared) * one + router
+    parts = accounting.params(config.model)
+    assert parts["total"] - parts["active"] == 2 * 5 * one
+    dense = tiny_config("mla_rope", **{"model.n_layers": 3, "model.block": block})
+    assert accounting.params(dense.model)["active"] == accounting.params(dense.model)["total"]
+    saved = accounting.ffn_matrices(dense.model) - ((2 + shared) * one + router)
+    flops = [accounting.flops_per_token(c.model, 16) for c in (dense, config)]
+    assert flops[0] - flops[1] == 6 * 2 * saved
+
+
 # Size: what papers.md gives or derives for MHA with 50,000 rows, in millions, and the positions
 # that are counted with it. Its count is 12 d^2 a layer, a feed-forward of 4 d; norms explain the last 0.02 %.
 LADDER = {"xs": (17.52, 0), "m": (53.92, 0), "xl": (202.72, 512)}

@@ -249,6 +249,8 @@ BAD = [
     ("data.invalid_utf8", "ignore", "refuse | replace"),
     ("data.valid_path", "valid.txt", "data.path"),
     ("data.seed", -1, "between 0 and"),
+    ("data.seed", 2**32, "between 0 and"),
+    ("sample.seed", 2**32, "between 0 and"),
     ("tokenizer.vocab_size", 200, "between 300"),
     ("train.steps", 0, "at least 1"),
     ("train.seq_len", 1024, "model.max_len (512)"),
@@ -264,6 +266,8 @@ BAD = [
     ("checkpoint.keep_steps", (-5,), "steps count from 1"),
     ("data.threads", 200_000, "between 1 and 1024"),
     ("model.d_model", 2**61, "between 1 and"),
+    ("model.d_model", 2**63, "64 bits"),
+    ("model.d_model", 2**63 - 1, "between 1 and"),
     ("sample.prompts", "Once", "tuple of str"),
     ("sample.max_new_tokens", 512, "model.max_len (512)"),
     ("sample.temperature", -0.5, "at least 0"),
@@ -345,6 +349,70 @@ DERIVED = [
 def test_derived_values_follow_their_rule(name: str, expected: dict[str, Any]) -> None:
     model = load_config(name).model
     assert {field: getattr(model, field) for field in expected} == expected
+
+
+EXPERTS = {"model.ffn": "moe", "model.n_routed_experts": 6, "model.top_k": 2, "model.d_expert": 32}
+
+
+def test_the_rate_of_the_router_bias_follows_the_score() -> None:
+    for score, rate in (("sigmoid", 3e-3), ("softmax", 0.012 / 6)):
+        config = load_config("mla_rope", **EXPERTS, **{"model.router_score": score})
+        assert config.model.router_bias_rate == pytest.approx(rate)
+        assert load_config("mla_rope", **EXPERTS, **{"model.router_bias_rate": 0.5}).model.router_bias_rate == 0.5
+    assert load_config("mla_rope").model.router_bias_rate == -1  # nothing to steer
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(990, 99), (1000, 100), (1009, 100), (100_000, 100), (9, 0)])
+def test_the_warm_up_is_a_tenth_and_at_most_100_steps(steps: int, warmup: int) -> None:
+    assert load_config("mha", **{"train.steps": steps}).optim.warmup_steps == warmup
+    assert load_config("mha", **{"train.steps": 1000, "optim.decay_steps": steps}).optim.warmup_steps == warmup
+    assert load_config("mha", **{"train.steps": steps, "optim.warmup_steps": 3}).optim.warmup_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "microbatches", "seq_len", "chunks"),
+    [
+        (0, 64, 1, 512, 0),  # the vocabulary is not known yet
+        (2**14, 64, 1, 512, 1),  # 64 * 512 * 2^14 * 2 bytes: 1 GiB, the most that is allowed
+        (2**14 + 2, 64, 1, 512, 2),
+        (2**14 + 2, 64, 2, 512, 1),
+        (50_000, 64, 1, 512, 4),  # 3.05 GiB: 3 does not divide 512
+        (50_000, 64, 1, 510, 5),  # 3.04 GiB: more than 3, and 4 does not divide 510
+        (2**20, 2**19, 1, 2, 2),  # no divisor is enough: token by token
+    ],
+)
+def test_the_loss_is_cut_where_its_logits_take_more_than_a_gibibyte(
+    rows: int, batch: int, microbatches: int, seq_len: int, chunks: int
+) -> None:
+    knobs = {"model.vocab_size": rows, "train.batch_size": batch, "train.microbatches": microbatches}
+    knobs |= {"train.seq_len": seq_len, "model.max_len": 512}
+    assert load_config("mha", **knobs, **{"train.loss_chunks": 0}).train.loss_chunks == chunks
+    given = next(n for n in range(seq_len, 0, -1) if seq_len % n == 0)
+    assert load_config("mha", **knobs, **{"train.loss_chunks": given}).train.loss_chunks == given
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "absorbed"),
+    [
+        ("mla_rope", {}, True),
+        ("mla", {}, True),
+        ("mla_per_head", {}, False),  # its rotary keys are made after the expansion
+        ("mla_rope", {"model.qk_norm": True}, False),
+        ("mla_rope", {"model.rope_placement": "decompressed", "model.qk_rope_head_dim": 0}, False),
+        ("mha", {}, False),
+        ("mha_rope", {}, False),
+        ("gqa", {"model.qk_norm": True}, False),
+    ],
+)
+def test_latents_are_absorbed_unless_rotary_or_norm_stand_between(name: str, knobs: dict, absorbed: bool) -> None:
+    assert load_config(name, **knobs).model.absorbed is absorbed
+
+
+def test_layers_of_experts_are_the_last_ones() -> None:
+    assert load_config("mha", **{"model.n_layers": 5}).model.n_moe_layers == 0
+    for dense in (0, 1, 4):
+        config = load_config("mha", **EXPERTS, **{"model.n_layers": 5, "model.first_k_dense": dense})
+        assert config.model.n_moe_layers == 5 - dense
 
 
 def test_the_hash_names_what_is_computed_not_where() -> None:

@@ -86,6 +86,27 @@ def test_unusable_replies_are_named_not_repaired(reply, said):
         parse_reply(reply, RUBRICS["paper_a"])
 
 
+def test_the_ends_of_the_scale_are_grades():
+    for grade in (1, 10, 1.0, 9.5):
+        assert parse_reply(json.dumps(GOOD | {"grammar": grade}), RUBRICS["paper_a"])["scores"]["grammar"] == grade
+
+
+@pytest.mark.parametrize("before", ["{", "{{", "{ {", "[{", "{}{", '{"a": {"b": {'])
+def test_an_object_is_found_after_braces_that_open_none(before):
+    """Also right behind one: the search goes on at the very next character."""
+    result = parse_reply(before + json.dumps(GOOD), RUBRICS["paper_a"])
+    assert result["scores"]["grammar"] == 7.0
+
+
+def test_what_is_quoted_of_a_reply_is_short():
+    with pytest.raises(ReplyError) as error:
+        parse_reply(json.dumps(GOOD | {"grammar": "x" * 10_000}), RUBRICS["paper_a"])
+    assert len(str(error.value)) < 100
+    with pytest.raises(ReplyError) as error:
+        parse_reply(json.dumps(GOOD | {"grammar": 10**300}), RUBRICS["paper_a"])
+    assert len(str(error.value)) < 100
+
+
 def test_age_group_and_winner():
     tiny = RUBRICS["tinystories"]
     assert parse_reply(json.dumps(GOOD | {"age_group": "8-9"}), tiny)["age_group"] == "8-9"

@@ -26,15 +26,26 @@ TEMPORARY = re.compile(r"tmp|\.partial|\.new")  # what half-written things are c
 
 @dataclasses.dataclass
 class Place:
-    """Where a kill test works: its corpus, its cache, folders of its own; `rng` decides when to kill."""
+    """Where a kill test works: its corpus, its cache, folders of its own; `rng` decides when to kill.
+
+    deadline: by time.monotonic(); trials make no further attempt after it, and say how many they made.
+    """
 
     folder: Path
     rng: random.Random
+    deadline: float = float("inf")
 
     def __post_init__(self) -> None:
+        self.began = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.cache = self.folder / "cache"
         self.stories = write_stories(self.folder / "stories.txt")
+
+    def goes_on(self, made: int, planned: int, share: float = 1.0) -> bool:
+        """Whether another attempt is to be made: at least one is. `share`: of the time up to the deadline."""
+        if made == 0 or self.deadline == float("inf"):
+            return made < planned
+        return made < planned and time.monotonic() < self.began + share * (self.deadline - self.began)
 
     def command(self, run: Path) -> list[str]:
         return train_flags(self.stories, run, **LONG)
@@ -136,10 +147,11 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def training(place: Place, count: int, few: int) -> Iterator[Outcome]:
     """Kills anywhere in a run's life; then `few` inside a save, and `few` in the start of a resumption."""
     undisturbed, whole = reference(place)
-    for fault, number in (("training, at any moment", count), ("an asynchronous save", few), ("a resumption", few)):
+    parts = (("training, at any moment", count, 0.6), ("an asynchronous save", few, 0.8), ("a resumption", few, 1.0))
+    for fault, number, share in parts:
         phases: Counter[str] = Counter()
         run, ends, kills, steps = place.folder / fault.replace(" ", "_").replace(",", ""), 0, 0, []
-        while kills < number:
+        while place.goes_on(kills, number, share):
             moment = moment_of(fault, run, whole, place.rng)
             was_killed, said = killed(place.command(run), place.cache, moment)
             kills += was_killed
@@ -155,8 +167,16 @@ def training(place: Place, count: int, few: int) -> Iterator[Outcome]:
         check_end(run, undisturbed)
         detail = ", ".join(f"{n} {phase}" for phase, n in phases.most_common())
         yield Outcome(
-            f"kill -9 in {fault}", kills, kills, f"{detail}; {ends + 1} runs came to their end bit-equal to undisturbed"
+            f"kill -9 in {fault}",
+            kills,
+            kills,
+            f"{detail}; {ends + 1} runs came to their end bit-equal to undisturbed{unless(kills, number)}",
         )
+
+
+def unless(made: int, planned: int) -> str:
+    """What the table says where the time was over before all attempts were made."""
+    return f" (time for {made} of {planned})" if made < planned else ""
 
 
 def moment_of(fault: str, run: Path, whole: float, rng: random.Random) -> Callable[[subprocess.Popen], None]:
@@ -174,7 +194,7 @@ def preparation(place: Place, count: int, n_stories: int = 60_000) -> Iterator[O
     call(*command, cache=place.folder / "whole")
     whole, kills = time.monotonic() - began, 0
     cache = place.folder / "killed"
-    while kills < count:
+    while place.goes_on(kills, count):
         shutil.rmtree(place.folder / "prepared", ignore_errors=True)
         shutil.rmtree(cache / "tokens", ignore_errors=True)
         was_killed, _ = killed(command, cache, after(place.rng.uniform(0.2, 0.9) * whole))
@@ -188,7 +208,8 @@ def preparation(place: Place, count: int, n_stories: int = 60_000) -> Iterator[O
     assert one == two and one, "the prepared tokens differ from undisturbed ones"
     left = [str(p.relative_to(cache)) for p in cache.rglob("*") if TEMPORARY.search(p.name)]
     assert left == [], f"left behind: {left}"
-    yield Outcome("kill -9 in data preparation", kills, kills, "tokens and tokenizer equal to undisturbed ones")
+    detail = f"tokens and tokenizer equal to undisturbed ones{unless(kills, count)}"
+    yield Outcome("kill -9 in data preparation", kills, kills, detail)
 
 
 def sampling(place: Place, count: int) -> Iterator[Outcome]:
@@ -200,12 +221,13 @@ def sampling(place: Place, count: int) -> Iterator[Outcome]:
     began = time.monotonic()
     call(*command, cache=place.cache)
     whole, kills = time.monotonic() - began, 0
-    while kills < count:
+    while place.goes_on(kills, count):
         was_killed, _ = killed(command, place.cache, after(place.rng.uniform(0.05, 1.0) * whole))
         kills += was_killed
         assert listing(run) == before
     assert call(*command, cache=place.cache) == said
-    yield Outcome("kill -9 in sampling", kills, kills, "run folder untouched, the same stories after")
+    detail = f"run folder untouched, the same stories after{unless(kills, count)}"
+    yield Outcome("kill -9 in sampling", kills, kills, detail)
 
 
 def judging(place: Place, count: int) -> Iterator[Outcome]:
@@ -230,7 +252,7 @@ def studies(place: Place, count: int) -> Iterator[Outcome]:
     folder = place.folder / "killed"
     while True:
         folder.mkdir(exist_ok=True)
-        moment = after(place.rng.uniform(0.05, 0.7) * seconds if kills < count else 600)
+        moment = after(place.rng.uniform(0.05, 0.7) * seconds if place.goes_on(kills, count) else 1200)
         was_killed, _ = killed(command, place.cache, moment, cwd=folder)
         kills += was_killed
         if was_killed:
@@ -241,6 +263,7 @@ def studies(place: Place, count: int) -> Iterator[Outcome]:
         assert left == [], f"left behind: {left}"
         shutil.rmtree(folder)
         ends += 1
-        if kills >= count:
+        if not place.goes_on(kills, count):
             break
-    yield Outcome("kill -9 in a study", kills, kills, f"{ends} studies ended with the report of an undisturbed one")
+    detail = f"{ends} studies ended with the report of an undisturbed one{unless(kills, count)}"
+    yield Outcome("kill -9 in a study", kills, kills, detail)

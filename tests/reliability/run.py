@@ -23,6 +23,9 @@ from outcome import Outcome
 REPORT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- table: launch/reliability.sh -->\n", "<!-- end of table -->\n"
 Trial = Callable[[Place], Iterator[Outcome]]
+# Parts of the time that trials get; what one leaves the later ones have. Those not named here take what they need.
+SHARES = {"resume": 4, "disk": 4, "preemption": 5, "training": 25, "preparation": 5, "sampling": 4, "judging": 2}
+SHARES |= {"study": 8, "files": 3}
 
 
 def trials(kill_count: int) -> dict[str, tuple[str, Trial]]:
@@ -99,6 +102,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few of each, in two minutes; writes nothing")
     parser.add_argument("--kills", type=int, default=100, help="kills in training; a fifth of it anywhere else")
+    parser.add_argument("--minutes", type=float, default=60, help="on a slow machine fewer attempts are made")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="comma-separated trials or groups: storage, training, disk, ...")
     parser.add_argument("--rows", type=Path, help="a file: trials whose rows it holds are not tried again")
@@ -109,11 +113,16 @@ def main() -> int:
         parser.error(f"--only: {', '.join(sorted(unknown))} is no trial; there are {', '.join(chosen)}")
     kept = arguments.rows
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept and kept.exists() else []
+    kept_trials = {row["trial"] for row in rows}
+    todo = {
+        key: value for key, value in chosen.items() if key not in kept_trials and (not only or only & {key, value[0]})
+    }
+    begun, spent, whole = time.monotonic(), 0, max(1, sum(SHARES.get(key, 0) for key in todo))
     with tempfile.TemporaryDirectory(prefix="mla_jax-reliability-") as folder:
-        for key, (group, trial) in chosen.items():
-            if (only and not only & {key, group}) or any(row["trial"] == key for row in rows):
-                continue
-            found, problem = attempt(key, trial, Place(Path(folder) / group, random.Random(arguments.seed)))
+        for key, (group, trial) in todo.items():
+            spent += SHARES.get(key, 0)
+            deadline = begun + 60 * arguments.minutes * spent / whole
+            found, problem = attempt(key, trial, Place(Path(folder) / group, random.Random(arguments.seed), deadline))
             if problem:
                 failed.append(problem)
                 print(f"FAILED {problem}", file=sys.stderr, flush=True)

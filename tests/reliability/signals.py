@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
-from kills import LONG, Place, in_a_save
+from kills import LONG, Place, in_a_save, unless
 from outcome import Outcome
 from run_tools import call, start, train_flags
 
@@ -19,7 +19,9 @@ def preemption(place: Place, count: int) -> Iterator[Outcome]:
     codes: Counter[int] = Counter()
     run = place.folder / "preempted"
     knobs = LONG | {"train.steps": 100_000, "checkpoint.every": 50}
-    for number in range(count):
+    number = -1
+    while place.goes_on(number + 1, count):
+        number += 1
         process = start(*train_flags(place.stories, run, **knobs), cache=place.cache)
         try:
             if number % 3 == 2:
@@ -39,7 +41,9 @@ def preemption(place: Place, count: int) -> Iterator[Outcome]:
             rows = [row["step"] for row in read_rows(run / "metrics.jsonl") if row["kind"] == "train"]
             assert rows == list(range(1, stopped + 1))
     detail = ", ".join(f"{number} exited with {code}" for code, number in sorted(codes.items()))
-    yield Outcome("SIGTERM at any moment, a third of them inside a save", count, count, detail)
+    made = number + 1
+    fault, detail = "SIGTERM at any moment, a third of them inside a save", detail + unless(made, count)
+    yield Outcome(fault, made, made, detail)
 
 
 def second_signal(place: Place) -> Iterator[Outcome]:

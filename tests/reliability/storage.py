@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from kills import LONG, Place
+from kills import LONG, Place, unless
 from outcome import Outcome
 from run_tools import call, listing, small_config, start, train_flags
 
@@ -105,6 +105,8 @@ def resumed_after_damage(place: Place, count: int) -> Iterator[Outcome]:
     first = first[: count // 2]
     seen: Counter[str] = Counter()
     for path in first + place.rng.sample(inside, count - len(first)):
+        if not place.goes_on(seen.total(), count):
+            break
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(run, copy)
         (copy / "result.json").unlink()
@@ -117,9 +119,9 @@ def resumed_after_damage(place: Place, count: int) -> Iterator[Outcome]:
         assert (copy / "samples.txt").read_bytes() == (run / "samples.txt").read_bytes()
         seen["named, moved aside, the one before taken" if moved else "no matter"] += 1
     detail = ", ".join(f"{number} {what}" for what, number in seen.most_common())
-    yield Outcome(
-        "a file of the newest checkpoint damaged, then resumed", count, count, f"{detail}; the same samples at the end"
-    )
+    made = seen.total()
+    detail += f"; the same samples at the end{unless(made, count)}"
+    yield Outcome("a file of the newest checkpoint damaged, then resumed", made, made, detail)
 
 
 def full_disk(place: Place, sizes_mb: tuple[int, ...]) -> Iterator[Outcome]:
@@ -127,10 +129,12 @@ def full_disk(place: Place, sizes_mb: tuple[int, ...]) -> Iterator[Outcome]:
     if os.geteuid() != 0 or not shutil.which("mount"):
         yield Outcome("a full disk", 0, 0, "not tried: mounting a small tmpfs needs root")
         return
-    mount, tried = place.folder / "small", 0
+    mount, tried, planned = place.folder / "small", 0, 2 * len(sizes_mb)
     mount.mkdir()
     for size in sizes_mb:
         for what in ("run folder", "cache"):
+            if not place.goes_on(tried, planned):
+                continue
             done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", str(mount)], check=False)
             if done.returncode:
                 yield Outcome("a full disk", 0, 0, "not tried: mounting a small tmpfs is forbidden here")
@@ -151,7 +155,8 @@ def full_disk(place: Place, sizes_mb: tuple[int, ...]) -> Iterator[Outcome]:
             finally:
                 subprocess.run(["umount", str(mount)], check=True)
                 shutil.rmtree(place.folder / "full_run", ignore_errors=True)
-    yield Outcome("a full disk", tried, tried, f"tmpfs of {', '.join(map(str, sizes_mb))} MB: done, or a sentence")
+    detail = f"tmpfs of {', '.join(map(str, sizes_mb))} MB: done, or a sentence{unless(tried, planned)}"
+    yield Outcome("a full disk", tried, tried, detail)
 
 
 def two_in_one_folder(place: Place) -> Iterator[Outcome]:

@@ -35,7 +35,7 @@ class Block(nn.Module):
 
 
 class Gpt(nn.Module):
-    """tokens [B, T], targets [B, T] int64 -> mean negative log-likelihood, float32 []."""
+    """tokens [B, T], targets [B, T] int64 -> mean negative log-likelihood, float32 []; `losses`: each one, [B, T]."""
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
@@ -51,11 +51,17 @@ class Gpt(nn.Module):
                 nn.init.normal_(parameter, std=cfg.init_std / ((2 * cfg.n_layers) ** 0.5 if writes_residual else 1))
 
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(self.logits(tokens).flatten(0, 1), targets.flatten())
+
+    def losses(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = self.logits(tokens).flatten(0, 1)
+        return functional.cross_entropy(logits, targets.flatten(), reduction="none").view_as(targets)
+
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         x = self.embedding(tokens) + self.position.weight[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x)
-        logits = functional.linear(self.final_norm(x), self.embedding.weight)
-        return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return functional.linear(self.final_norm(x), self.embedding.weight)
 
 
 def load_params(model: Gpt, params: Any) -> None:

@@ -35,10 +35,7 @@ def measure(config: Config, steps: int, repeats: int, compile_model: bool) -> di
     tokens_per_s, step_ms, spread (largest over smallest step_ms, less 1), first_step_s, peak_bytes (0 on a CPU).
     Raises UserError without torch.
     """
-    try:
-        import torch
-    except ImportError:
-        raise UserError("the torch peer needs torch, which is not installed: pip install 'mla-jax[hf]'.") from None
+    torch = import_torch()
     from mla_jax.bench.peers import torch_gpt
 
     torch.manual_seed(0)
@@ -78,6 +75,31 @@ def measure(config: Config, steps: int, repeats: int, compile_model: bool) -> di
     }
 
 
+def import_torch() -> Any:
+    """The module. Raises UserError without it."""
+    try:
+        import torch
+    except ImportError:
+        raise UserError("the torch peer needs torch, which is not installed: pip install 'mla-jax[hf]'.") from None
+    return torch
+
+
+def torch_row(name: str, config: Config, metrics: dict[str, Any], module: str, argv: list[str]) -> dict[str, Any]:
+    """A result row: rows.result_row would start JAX on the GPU, which takes most of its memory."""
+    torch = import_torch()
+    return {
+        "name": name,
+        "config_hash": config.hash,
+        "metrics": metrics,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {platform.machine()}",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "data_fingerprint": "random tokens",
+        "tokenizer_sha256": "none",
+        "command": shlex.join(["python", "-m", f"mla_jax.bench.peers.{module}", *argv]),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="m")
@@ -91,19 +113,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     config = peer_config(args.size, args.vocab, args.batch, args.length)
     metrics = measure(config, args.steps, args.repeats, not args.no_compile)
-    import torch
-
-    row = {  # rows.result_row would start JAX, which takes most of the GPU's memory
-        "name": f"torch_{args.size}_{args.vocab}",
-        "config_hash": config.hash,
-        "metrics": metrics,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {platform.machine()}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "data_fingerprint": "random tokens",
-        "tokenizer_sha256": "none",
-        "command": shlex.join(["python", "-m", "mla_jax.bench.peers.torch_train", *argv]),
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+    row = torch_row(f"torch_{args.size}_{args.vocab}", config, metrics, "torch_train", argv)
     append_row(args.out, row)
     print(f"{row['name']}: {metrics['step_ms']:.2f} ms a step, {metrics['tokens_per_s']:,.0f} tokens/s")
 

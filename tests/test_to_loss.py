@@ -1,0 +1,109 @@
+"""mla_jax.bench.to_loss: where curves reach a loss, and the tables of steps and seconds made of rows."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from run_tools import REPOSITORY
+from study_rows import row
+
+from mla_jax.bench import to_loss
+from mla_jax.config_files import load_config, load_config_dict
+from mla_jax.errors import UserError
+from mla_jax.study.grid import from_config_dict
+from mla_jax.study.plan import plan
+from mla_jax.study.rows import Rows, key_of_row
+
+CURVE = [(10, 5.0), (20, 4.0), (30, 4.0), (40, 3.0), (50, 3.5)]
+
+
+def test_a_loss_is_reached_between_evaluations_in_a_straight_line() -> None:
+    assert to_loss.steps_to(CURVE, 4.5) == 15
+    assert to_loss.steps_to(CURVE, 4.0) == 20
+    assert to_loss.steps_to(CURVE, 3.25) == 37.5
+    assert to_loss.steps_to(CURVE, 6.0) == 10  # before its first evaluation: no earlier step is known
+    assert to_loss.steps_to(CURVE, 2.9) == math.inf
+
+
+def test_the_two_losses_of_a_reference() -> None:
+    assert to_loss.targets(CURVE) == {"its loss at step 30": (4.0, 30.0), "its best loss": (3.0, 40.0)}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """All rows of the smoke study, Muon twice as fast as AdamW, and torch's at two rates."""
+    study, found = from_config_dict(load_config_dict("study_muon:smoke")), {}
+    while tasks := [task for task in plan(study, Rows(found)).tasks if task.key not in found]:
+        for task in tasks:
+            pace = 2 if task.point.name == "mla_rope_muon" else 1
+            penalty = abs(task.learning_rate - 2e-3)  # of all the rates 2e-3 is the best
+            curve = [[step, 5.0 - 0.1 * pace * step + penalty] for step in range(4, 21, 4)]
+            made = row(task, curve[-1][1], curve={"eval": curve})
+            made["metrics"] |= {"tokens_per_s": 1280.0, "startup_s": {"compile": 2.0, "first step": 1.0}}
+            found[key_of_row(made)] = made
+    folder = tmp_path_factory.mktemp("rows")
+    (folder / "study.jsonl").write_text("".join(json.dumps(each) + "\n" for each in found.values()))
+    peers = []
+    for rate, loss in ((1e-3, 3.9), (2e-3, 4.0)):
+        metrics = {"best_valid_loss": loss, "tokens_per_s": 2560.0, "first_step_s": 7.0}
+        peer = {"name": f"torch_{rate}", "metrics": metrics, "curve": {"eval": [(6, 4.5), (12, 4.2), (20, loss)]}}
+        peers.append(peer | {"data_fingerprint": "f" * 64, "device": "cpu x86_64", "tokens_per_step": 128})
+    (folder / "torch.jsonl").write_text("".join(json.dumps(each) + "\n" for each in peers))
+    return [folder / "study.jsonl", folder / "torch.jsonl"]
+
+
+def test_the_table_of_steps_and_the_table_of_seconds(files: list[Path]) -> None:
+    text = to_loss.report("study_muon:smoke", files)
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    # Muon has 5 - 0.2 step where AdamW has 5 - 0.1 step: half of the steps, at every seed and each one's best rate.
+    assert cells[2][:6] == ["mla_rope", "0.002 / 0.002", "its loss at step 12", "6 / 12", "0.0 / 0.0", "50.0 %"]
+    assert cells[3][:4] == ["mla_rope", "0.002 / 0.002", "its best loss", "10 / 20"]
+    assert cells[3][6] == "50.0, 50.0, 50.0"
+    # torch's best rate: 4.2 after 12 steps of 128 tokens at 2,560 tokens/s; AdamW's 8 steps take 0.8 s, Muon's 4 half.
+    assert ["**torch_0.001**", "", "its loss at step 12: 4.2000", "12", "0.6", "1", "7"] in cells
+    assert ["mla_rope_adamw, seed 0", "0.002", "4.2000", "8", "0.8", "1.333", "3"] in cells
+    assert ["mla_rope_muon, seed 2", "0.002", "4.2000", "4", "0.4", "0.667", "3"] in cells
+    assert "All runs of the study are done." in text
+
+
+def test_without_torch_there_is_one_table_and_without_rows_a_sentence(files: list[Path], tmp_path: Path) -> None:
+    text = to_loss.report("study_muon:smoke", files[:1])
+    assert "its best loss" in text and "over torch" not in text
+    with pytest.raises(UserError, match="'missing.jsonl' is no file of rows"):
+        to_loss.report("study_muon:smoke", [Path("missing.jsonl")])
+    with pytest.raises(UserError, match="no row of study_muon:smoke among them: run launch/gpu_muon.sh"):
+        to_loss.report("study_muon:smoke", files[1:])
+
+
+def test_both_optimizers_are_tuned_over_as_many_rates_and_share_everything_else() -> None:
+    study = from_config_dict(load_config_dict("study_muon:files"))
+    adamw, muon = (next(p for p in study.points if p.name == f"mla_rope_{name}") for name in ("adamw", "muon"))
+    assert len(adamw.learning_rates) == len(muon.learning_rates) == 4 and adamw.seeds == muon.seeds == (0, 1, 2)
+    assert dict(muon.knobs) == {"optim.name": "muon"} and dict(adamw.knobs) == {"optim.name": "adamw"}
+    assert study.config(adamw, 0).model == study.config(muon, 0).model == load_config(
+        "mla_rope:m", **{"train.batch_size": 64}
+    ).model  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_script_trains_resumes_and_reports(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="the peer needs torch: pip install 'mla-jax[hf]'")
+    environment = os.environ | {"SMOKE": "1", "PYTHON": sys.executable, "PYTHONPATH": str(REPOSITORY)}
+    environment |= {"MLA_JAX_CACHE": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
+
+    def call(part: str) -> str:
+        command = ["bash", str(REPOSITORY / "launch" / "gpu_muon.sh"), str(tmp_path / "out"), part]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert call("torch").count("validation loss") == 2
+    assert call("torch").count("is done") == 2
+    assert "0 to go" in call("study")
+    text = call("report")
+    assert "All runs of the study are done" in text and "**torch_xs_" in text and "| mla_rope |" in text

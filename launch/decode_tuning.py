@@ -1,11 +1,11 @@
-"""Block sizes of the decode kernels measured inside whole decode steps, one line a choice, as JSON lines.
+"""Block sizes of the decode kernels, measured inside whole decode steps.
 
     python launch/decode_tuning.py --out rows.jsonl [--max_minutes 5] [--only NAME ...] [--trace FOLDER]
 
-Alone, a kernel of a few microseconds cannot be timed: what it costs depends on its neighbours in the CUDA graph. So each
-choice of blocks is timed in steps of a model with 3 layers and 512 pieces (compiled anew: blocks are constants of the
-program). The winners belong into mla_jax/kernels/{blocks,row_linear}.py. --trace: also a profile of one call of the full
-size-m steps at batch 1, for `python -m mla_jax.bench.profile`.
+Alone, a kernel of a few microseconds cannot be timed: what it costs depends on its neighbours in the CUDA graph. So
+each choice of blocks is timed in steps of a model with 3 layers and 512 pieces, compiled anew: blocks are constants of
+the program. Winners belong into mla_jax/kernels/{blocks,row_linear,tile_linear}.py. --trace: also a profile of one
+call of the full size-m steps at batch 1, for `python -m mla_jax.bench.profile`.
 """
 
 import argparse
@@ -22,9 +22,10 @@ from mla_jax.bench import decode
 from mla_jax.bench.points import Point
 from mla_jax.config_files import load_config
 from mla_jax.kernels import blocks as blocks_lib
-from mla_jax.kernels import row_linear
+from mla_jax.kernels import row_linear, tile_linear
 from mla_jax.kernels.flash_decode import Blocks
 from mla_jax.kernels.row_linear import RowBlocks
+from mla_jax.kernels.tile_linear import TileBlocks
 
 JOINT = {"model.kv_lora_rank": 256, "model.qk_rope_head_dim": 32}  # r = d/2
 
@@ -33,6 +34,14 @@ def flash(*choices: tuple[int, int, int, int]) -> list[dict[str, Any]]:
     return [{}] + [{"flash": Blocks(*choice)} for choice in choices]
 
 
+ROWS = [{"rows": RowBlocks(c, w)} for c, w in itertools.product((2, 4, 8), (2, 4, 8))]
+TILES = [{}, {"xla": True}] + [
+    {"tiles": TileBlocks(*choice)}
+    for choice in ((64, 64, 64, 4, 3), (64, 128, 64, 8, 3), (128, 64, 64, 8, 3), (64, 64, 128, 4, 2))
+]
+SMALL_TILES = [{}, {"xla": True}] + [
+    {"tiles": TileBlocks(*choice)} for choice in ((16, 16, 256, 4, 2), (16, 32, 128, 4, 3), (32, 32, 128, 4, 3))
+]
 # name -> config, batch, context, knobs of the model, what to try ({} = what the tables choose)
 SWEEPS: dict[str, tuple[str, int, int, dict, list[dict[str, Any]]]] = {
     "mla_1": (
@@ -40,44 +49,24 @@ SWEEPS: dict[str, tuple[str, int, int, dict, list[dict[str, Any]]]] = {
         1,
         512,
         {},
-        flash((64, 1, 4, 2), (64, 2, 4, 2), (64, 8, 4, 2), (32, 8, 4, 2), (32, 4, 4, 3), (128, 4, 4, 2), (64, 8, 8, 2)),
+        flash((64, 8, 8, 2), (64, 8, 4, 2), (64, 4, 8, 2), (32, 8, 4, 2), (128, 4, 8, 2)),
     ),
-    "mla_1_rows": (
-        "mla_rope",
-        1,
-        512,
-        {},
-        [{"rows": RowBlocks(c, w)} for c, w in itertools.product((2, 4, 8, 16), (2, 4, 8))],
-    ),
-    "mha_1": (
-        "mha_rope",
-        1,
-        512,
-        {},
-        flash((128, 1, 4, 2), (128, 4, 4, 2), (64, 2, 4, 2), (64, 4, 4, 2), (64, 8, 4, 2), (32, 8, 4, 2)),
-    ),
-    "mla_64": (
+    "mha_1": ("mha_rope", 1, 512, {}, flash((128, 4, 8, 2), (128, 4, 4, 2), (64, 8, 4, 2), (128, 2, 8, 2))),
+    "mla_1024": ("mla_rope", 1024, 512, {}, TILES),
+    "mla_64": ("mla_rope", 64, 4096, {}, SMALL_TILES),
+    "mla_1_rows": ("mla_rope", 1, 512, {}, ROWS),
+    "mla_64_flash": (
         "mla_rope",
         64,
         4096,
         {},
-        flash(
-            *((64, s, 4, 3) for s in (1, 2, 4, 8, 16)),
-            *((64, 2, 8, 3), (64, 2, 4, 4), (128, 2, 8, 3), (128, 4, 4, 3), (128, 8, 4, 3), (32, 4, 4, 4)),
-        ),
+        flash(*((64, s, 4, 3) for s in (2, 4, 8)), (64, 2, 8, 3), (64, 2, 4, 4), (128, 2, 8, 3), (32, 4, 4, 4)),
     ),
-    "mla_1024": (
-        "mla_rope",
-        1024,
-        512,
-        {},
-        flash((64, 1, 4, 3), (64, 1, 4, 4), (32, 1, 4, 3), (32, 1, 4, 4), (128, 1, 4, 3), (64, 1, 8, 3)),
-    ),
+    "mla_1024_flash": ("mla_rope", 1024, 512, {}, flash((64, 1, 4, 3), (32, 1, 4, 3), (128, 1, 4, 3), (64, 1, 8, 3))),
     "mha_64": ("mha_rope", 64, 4096, {}, flash((64, 1, 4, 2), (64, 1, 4, 3), (128, 1, 4, 3), (64, 2, 4, 2))),
     "mha_64_cudnn": ("mha_rope", 64, 4096, {"decode_impl": "cudnn"}, [{}]),
     "mha_1024": ("mha_rope", 1024, 512, {}, flash((128, 1, 8, 3), (64, 1, 4, 2), (64, 1, 4, 3))),
     "mha_1024_cudnn": ("mha_rope", 1024, 512, {"decode_impl": "cudnn"}, [{}]),
-    "mla_16": ("mla_rope", 16, 512, {}, flash((64, 1, 4, 3), (64, 2, 4, 3), (64, 8, 4, 3))),
 }
 
 
@@ -89,11 +78,13 @@ def point(name: str, layers: int, vocab: int) -> Point:
 
 def measure(name: str, batch: int, context: int, knobs: dict, choice: dict[str, Any]) -> dict[str, Any]:
     """Metrics of a step with a choice of blocks."""
-    real_flash, real_rows = blocks_lib.choose, row_linear.choose_blocks
+    real_flash, real_rows, real_tiles = blocks_lib.choose, row_linear.choose_blocks, tile_linear.choose_blocks
     jax.clear_caches()
     with (
         mock.patch.object(blocks_lib, "choose", lambda *a: choice.get("flash") or real_flash(*a)),
         mock.patch.object(row_linear, "choose_blocks", lambda n: choice.get("rows") or real_rows(n)),
+        mock.patch.object(tile_linear, "choose_blocks", lambda *a: choice.get("tiles") or real_tiles(*a)),
+        mock.patch.object(tile_linear, "MAX_ROWS", 0 if choice.get("xla") else tile_linear.MAX_ROWS),
     ):
         return decode.run(point(name, 3, 512), batch, context, 64, 5, **knobs)
 
@@ -115,7 +106,7 @@ def main() -> None:
             if time.monotonic() - begun > 60 * given.max_minutes:
                 print("time is up")
                 return
-            label = " ".join(str(value) for value in choice.values()) or "table"
+            label = " ".join(f"{key} {value}" for key, value in choice.items()) or "table"
             try:
                 found = measure(config, batch, context, knobs, choice)
             except Exception as error:  # too much shared memory for the device: a result too

@@ -95,10 +95,10 @@ def test_what_a_step_reads_is_the_packed_weights_and_the_tables() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "rows", "launches"), [("mla_rope:m", 1, 11), ("mha_rope:m", 1, 11), ("mla_rope:m", 64, 4)]
+    ("name", "rows", "launches"), [("mla_rope:m", 1, 11), ("mha_rope:m", 1, 11), ("mla_rope:m", 64, 12)]
 )
 def test_a_step_lowers_for_a_gpu_with_five_launches_a_layer(name: str, rows: int, launches: int) -> None:
-    """Two layers and the logits; above MAX_ROWS the products are XLA's and only attention and the joining of its splits is ours."""
+    """Two layers and the logits; above MAX_ROWS one more a layer joins the splits, and the logits are XLA's."""
     cfg = load_config(name, **{"model.n_layers": 2, "model.vocab_size": 512, "tokenizer.vocab_size": 512}).model
     backend = Backend("bfloat16", "cudnn", decode_impl="pallas")
     model = Transformer(cfg, backend)

@@ -16,8 +16,6 @@ A multiprocessor has 227 KiB and 65,536 registers, so that 4 programs of the fir
 `--mode bench --suite=kernels` sweeps them; put its winners here, with the figure and the device.
 """
 
-from jax.experimental import pallas as pl
-
 from mla_jax.kernels.flash_decode import Blocks
 
 _MULTIPROCESSORS = 132  # H100; only the number of splits depends on it

@@ -59,7 +59,7 @@ class Operands:
 
 @struct.dataclass
 class Entry:
-    """What the newest position of each row adds to the cache: k [B, G, K], v [B, G, V] | None, k_rope [B, 1, R] | None."""
+    """What each row's newest position adds to the cache: k [B, G, K], v [B, G, V] | None, k_rope [B, 1, R] | None."""
 
     k: jax.Array
     v: jax.Array | None
@@ -300,7 +300,7 @@ def _angles(raw: Raw, row: jax.Array, zero: jax.Array) -> list[tuple[jax.Array, 
 
 
 def _rotated(parts: list[jax.Array], angles: list[tuple[jax.Array, jax.Array]]) -> list[jax.Array]:
-    """Pieces [..., W_i] of vectors, by `_rotary_pieces`, turned in float32: (a, b) -> (a cos - b sin, b cos + a sin)."""
+    """Pieces [..., W_i] by `_rotary_pieces`, turned in float32: (a, b) -> (a cos - b sin, b cos + a sin)."""
     n, dtype = len(parts) // 2, parts[0].dtype
     halves = [(a.astype(jnp.float32), b.astype(jnp.float32)) for a, b in zip(parts[:n], parts[n:], strict=True)]
     firsts = [a * c - b * s for (a, b), (c, s) in zip(halves, angles, strict=True)]
@@ -310,7 +310,7 @@ def _rotated(parts: list[jax.Array], angles: list[tuple[jax.Array, jax.Array]]) 
 
 @dataclasses.dataclass(frozen=True)
 class _Newest:
-    """The newest position's entry of one program. where: row, group, position; write: whether this program stores it."""
+    """The newest position's entry. where: row, group, position; write: whether this program stores it."""
 
     refs: Operands
     new: Entry

@@ -1,7 +1,7 @@
 """Products of a few rows with a matrix, with what comes before and after in one launch (Pallas, Triton).
 
-At batch 1 a decode step is bound by the number of kernels it launches (some 2 us each on an H100, in CUDA graphs too), and
-XLA makes two to four of each norm-product-residual group: a product of one row becomes a sum of stored terms. Here a
+At batch 1 a decode step is bound by the number of kernels it launches (some 2 us each on an H100, in CUDA graphs too),
+and XLA makes two to four of each norm-product-residual group: a product of one row becomes a sum of stored terms. Here a
 group is one kernel: every program normalises the rows again, which is cheap, and computes a few output columns by
 multiply and add in float32. Rows are a Python loop, so this is for few of them (`MAX_ROWS`).
 """
@@ -34,9 +34,9 @@ class Linear:
 
 @struct.dataclass
 class NormWeights:
-    """gain [K] float32; bias [K] float32 for LayerNorm, None for RMSNorm."""
+    """Of RMSNorm: gain [K] float32, or None where it is a part of the matrix. Of LayerNorm: gain and bias [K]."""
 
-    gain: jax.Array
+    gain: jax.Array | None
     bias: jax.Array | None = None
 
 
@@ -143,7 +143,8 @@ def row_linear_reference(
 def _normed_reference(x: jax.Array, norm: NormWeights) -> jax.Array:
     x32 = x.astype(jnp.float32)
     if norm.bias is None:
-        return (x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + RMS_EPS) * norm.gain).astype(x.dtype)
+        unit = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + RMS_EPS)
+        return (unit if norm.gain is None else unit * norm.gain).astype(x.dtype)
     mean = jnp.mean(x32, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(x32), axis=-1, keepdims=True) - jnp.square(mean)
     return ((x32 - mean) * jax.lax.rsqrt(variance + LAYER_NORM_EPS) * norm.gain + norm.bias).astype(x.dtype)
@@ -235,8 +236,10 @@ def _joined(parts: tuple, row: jax.Array, cut: list, width: int, value_width: in
 
 
 def _normed(vector: list[jax.Array], norm: NormWeights, cut: list, width: int, zero: jax.Array) -> list[jax.Array]:
-    gains = _vector(norm.gain, (), cut, width, zero)
     square = sum(jnp.sum(part * part) for part in vector) / width
+    if norm.gain is None:
+        return [part * jax.lax.rsqrt(square + RMS_EPS) for part in vector]
+    gains = _vector(norm.gain, (), cut, width, zero)
     if norm.bias is None:
         scale = jax.lax.rsqrt(square + RMS_EPS)
         return [part * scale * gain for part, gain in zip(vector, gains, strict=True)]

@@ -93,7 +93,7 @@ def pack(cfg: ModelConfig, params: Any, backend: Backend) -> ServingWeights:
 def _layer(cfg: ModelConfig, params: Any, dtype: Any) -> ServingLayer:
     attention, ffn = params["attention"], params["ffn"]
     w_in, w_out = (_latents if cfg.attention == "mla" else _heads)(cfg, attention)
-    dense = ffn_in = ffn_out = None
+    dense, ffn_in, ffn_out = False, None, None
     if "w_gate" in ffn and ffn["w_gate"].ndim == 2:
         dense = True
         ffn_in = Linear(jnp.stack([_padded(ffn[name].T, 0) for name in ("w_gate", "w_up")]))
@@ -102,13 +102,23 @@ def _layer(cfg: ModelConfig, params: Any, dtype: Any) -> ServingLayer:
         dense = True
         ffn_in = Linear(_padded(ffn["w_in"].T, 0), _padded(ffn["b_in"], 0))
         ffn_out = Linear(_padded(ffn["w_out"].T, 1), ffn["b_out"])
+    attention_norm, w_in = _absorbed(_norm(params["attention_norm"]), w_in)
+    ffn_norm = None
+    if dense:
+        ffn_norm, ffn_in = _absorbed(_norm(params["ffn_norm"]), ffn_in)
     cast = [None if a is None else a.replace(w=a.w.astype(dtype)) for a in (w_in, w_out, ffn_in, ffn_out)]
-    norms = (_norm(params["attention_norm"]), _norm(params["ffn_norm"]) if dense else None)
-    return ServingLayer(norms[0], *cast[:2], attention.get("latent_gain"), norms[1], *cast[2:])
+    return ServingLayer(attention_norm, *cast[:2], attention.get("latent_gain"), ffn_norm, *cast[2:])
 
 
 def _norm(params: Any) -> NormWeights:
     return NormWeights(params["gain"], params.get("bias"))
+
+
+def _absorbed(norm: NormWeights, linear: Linear) -> tuple[NormWeights, Linear]:
+    """RMSNorm's gain goes into the matrix behind it; LayerNorm stays as it is."""
+    if norm.bias is not None:
+        return norm, linear
+    return NormWeights(None), linear.replace(w=linear.w * norm.gain)
 
 
 def _heads(cfg: ModelConfig, params: Any) -> tuple[Linear, Linear]:

@@ -4,23 +4,14 @@
         --config.data.path=TinyStories-train.txt
 
 KV cache: 288 numbers a token and layer at size m (C + R): 28.1 % of MHA.
-An expert is about an eighth of the dense feed-forward wide (d/3 rounded to 16; SwiGLU), so that the 8 that a token
-meets are about as much arithmetic as the dense layer. Cost and result: not measured yet (launch/gpu_moe.sh).
+Experts are about an eighth of the dense feed-forward wide (config_files.expert_config).
+Cost and result: not measured yet (launch/gpu_moe.sh).
 """
 
 from ml_collections import ConfigDict
 
-from mla_jax.config_files import base_config
+from mla_jax.config_files import expert_config
 
 
 def get_config(size: str = "m") -> ConfigDict:
-    c = base_config(size)
-    m = c.model
-    m.attention = "mla"
-    m.position = "rope"
-    m.ffn = "moe"
-    m.n_routed_experts = 62
-    m.n_shared_experts = 2
-    m.top_k = 6
-    m.d_expert = round(m.d_model / 3 / 16) * 16
-    return c
+    return expert_config(f"mla_rope:{size}")

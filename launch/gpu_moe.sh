@@ -8,6 +8,8 @@
 #   bash launch/gpu_moe.sh OUT quality  TRAIN VALID SEED    MHA, MLA-RoPE, MoE-MHA, MoE-MLA-RoPE, 1,000 steps (10 minutes)
 #   bash launch/gpu_moe.sh OUT report                       tables of what is there
 #
+# VARIANTS="bias bias_slow" in front of a balance part trains these alone: the default rate, 3e-3, beside 1e-3.
+#
 # The minutes are estimates: nothing here has run on a GPU yet. Rows go to OUT/*.jsonl at once, every command has a time
 # limit, runs that are done are skipped and runs that were cut go on: repeat a part until it says that all is done.
 set -uo pipefail
@@ -45,14 +47,22 @@ run() { # NAME CONFIG FLAGS...
 }
 
 balance() { # PREFIX FLAGS...
-  local prefix=$1
+  local prefix=$1 variant knobs
   shift
-  run "${prefix}_bias" moe_mla_rope_flop_matched "$@"
-  run "${prefix}_none" moe_mla_rope_flop_matched --config.model.router_bias_rate=0 "$@"
-  run "${prefix}_aux" moe_mla_rope_flop_matched --config.model.router_bias_rate=0 \
-    --config.model.router_aux_weight=0.01 "$@"
-  run "${prefix}_bias_slow" moe_mla_rope_flop_matched --config.model.router_bias_rate=0.001 "$@"
-  run "${prefix}_softmax" moe_mla_rope_flop_matched --config.model.router_score=softmax "$@"
+  for variant in ${VARIANTS:-bias none aux bias_slow softmax}; do
+    case $variant in
+      bias) knobs=() ;;
+      none) knobs=(--config.model.router_bias_rate=0) ;;
+      aux) knobs=(--config.model.router_bias_rate=0 --config.model.router_aux_weight=0.01) ;;
+      bias_slow) knobs=(--config.model.router_bias_rate=0.001) ;;
+      softmax) knobs=(--config.model.router_score=softmax) ;;
+      *)
+        echo "gpu_moe.sh: VARIANTS has $variant: use some of bias none aux bias_slow softmax." >&2
+        exit 2
+        ;;
+    esac
+    run "${prefix}_$variant" moe_mla_rope_flop_matched "${knobs[@]}" "$@"
+  done
 }
 
 stories() { # the files that the part needs are there, or it ends
@@ -67,7 +77,7 @@ case $part in
   layer)
     layer --d_expert 512 --impl dense "${grouped[@]}"
     layer --d_expert 256 --impl dense "${grouped[@]}" --impl masked_dense
-    # The parameter-matched width, one that tiles divide, and the rule's limit of E F = 8 d.
+    # The parameter-matched width with experts in all layers, the named config's, and the rule's limit of E F = 8 d.
     for width in 31 32 64; do
       layer --d_expert $width --impl dense --impl masked_dense --impl grouped:tokamax
     done

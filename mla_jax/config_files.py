@@ -78,6 +78,22 @@ def base_config(size: str = "m") -> ConfigDict:
     return load_config_dict(f"base:{size}")
 
 
+def expert_config(name: str) -> ConfigDict:
+    """The named config (`mla_rope:l`) with paper B's experts in place of its feed-forward: 2 shared, 62 routed, top-6.
+
+    An expert is d/3 wide, rounded to 16: about an eighth of the dense SwiGLU layer, so that the 8 that a token meets
+    are about as much arithmetic.
+    """
+    c = load_config_dict(name)
+    m = c.model
+    m.ffn = "moe"
+    m.n_routed_experts = 62
+    m.n_shared_experts = 2
+    m.top_k = 6
+    m.d_expert = round(m.d_model / 3 / 16) * 16
+    return c
+
+
 def apply_overrides(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
     """Set dotted knobs, e.g. {"train.steps": 100}. Raises UserError for a knob that does not exist."""
     for dotted, value in overrides.items():

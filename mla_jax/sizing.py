@@ -30,28 +30,31 @@ class Match:
         return self.achieved / self.target - 1
 
 
-def match_total_params(config: Config, target: int, multiple: int = 1) -> Match:
+def match_total_params(config: Config, target: int, multiple: int = 1, knob: str = "") -> Match:
     """The config whose total number of parameters is nearest to `target`: see `match`."""
-    return match(config, target, lambda model: accounting.params(model)["total"], multiple)
+    return match(config, target, lambda model: accounting.params(model)["total"], multiple, knob)
 
 
-def match_active_params(config: Config, target: int, multiple: int = 1) -> Match:
+def match_active_params(config: Config, target: int, multiple: int = 1, knob: str = "") -> Match:
     """The config whose parameters that one token meets are nearest to `target`: see `match`."""
-    return match(config, target, lambda model: accounting.params(model)["active"], multiple)
+    return match(config, target, lambda model: accounting.params(model)["active"], multiple, knob)
 
 
-def match_flops(config: Config, target: int, multiple: int = 1) -> Match:
+def match_flops(config: Config, target: int, multiple: int = 1, knob: str = "") -> Match:
     """The config whose training FLOPs per token at `train.seq_len` are nearest to `target`: see `match`."""
-    return match(config, target, lambda model: accounting.flops_per_token(model, config.train.seq_len), multiple)
+    return match(config, target, lambda model: accounting.flops_per_token(model, config.train.seq_len), multiple, knob)
 
 
-def match(config: Config, target: int, quantity: Callable[[ModelConfig], int], multiple: int) -> Match:
-    """Turns `model.d_expert` (ffn=moe) or `model.d_ff` (dense), in steps of `multiple`, until `quantity` is nearest.
+def match(config: Config, target: int, quantity: Callable[[ModelConfig], int], multiple: int, knob: str = "") -> Match:
+    """Turns `knob`, in steps of `multiple`, until `quantity` is nearest.
 
+    knob: "model.d_expert" or "model.d_ff"; by default the one of most layers. d_ff is the finer one: of a model with
+    experts it is the width of its `first_k_dense` layers alone, and leaves a residual of a few hundredths of a per cent.
     Every quantity here is linear in the width, so two evaluations give the answer and two more round it. Raises
-    UserError when `model.vocab_size` is not known yet or the target is below the model without feed-forward.
+    UserError when `model.vocab_size` is not known yet, the knob changes nothing, or the target is below the model with
+    the smallest width.
     """
-    knob = "model.d_expert" if config.model.ffn == "moe" else "model.d_ff"
+    knob = knob or ("model.d_expert" if config.model.ffn == "moe" else "model.d_ff")
     if not config.model.vocab_size:
         raise UserError("model.vocab_size is 0 (the tokenizer's); sizes cannot be matched before it is known: set it.")
 
@@ -60,11 +63,13 @@ def match(config: Config, target: int, quantity: Callable[[ModelConfig], int], m
         return changed, quantity(changed.model)
 
     (_, one), (_, two) = at(multiple), at(2 * multiple)
+    if one == two:
+        raise UserError(f"{knob} changes nothing of this model: set model.first_k_dense=1, or turn model.d_expert.")
     steps = (target - one) / (two - one) + 1  # of `multiple`, not whole
     if steps < 0.5:
         raise UserError(
             f"the target is {target:,}, but this model has {one:,} with {knob}={multiple} already: "
-            "use a smaller model, or fewer experts."
+            "use a smaller model, or fewer or narrower experts."
         )
     candidates = sorted({max(1, int(steps)), int(steps) + 1})
     width = multiple * min(candidates, key=lambda count: abs(at(multiple * count)[1] - target))

@@ -21,16 +21,21 @@ def test_every_size_of_the_named_configs_is_2_shared_and_62_routed_top_6(name: s
 
 @pytest.mark.parametrize("rows", [8192, 50_000])
 @pytest.mark.parametrize("size", SIZES)
-def test_parameter_matched_is_as_near_to_the_vanilla_transformer_as_a_width_can_be(size: str, rows: int) -> None:
-    """12 d^2 a layer and the embedding, as the papers count, and norms and biases. A unit of width is 128 d a layer."""
+def test_parameter_matched_has_the_total_of_the_vanilla_transformer(size: str, rows: int) -> None:
+    """12 d^2 a layer and the embedding, as the papers count, and norms and biases."""
     config = load_config(f"moe_mla_rope_param_matched:{size}", **{"model.vocab_size": rows})
     model, total = config.model, accounting.params(config.model)["total"]
     vanilla = accounting.params(
         load_config(f"mha_rope:{size}", **{"model.vocab_size": rows, "model.block": "gpt"}).model
     )
-    assert abs(total - vanilla["total"]) <= model.n_layers * 128 * model.d_model / 2
+    assert total == pytest.approx(vanilla["total"], rel=2e-4)
+    assert model.d_expert % 16 == model.d_ff % 16 == 0 and model.d_ff <= 4 * model.d_model
+    assert model.first_k_dense == 1 and model.n_moe_layers == model.n_layers - 1
     if size == "m":
-        assert model.d_expert == 31
+        assert (model.d_expert, model.d_ff) == (32, 1680)
+        all_layers = {"model.first_k_dense": 0, "model.d_expert": 31, "model.vocab_size": rows}  # what the file says of it
+        other = accounting.params(load_config("moe_mla_rope_param_matched:m", **all_layers).model)["total"]
+        assert round(100 * (other / vanilla["total"] - 1), 2) == {8192: -0.55, 50_000: -0.33}[rows]
         assert total == pytest.approx({8192: 32.5e6, 50_000: 53.9e6}[rows], rel=5e-3)
 
 
@@ -89,7 +94,17 @@ def test_widths_may_be_kept_to_multiples() -> None:
     assert sizing.match_total_params(config, target + 1_000_000, multiple=16).width % 16 == 0
 
 
+def test_the_first_dense_layers_are_the_finer_knob() -> None:
+    config = load_config("moe_mla_rope:s", **(ROWS | {"model.first_k_dense": 1}))
+    target = accounting.params(config.model)["total"] + 100_000
+    found = sizing.match_total_params(config, target, multiple=16, knob="model.d_ff")
+    assert found.knob == "model.d_ff" and found.config.model.d_expert == config.model.d_expert
+    assert 0 < abs(found.residual) < 5e-4
+
+
 def test_what_cannot_be_matched_is_refused() -> None:
+    with pytest.raises(UserError, match=r"model.d_ff changes nothing of this model: set model.first_k_dense=1"):
+        sizing.match_total_params(load_config("moe_mla_rope", **ROWS), 10**8, knob="model.d_ff")
     with pytest.raises(UserError, match=r"vocab_size is 0"):
         sizing.match_total_params(load_config("moe_mla_rope"), 10**7)
     with pytest.raises(UserError, match=r"has .* with model.d_expert=1 already"):

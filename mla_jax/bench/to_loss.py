@@ -86,7 +86,7 @@ def seconds(found: Results, peers: Iterable[dict[str, Any]]) -> list[tuple[str, 
             (f"**{peer['name']}**", "", f"{name}: {loss:.4f}", f"{step:.0f}", f"{wall:.1f}", "1", f"{first:.0f}")
         )
         for p, seed, row in ours:
-            if row["device"] != peer["device"]:
+            if row["device"] != peer["device"] or row["study"].get("sharing", 1) > 1:  # its own speed, on this device
                 continue
             steps = steps_to(row["curve"]["eval"], loss)
             took = steps * _tokens_per_step(row) / row["metrics"]["tokens_per_s"]

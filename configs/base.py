@@ -20,7 +20,7 @@ SIZES = {
 
 def get_config(size: str = "m") -> ConfigDict:
     if size not in SIZES:
-        raise ValueError(f"size {size!r} is not one of {', '.join(SIZES)}: write e.g. configs/mla_rope.py:m")
+        raise ValueError(f"the size {size!r} is not one of {', '.join(SIZES)}: write e.g. mla_rope:m")
     c = ConfigDict()
     c.init_from = ""  # run folder whose weights (not optimizer, not step) this run starts from; "" = random
 

@@ -25,6 +25,7 @@ for n in itertools.count(1):
         break  # new, or broken in a way that training explains better
     if not (run / "checkpoints" / str(steps)).is_dir():
         break
+    print(f"{run} holds a finished run, which is kept: the next goes to {sys.argv[1]}-{n + 1}.", file=sys.stderr)
 print(run)
 PY
 }

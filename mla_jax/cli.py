@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -118,7 +119,24 @@ def _flag_sentence(error: flags.Error, values: flags.FlagValues) -> str:
     if isinstance(error, flags.UnrecognizedFlagError):
         known = [name for name in values if name != "help"]
         return f"--{error.flagname} is not a flag{suggest(error.flagname, known)}: --help lists them."
-    return " ".join(str(error).split()).removesuffix(".").removeprefix("ERROR:: ").replace("flag --", "--") + "."
+    text = " ".join(str(error).split()).removesuffix(".").removeprefix("ERROR:: ").replace("flag --", "--")
+    flag, _, reason = text.partition(": ")
+    name, equals, value = flag.partition("=")
+    for words, rule in _RULES.items():
+        if equals and words in reason:
+            if choices := re.search(r"<(.*)>", reason):
+                rule = f"be one of {choices[1].replace('|', ', ')}"
+            return f"{name} is {value!r}; it must {rule}."
+    return f"{text}."
+
+
+# How absl or Python refuse a flag's value, and what we say.
+_RULES = {
+    "could not convert string to float": "be a number: e.g. 0.5",
+    "invalid literal for int()": "be a whole number: e.g. 5",
+    "Non-boolean argument": "be true or false",
+    "value should be one of <": "",
+}
 
 
 def _named_config(argv: list[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Find and load config files: a path, or the bare name of one that ships with mla_jax (`mla_rope`, `mla_rope:l`)."""
 
 import importlib.util
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +54,12 @@ def find(name_or_path: str) -> tuple[Path, str | None]:
 def load_config_dict(name_or_path: str) -> ConfigDict:
     """Run the file's `get_config([argument])` and return its ConfigDict, locked. Config files are Python by design."""
     path, argument = find(name_or_path)
-    spec = importlib.util.spec_from_file_location(f"mla_jax_config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"--config is {name_or_path!r}, which is not a Python file: give one that ends in .py.")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        get_config = module.get_config
-        config = get_config() if argument is None else get_config(argument)
+        config = _run(path, argument)
     except UserError:
         raise
+    except _Refused as error:  # a config's own sentence about its argument
+        raise UserError(f"--config is {name_or_path!r}, and {error}.") from None
     except SystemExit as error:
         raise UserError(f"--config {name_or_path}: it exits with {error.code!r}: let it return a ConfigDict.") from None
     except Exception as error:  # a config is the user's own program: whatever it raises is theirs to read
@@ -73,9 +70,32 @@ def load_config_dict(name_or_path: str) -> ConfigDict:
     return config.lock()
 
 
+class _Refused(ValueError):
+    """What is wrong with the argument after the colon, in words of the file that reads it."""
+
+
+def _run(path: Path, argument: str | None) -> Any:
+    """What the file's `get_config([argument])` returns. Raises whatever it does, and _Refused for its argument."""
+    spec = importlib.util.spec_from_file_location(f"mla_jax_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config is {str(path)!r}, which is not a Python file: give one that ends in .py.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    get_config = module.get_config
+    if argument is None:
+        return get_config()
+    if not inspect.signature(get_config).parameters:
+        raise _Refused(f"{path.stem} takes no argument: leave out {':' + argument!r}")
+    try:
+        return get_config(argument)
+    except ValueError as error:
+        raise _Refused(" ".join(str(error).split())) from error
+
+
 def base_config(size: str = "m") -> ConfigDict:
-    """The ConfigDict of configs/base.py, for other config files to start from."""
-    return load_config_dict(f"base:{size}")
+    """The ConfigDict of configs/base.py, for other config files to start from. Raises ValueError for an unknown size,
+    which the file that was asked for is named with."""
+    return _run(config_dir() / "base.py", size).lock()
 
 
 def expert_config(name: str) -> ConfigDict:

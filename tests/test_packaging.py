@@ -167,3 +167,18 @@ def test_quickstart_leaves_a_strangers_environment_alone(checkout: Path):
     (checkout / ".venv").mkdir()
     (checkout / ".venv" / "precious").touch()
     assert "was not made by this script" in refusal(checkout, PYTHON=sys.executable)
+
+
+def test_quickstart_says_that_a_finished_run_is_kept(tmp_path: Path):
+    """Its function alone: from the name of the first run to the folder that this one goes to."""
+    run = tmp_path / "quickstart"
+    (run / "checkpoints" / "7").mkdir(parents=True)
+    (run / "config.json").write_text('{"config": {"train": {"steps": 7}}}')
+    part = '''source <(sed -n '/^free_workdir/,/^}/p' "$0"); python="$1"; free_workdir "$2"'''
+    command = ["bash", "-c", part, str(REPO / "launch" / "quickstart.sh"), sys.executable, str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"{run}-2\n"
+    assert done.stderr == f"{run} holds a finished run, which is kept: the next goes to {run}-2.\n"
+    (run / "checkpoints" / "7").rmdir()  # interrupted: it goes on where it is
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == (f"{run}\n", "")

@@ -1,5 +1,6 @@
 """`--mode sample`: stories from a trained run, on the terminal."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,8 +31,9 @@ def run(
         expert_trace.check_has_experts(trained)
     try:
         config = config_lib.replace(trained.config, **{f"sample.{name}": value for name, value in given.items()})
-    except UserError as error:  # the remedies are those of a config; here the knobs are flags
-        raise UserError(str(error).replace("--config.sample.", "--")) from None
+    except UserError as error:  # the remedies are those of a config; here the knobs are flags, and the model is made
+        text = re.sub(r" or raise --config\.model\.\w+", "", str(error))
+        raise UserError(text.replace("--config.sample.", "--")) from None
     prompts = [prompt for prompt in (config.sample.prompts or ("",)) for _ in range(config.sample.num_samples)]
     sampler = Sampler(trained.model, trained.variables, trained.tokenizer, config)
     settings = sample_settings(config.sample)

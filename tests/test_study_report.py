@@ -191,6 +191,11 @@ def test_the_tier_with_more_seeds_is_the_evidence() -> None:
         test = evidence.loss_difference("per_head_rope_r2", "mha")(collect(made, rows))
         assert test.what.endswith(f"against {tier}") and test.found.n == len(seeds)
         assert test.found.mean == pytest.approx(10 if tier == "s_mha" else 0.3)
+        judged = next(j for j in verdicts.judge(collect(made, rows)) if j.claim.id == "A4")
+        (other,) = judged.elsewhere  # the other size is shown beside it
+        assert other[0] == ("headline" if tier == "s_mha" else "grid")
+        assert {judged.verdict, other[2]} == {"confirmed", "contradicted"}
+        assert re.search(rf"\*\*{judged.verdict}\*\*; {other[0]}: {other[2]}", claim_tables.claims(collect(made, rows)))
 
 
 def test_the_question_that_neither_paper_asks() -> None:

@@ -3,6 +3,7 @@
 import math
 
 from mla_jax.study import evidence
+from mla_jax.study.evidence import Evidence
 from mla_jax.study.results import Results
 from mla_jax.study.stats import Estimate
 from mla_jax.study.tables import table
@@ -11,8 +12,9 @@ from mla_jax.study.verdicts import Judged, judge
 SCALE = (
     "Figures are at the scale above, a small part of the papers' training: a verdict is about the claim at this scale. "
     "Confirmed: the 95 % interval lies inside the claim's range; contradicted: outside of it; undecided: anything "
-    "else. The range is a quarter of the figure to either side, half a point at least. Smallest: the difference from "
-    "nothing that as many seeds with this scatter would show four times out of five."
+    "else. The range is a quarter of the figure to either side, half a point at least. Where two sizes can judge a "
+    "claim, the one with more seeds has the verdict in bold, and the other stands behind it. Smallest: the difference "
+    "from nothing that as many seeds with this scatter would show four times out of five."
 )
 
 
@@ -27,13 +29,19 @@ def claims(found: Results) -> str:
                 claim.id,
                 f"{claim.words} [{claim.known}]",
                 judged.arithmetic or "-",
-                f"{measured(test.found, claim.unit)}: {test.what}" if test else "-",
+                "; ".join(_evidence(e, claim.unit) for e in (test, *(e for _, e, _ in judged.elsewhere)))
+                if test
+                else "-",
                 _smallest(judged),
-                f"**{judged.verdict}**",
+                "; ".join((f"**{judged.verdict}**", *(f"{tier}: {verdict}" for tier, _, verdict in judged.elsewhere))),
             )
         )
     head = ("", "the paper says", "arithmetic says", "we measured (mean, 95 % interval, n)", "smallest", "verdict")
     return f"{SCALE}\n\n{table(head, rows)}"
+
+
+def _evidence(test: Evidence, unit: str) -> str:
+    return f"{measured(test.found, unit)}: {test.what}"
 
 
 def measured(found: Estimate, unit: str, digits: int = 2) -> str:

@@ -179,20 +179,21 @@ def rope_interaction(found: Results) -> list[tuple[str, Evidence, Evidence, Evid
     """Does RoPE rescue MLA, or help MHA just as much? (form, gain of MHA, gain of MLA, their difference), per cent.
 
     A gain is the loss with RoPE over the loss with learned positions, less 1: negative is better. The difference is
-    the MLA's gain less the MHA's, by seed: negative where RoPE does more for MLA.
+    the MLA's gain less the MHA's, by seed: negative where RoPE does more for MLA. One answer a form and tier.
     """
     answers = []
     for label, plain, rotated in (
         ("per head, r = d/2", "per_head_learned_r2", "per_head_rope_r2"),
         ("joint, r = d/2", "joint_learned_r2", "joint_rope_r2"),
     ):
-        points = together(found, "mha", "mha_rope", plain, rotated)
-        if points is None or not (seeds := common_seeds(points)):
-            continue
-        loss = [[best_loss(p.measured[s]) for s in seeds] for p in points]
-        mha = [100 * (b / a - 1) for a, b in zip(loss[0], loss[1], strict=True)]
-        mla = [100 * (b / a - 1) for a, b in zip(loss[2], loss[3], strict=True)]
-        difference = [b - a for a, b in zip(mha, mla, strict=True)]
-        tests = (Evidence("mha", estimate(mha)), Evidence("mla", estimate(mla)), Evidence("", estimate(difference)))
-        answers.append((f"{label} ({points[3].tier})", *tests))
+        for tier in found.tiers:
+            points = together(found.only(tier), "mha", "mha_rope", plain, rotated)
+            if points is None or not (seeds := common_seeds(points)):
+                continue
+            loss = [[best_loss(p.measured[s]) for s in seeds] for p in points]
+            mha = [100 * (b / a - 1) for a, b in zip(loss[0], loss[1], strict=True)]
+            mla = [100 * (b / a - 1) for a, b in zip(loss[2], loss[3], strict=True)]
+            difference = [b - a for a, b in zip(mha, mla, strict=True)]
+            tests = (Evidence("mha", estimate(mha)), Evidence("mla", estimate(mla)), Evidence("", estimate(difference)))
+            answers.append((f"{label} ({tier})", *tests))
     return answers

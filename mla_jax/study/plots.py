@@ -9,6 +9,7 @@ from mla_jax.study.results import Results
 from mla_jax.study.series import Line
 
 MARKS = "osD^v<>PX*"
+MANY = 8  # more lines have their legend beside the axes
 
 
 def write(found: Results, folder: Path) -> list[tuple[str, str]]:
@@ -30,21 +31,24 @@ def write(found: Results, folder: Path) -> list[tuple[str, str]]:
 def _figures(found: Results):
     tiers = found.tiers
     yield from _by_tier(found, "pareto", "Loss over KV cache", series.pareto, _pareto)
-    yield from _by_tier(found, "curves", "Validation loss; bands: range over seeds", series.curves, _plain("step"))
+    yield from _by_tier(found, "curves", "Validation loss; bands: range over seeds", series.curves, _curves)
     if lines := series.ranks(found):
         yield "ranks", "Rank sweep", draw(lines, "d / r", "validation loss", log_x=2, marks=True)
     if tiers and (lines := series.effective_ranks(found, tiers[0])):
-        figure = draw(lines, "layer", "effective rank / width", marks=True)
+        figure = draw(lines, "layer", "effective rank / width", marks=True, whole_x=True)
         yield "effective_rank", "Effective rank of the cached latents or values by layer", figure
     for p in series.latent_points(found)[:2]:
         lines = series.singular_values(found, p.name)
         figure = draw(lines, "direction", "singular value / largest", log_y=True, title=p.name)
         yield f"spectrum_{p.name}", f"Singular values of the latent of {p.name}, by layer", figure
     if tiers and (lines := series.facts(found, tiers[0])):
-        figure = draw(lines, "words since the fact was stated", "right answers", marks=True)
+        figure = draw(lines, "words since the fact was stated", "right answers", marks=True, y_limits=(0, 1))
         yield "facts", "Fact questions by distance", figure
     if tiers and (lines := series.positions(found, tiers[0])):
-        yield "positions", "Loss by position in the window", draw(lines, "position", "loss")
+        figure = draw(lines, "position", "loss")
+        length = found.tier(tiers[0])[0].any["config"]["config"]["train"]["seq_len"]
+        figure.axes[0].axvline(length, linestyle=":", color="gray")
+        yield "positions", "Loss by position in the window; dotted: the length that was trained", figure
     if lines := series.sizes(found):
         figure = draw(lines, "parameters without embeddings", "validation loss", log_x=10, marks=True)
         yield "sizes", "Loss over size", figure
@@ -66,18 +70,25 @@ def _pareto(lines: list[Line]) -> Any:
     return draw(lines, "KV numbers a token and layer", "validation loss", log_x=2, marks=True)
 
 
-def _plain(x_label: str) -> Callable:
-    return lambda lines: draw(lines, x_label, "validation loss")
+def _curves(lines: list[Line]) -> Any:
+    """From where the training's first quarter is over, so that what comes late can be told apart."""
+    first = max(line.x[-1] for line in lines) / 4
+    late = [y for line in lines for x, y in zip(line.x, line.high, strict=True) if x >= first]
+    low = min(min(line.low) for line in lines)
+    return draw(lines, "step", "validation loss", y_limits=(low - 0.03 * (max(late) - low), max(late)))
 
 
 def draw(
     lines: list[Line], x_label: str, y_label: str, log_x: int = 0, log_y: bool = False, marks: bool = False,
-    title: str = "",
+    title: str = "", whole_x: bool = False, y_limits: tuple[float, float] | None = None,
 ) -> Any:  # fmt: skip
-    """A figure of lines with their bands; a line of one point is a mark with an error bar. log_x: base, 0 = linear."""
+    """A figure of lines with their bands; a line of one point is a mark with an error bar.
+
+    log_x: base, 0 = linear. whole_x: ticks at whole numbers only. y_limits: what of y is shown; None = all.
+    """
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8 + 2.5 * (len(lines) > MANY), 5), layout="constrained")
     for number, line in enumerate(lines):
         color, mark = f"C{number % 10}", MARKS[(number // 10 + number) % len(MARKS)]
         if len(line.x) == 1:
@@ -92,9 +103,13 @@ def draw(
         axes.xaxis.set_major_formatter("{x:g}")
     if log_y:
         axes.set_yscale("log")
+    if whole_x:
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    if y_limits and y_limits[0] < y_limits[1]:
+        axes.set_ylim(*y_limits)
     axes.set(xlabel=x_label, ylabel=y_label, title=title)
     axes.grid(alpha=0.3)
-    if len(lines) > 12:
+    if len(lines) > MANY:
         figure.legend(loc="outside right upper", fontsize=7)
     else:
         axes.legend(fontsize=8)
@@ -110,7 +125,7 @@ def heat_maps(loads: list[tuple[str, Any]]) -> Any:
     image = None
     for (name, load), axis in zip(loads, axes[:, 0], strict=True):
         image = axis.imshow(load, aspect="auto", cmap="viridis", vmin=0, vmax=max(2.0, float(load.max())))
-        axis.set(title=name, ylabel="layer")
+        axis.set(title=name, ylabel="layer", yticks=range(0, len(load), max(1, len(load) // 4)))
     axes[-1, 0].set_xlabel("expert")
     if image is not None:
         figure.colorbar(image, ax=list(axes[:, 0]), label="load / mean load")

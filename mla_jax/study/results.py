@@ -69,6 +69,10 @@ class Results:
     def tier(self, name: str) -> list[Measured]:
         return [p for p in self.points if p.tier == name]
 
+    def only(self, tier: str) -> "Results":
+        """The same with the points of one tier."""
+        return dataclasses.replace(self, points=tuple(self.tier(tier)))
+
     @property
     def tiers(self) -> list[str]:
         """Names of tiers with rows, "headline" first."""

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from mla_jax.study.results import Measured, Results
 from mla_jax.study.rows import best_loss
 from mla_jax.study.stats import Estimate
 
+RANKS = 3  # of one form, from which on they are a sweep
 Rank = re.compile(r"^(?:s_)?(.+)_r(\d+)$")
 
 
@@ -34,15 +35,24 @@ def _line(label: str, points: list[tuple[float, Estimate]]) -> Line:
 
 
 def pareto(found: Results, tier: str) -> list[Line]:
-    """Best loss over KV numbers a token and layer, a line of one point for each."""
-    lines = [_line(p.name, [(p.any["study"]["kv_numbers"], p.over_seeds(best_loss))]) for p in found.tier(tier)]
+    """Best loss over KV numbers a token and layer: a line for each form with three ranks, marks for others."""
+    forms: dict[str, list[tuple[float, Estimate]]] = defaultdict(list)
+    ranked = Counter(match[1] for p in found.tier(tier) if (match := Rank.match(p.name)))
+    for p in found.tier(tier):
+        match = Rank.match(p.name)
+        name = f"{match[1]}, ranks" if match and ranked[match[1]] >= RANKS else p.name
+        forms[name].append((p.any["study"]["kv_numbers"], p.over_seeds(best_loss)))
+    lines = [_line(name, sorted(points, key=lambda point: point[0])) for name, points in forms.items()]
     return [line for line in lines if line.x]
 
 
+CURVES = 12  # at most; more cannot be told apart
+
+
 def curves(found: Results, tier: str) -> list[Line]:
-    """Validation loss over steps; the band is the range over seeds."""
+    """Validation loss over steps, of the points that matter most; the band is the range over seeds."""
     lines = []
-    for p in found.tier(tier):
+    for p in sorted(found.tier(tier), key=lambda p: p.point.priority)[:CURVES]:
         by_step: dict[int, list[float]] = defaultdict(list)
         for row in p.measured.values():
             for step, loss in row["curve"]["eval"]:
@@ -71,7 +81,7 @@ def ranks(found: Results) -> list[Line]:
     return [
         _line(f"{form} ({tier})", sorted(points, key=lambda point: point[0]))
         for (form, tier), points in sorted(forms.items())
-        if len(points) >= 3
+        if len(points) >= RANKS
     ]
 
 
@@ -113,6 +123,10 @@ def facts(found: Results, tier: str) -> list[Line]:
             value = p.over_seeds(lambda r, d=distance: next(_accuracy(r, d), math.nan))
             points.append((int(distance.split("-")[0]), value))
         lines.append(_line(p.name, points))
+        chance = {f["distance"]: f["chance"] for f in rows[0] if f["kind"] == "all"}
+    if lines:
+        guess = tuple(chance[distance] for distance in distances)
+        lines.append(Line("blind guess", tuple(float(x) for x, _ in points), guess, guess, guess))
     return lines
 
 

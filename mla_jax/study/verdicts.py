@@ -12,12 +12,16 @@ CONFIRMED, CONTRADICTED, UNDECIDED = "confirmed", "contradicted", "undecided"
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """verdict: confirmed | contradicted | undecided | cannot be as stated, with a reason where that helps."""
+    """verdict: confirmed | contradicted | undecided | cannot be as stated, with a reason where that helps.
+
+    elsewhere: (tier, evidence, verdict) of the other tiers that can test the claim.
+    """
 
     claim: Claim
     arithmetic: str
     test: Evidence | None
     verdict: str
+    elsewhere: tuple[tuple[str, Evidence, str], ...] = ()
 
 
 def judge(found: Results) -> list[Judged]:
@@ -30,7 +34,10 @@ def judge_claim(claim: Claim, found: Results) -> Judged:
     contradicts it, and anything else leaves it open."""
     text, decided = claim.arithmetic() if claim.arithmetic else ("", None)
     test = claim.test(found) if claim.test else None
-    return Judged(claim, text, test, decided or _by_rows(claim, test, found))
+    tests = {tier: claim.test(found.only(tier)) for tier in found.tiers} if test else {}
+    others = {tier: e for tier, e in tests.items() if e and e.what != test.what}
+    elsewhere = tuple((tier, e, _by_rows(claim, e, found)) for tier, e in others.items())
+    return Judged(claim, text, test, decided or _by_rows(claim, test, found), elsewhere)
 
 
 def _by_rows(claim: Claim, test: Evidence | None, found: Results) -> str:

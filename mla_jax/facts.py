@@ -20,7 +20,7 @@ from mla_jax.world import questions, stories
 from mla_jax.world.questions import Probe
 
 CUT_WORDS = 20  # the context left to the short-sighted control
-_WIDTH = 64  # sequences are padded to multiples of it
+_WIDTH = 64  # sequences are padded to it times a power of two: each width is compiled, seconds on a GPU
 _BATCH = 128
 
 
@@ -56,7 +56,8 @@ def _sum_tails(
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
     for begin in range(0, len(order), _BATCH):
         chosen = order[begin : begin + _BATCH]
-        width = min(-(-(max(len(rows[i][0]) for i in chosen) - 1) // _WIDTH) * _WIDTH, limit)
+        longest = max(len(rows[i][0]) for i in chosen) - 1
+        width = min(_WIDTH << ((longest - 1) // _WIDTH).bit_length(), limit)
         tokens = np.full((_BATCH, width + 1), padding, np.int32)
         segments = np.zeros_like(tokens)
         for slot, i in enumerate(chosen):

@@ -97,7 +97,7 @@ run = runs.load_run(RUN)
 seq_len = run.config.train.seq_len
 tokens = np.asarray(prepare(run.config, run.tokenizer, quiet=True).valid.tokens[: 4 * seq_len]).reshape(4, seq_len)
 spectra = cache_spectra(run, tokens)
-spectrum_figure, spectrum_axes = plt.subplots(figsize=(7, 4))
+spectrum_figure, spectrum_axes = plt.subplots(figsize=(7, 4), layout="constrained")
 for row in spectra:
     if row["entry"] == "c_kv":
         label = f"layer {row['layer']}: effective rank {row['effective_rank']:.1f} of {row['width']}"

@@ -28,14 +28,14 @@ result = mla_jax.train(config, RUN)
 # %%
 rows = read_rows(RUN / "metrics.jsonl")
 worst = [(row["step"], row["expert_max_load_worst"]) for row in rows if row["kind"] == "train"]
-figure, axes = plt.subplots(figsize=(7, 3.5))
+figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
 axes.plot(*zip(*worst, strict=True))
 axes.axhline(1, linestyle=":", color="gray")
 axes.set(xlabel="optimizer step", ylabel="largest load / mean load")
 # %%
 experts = [row for row in rows if row["kind"] == "experts"]
 load = np.asarray(experts[-1]["load"])
-heat_figure, heat_axes = plt.subplots(figsize=(7, 3))
+heat_figure, heat_axes = plt.subplots(figsize=(7, 3), layout="constrained")
 image = heat_axes.imshow(load, aspect="auto", vmin=0, vmax=2)
 heat_axes.set(xlabel="expert", ylabel="layer with experts", title="load over the last steps (1 = even)")
 heat_figure.colorbar(image)
@@ -58,6 +58,6 @@ except ImportError:
 # Which expert of one layer hands over to which of the next?
 # %%
 pairs = expert_trace.coactivation(traces, run.config.model.n_routed_experts)
-pair_figure, pair_axes = plt.subplots(figsize=(4.5, 4))
+pair_figure, pair_axes = plt.subplots(figsize=(4.5, 4), layout="constrained")
 pair_axes.imshow(pairs[0])
 pair_axes.set(xlabel="expert of layer 1", ylabel="expert of layer 0", title="tokens that both saw")

@@ -174,6 +174,37 @@ def test_what_a_run_without_checkpoint_left_is_replaced(stories_file: Path, tmp_
     assert json.loads(folder.data.read_text())["fingerprint"] == setup.prepared.fingerprint
 
 
+def test_a_start_that_was_killed_before_its_config_is_begun_again(
+    copy: Path, stories_file: Path, tmp_path: Path
+) -> None:
+    """config.json is written last: whatever a kill before it left, the same command works again."""
+    config, run = small_config(stories_file), tmp_path / "run"
+    with runs.lock(RunFolder(run)):
+        pass
+    (run / "checkpoints").mkdir()
+    assert not open_run(config, run).resumes
+    for name in ("tokenizer.model", "data.json"):
+        (run / name).write_text("cut sh")
+        setup = open_run(config, run)
+    write_run_files(setup)
+    assert runs.read_tokenizer(RunFolder(run)).sha256 == setup.prepared.tokenizer.sha256
+    # Not so where no training was, where something else lies, or where finished checkpoints lost their config.
+    (run / "config.json").unlink()
+    (run / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="notes.txt"):
+        open_run(config, run)
+    (run / "notes.txt").unlink()
+    (run / ".lock").unlink()
+    with pytest.raises(UserError, match="holds other files"):
+        open_run(config, run)
+    bare = tmp_path / "bare"
+    shutil.copytree(copy / "checkpoints", bare / "checkpoints")
+    with runs.lock(RunFolder(bare)):
+        pass
+    with pytest.raises(UserError, match=r"holds other files \(checkpoints\)"):
+        open_run(config, bare)
+
+
 def test_a_prompt_without_room_is_refused_before_training(stories_file: Path, tmp_path: Path) -> None:
     config = small_config(stories_file, **{"sample.prompts": ("fine", "the little fox " * 40)})
     with pytest.raises(UserError, match=r"sample.prompts has 'the little fox .*model.max_len is 64"):

@@ -161,7 +161,7 @@ def _check_place(folder: RunFolder) -> None:
         )
     if path.is_dir():
         foreign = [p.name for p in path.iterdir() if not p.name.startswith(".")]
-        if foreign and not folder.config.is_file():
+        if foreign and not folder.config.is_file() and not _was_killed_at_its_start(folder, foreign):
             raise UserError(
                 f"--workdir is {str(path)!r}, which holds other files ({', '.join(sorted(foreign)[:3])}) and no run: "
                 "give a new or empty folder."
@@ -175,6 +175,12 @@ def _check_place(folder: RunFolder) -> None:
             f"--workdir is {str(path)!r}, whose disk has {free // 2**20} MiB free and a run needs at least "
             f"{MIN_FREE_BYTES // 2**20}: free some space or choose another folder."
         )
+
+
+def _was_killed_at_its_start(folder: RunFolder, names: list[str]) -> bool:
+    """Whether there is nothing but what a start leaves that was killed before it wrote config.json, its last file."""
+    ours = {folder.checkpoints.name, folder.tokenizer.name, folder.data.name}
+    return set(names) <= ours and (folder.path / ".lock").is_file() and not folder.steps()
 
 
 def _first_stories(prepared: Prepared, count: int) -> list[str]:

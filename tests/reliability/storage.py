@@ -155,7 +155,8 @@ def full_disk(place: Place, sizes_mb: tuple[int, ...]) -> Iterator[Outcome]:
             finally:
                 subprocess.run(["umount", str(mount)], check=True)
                 shutil.rmtree(place.folder / "full_run", ignore_errors=True)
-    detail = f"tmpfs of {', '.join(map(str, sizes_mb))} MB: done, or a sentence{unless(tried, planned)}"
+    used = ", ".join(map(str, sizes_mb[: (tried + 1) // 2]))
+    detail = f"tmpfs of {used} MB: done, or a sentence{unless(tried, planned)}"
     yield Outcome("a full disk", tried, tried, detail)
 
 

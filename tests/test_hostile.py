@@ -7,18 +7,23 @@ import ast
 import gzip
 import json
 import os
+import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hf_tools import untrained_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny import grid_config
 
 from mla_jax import config as config_lib
 from mla_jax import config_files, runs
 from mla_jax.data.readers import Source
 from mla_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mla_jax.errors import UserError
+from mla_jax.interop import hf
 from mla_jax.judge import rubric
 from mla_jax.rows import read_rows
 
@@ -199,3 +204,88 @@ def test_any_judge_reply_is_a_judgement_or_a_reason(text: str, pairwise: bool) -
             rubric.parse_reply(text, rubric.get_rubric(name), pairwise)
         except rubric.ReplyError as error:
             assert str(error)
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory, tokenizer_bytes: bytes) -> dict[str, Path]:
+    """Small Hugging Face folders of each family, without our manifest, as a stranger would send them."""
+    pytest.importorskip("safetensors")
+    tokenizer, folders = Tokenizer(tokenizer_bytes), {}
+    points = {"deepseek": "joint-decoupled-q_lora-norm_rms", "llama": "gqa-rope", "gpt2": "mha-learned-gpt"}
+    for name, point in points.items():
+        config = grid_config(point, **{"model.vocab_size": tokenizer.vocab_size})
+        run = untrained_run(tmp_path_factory.mktemp("runs") / name, config, tokenizer)
+        folders[name] = hf.export(run, tmp_path_factory.mktemp("exports") / name)
+        (folders[name] / "mla_jax.json").unlink()
+    return folders
+
+
+def read_hf(folder: Path) -> None:
+    """Within 64 MiB of Python's and numpy's memory, whatever sizes the folder claims: it has 100 KiB."""
+    tracemalloc.start()
+    try:
+        hf.load(folder)
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1500
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 64 * 2**20, f"{peak / 2**20:.0f} MiB"
+
+
+huge = st.sampled_from([2**24, 2**31, 2**63, 10**400, -1, 0, 1e308, float("nan"), float("inf")])
+
+
+@often
+@given(name=st.sampled_from(["deepseek", "llama", "gpt2"]), data=st.data())
+def test_any_hugging_face_config_is_read_or_refused(
+    exports: dict[str, Path], tmp_path: Path, name: str, data: st.DataObject
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(exports[name], folder)
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    for field in data.draw(st.lists(st.sampled_from(sorted(content)), min_size=1, max_size=2, unique=True)):
+        content[field] = data.draw(json_values | huge)
+    path.write_text(json.dumps(content))
+    read_hf(folder)
+
+
+@often
+@given(name=st.sampled_from(["deepseek", "llama", "gpt2"]), data=st.data())
+def test_any_hugging_face_weights_are_read_or_refused(
+    exports: dict[str, Path], tmp_path: Path, name: str, data: st.DataObject
+) -> None:
+    """Headers that lie: sizes, names, shapes, offsets and types of tensors as they come, and broken bytes."""
+    folder = tmp_path / "copy"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(exports[name], folder)
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header, rest = content[8 : 8 + length], content[8 + length :]
+    if data.draw(st.booleans()):
+        entries = json.loads(header)
+        entry = entries[data.draw(st.sampled_from(sorted(entries)))]
+        entry[data.draw(st.sampled_from(["dtype", "shape", "data_offsets"]))] = data.draw(
+            json_values | st.lists(huge | st.integers(0, 2**20), max_size=3) | st.sampled_from(["F64", "I8", "BF16"])
+        )
+        header = json.dumps(entries).encode()
+        length = len(header)
+    else:
+        header = mutated(data.draw, header)
+        length = data.draw(st.sampled_from([length, len(header), 2**63, 2**64 - 1, 0]))
+    path.write_bytes(length.to_bytes(8, "little") + header + rest)
+    read_hf(folder)
+
+
+@often
+@given(index=json_values | st.dictionaries(st.just("weight_map"), json_values, min_size=1))
+def test_any_index_of_shards_is_read_or_refused(exports: dict[str, Path], tmp_path: Path, index: Any) -> None:
+    folder = tmp_path / "copy"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(exports["llama"], folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    read_hf(folder)

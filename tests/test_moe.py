@@ -101,6 +101,15 @@ def test_layers_are_balanced_apart() -> None:
     np.testing.assert_allclose(router_bias_update(bias, load, 0.3), [[-0.4, 0.2, 0.2], [0, 0, 0]], atol=1e-7)
 
 
+def test_a_single_live_expert_has_no_bias_and_small_loads_move_it_less() -> None:
+    """With one expert left the mean is its own; below a mean load of one token the distance is taken in tokens."""
+    alone = router_bias_update(jnp.asarray([0.3, -jnp.inf]), jnp.asarray([4.0, 0.0]), 0.1)
+    np.testing.assert_allclose(alone, [0.0, -np.inf], atol=1e-7)
+    for load, share in (([0.0, 3.0], 1.0), ([0.0, 1.0], 0.5), ([2.0, 4.0], 1 / 3)):
+        moved = router_bias_update(jnp.zeros(2), jnp.asarray(load), 0.1, "proportional")
+        np.testing.assert_allclose(moved, [0.1 * share, -0.1 * share], atol=1e-7)
+
+
 @pytest.mark.parametrize("score", ["sigmoid", "softmax"])
 def test_the_bias_evens_a_skewed_router(score: str) -> None:
     """Fixed logits with a preference for some experts: the default rate of either score evens them in 400 steps."""

@@ -1,5 +1,7 @@
 import asyncio
+import http.server
 import socket
+import threading
 import time
 
 import pytest
@@ -198,6 +200,38 @@ def test_an_unreachable_host_is_said_soon():
 
     with pytest.raises(UserError, match="gives no answer .*check judge.base_url"):
         ask(Nowhere, check=True)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.parametrize("check", [True, False])
+def test_a_redirection_is_not_followed(status, check):
+    """Stories and key go to the host that the user named, and to no other, whatever that host says."""
+    with FaultServer() as elsewhere:
+        target = elsewhere.url
+
+        class Redirects(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.send_response(status)
+                self.send_header("Location", f"{target}/chat/completions")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_):
+                pass
+
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirects) as server:
+            threading.Thread(target=server.serve_forever).start()
+
+            class Named:
+                url = f"http://127.0.0.1:{server.server_port}/v1"
+
+            try:
+                with pytest.raises(UserError, match=rf"redirects .*to {target}.*give .*judge.base_url"):
+                    ask(Named, check=check)
+            finally:
+                server.shutdown()
+        assert not elsewhere.requests
 
 
 def test_the_key():

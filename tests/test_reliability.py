@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,10 +12,12 @@ from pathlib import Path
 
 import jax
 import pytest
-from run_tools import REPOSITORY
+from run_tools import REPOSITORY, small_config
 
 from mla_jax import compile_cache
+from mla_jax.main import main
 from mla_jax.runs import Run, load_run
+from mla_jax.train import loop
 
 pytest_plugins = ["run_fixtures"]
 HARNESS = Path(__file__).parent / "reliability"
@@ -71,6 +74,25 @@ def flip_until_read(place: Place, weights: Path, good: Run) -> None:
 def test_after_damage_training_goes_on_from_the_checkpoint_before(place: Place) -> None:
     (outcome,) = storage.resumed_after_damage(place, 1)
     assert outcome.held == 1
+
+
+def test_training_and_sampling_call_nobody(
+    place: Place, stories_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No telemetry, no look-up of versions: not one connection, nor the name of a host."""
+    called: list[object] = []
+
+    def refuse(*arguments: object, **_: object) -> None:
+        called.append(arguments)
+        raise OSError("no network in this test")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    loop.train(small_config(stories_file), tmp_path / "alone")
+    assert main(["mla_jax", "--mode=sample", f"--workdir={place.folder / 'run'}", "--prompt=once"]) == 0
+    assert main(["mla_jax", "--mode=eval", f"--workdir={place.folder / 'run'}"]) == 0
+    assert called == []
 
 
 @pytest.mark.slow

@@ -100,7 +100,9 @@ class JudgeClient:
     def __init__(self, settings: JudgeSettings, key: str, like: "JudgeClient | None" = None):
         self._s = settings
         self._key = key
-        self._client = openai.AsyncOpenAI(api_key=key, base_url=settings.url(), max_retries=0)
+        # Stories and key go to the host that the user named: openai would follow the server's word to any other.
+        http = openai.DefaultAsyncHttpxClient(follow_redirects=False)
+        self._client = openai.AsyncOpenAI(api_key=key, base_url=settings.url(), max_retries=0, http_client=http)
         self._gate = Gate()
         self._form = like._form if like else 0  # index into _SCHEMA_FORMS
         self._dropped: set[str] = set(like._dropped) if like else set()  # optional parameters this server does not take
@@ -228,6 +230,12 @@ class JudgeClient:
             self._s.public_url(),
         )
         code, lower = error.code or "", said.lower()
+        if 300 <= status < 400:
+            target = redact(error.response.headers.get("location", "nowhere"), self._key)[:200]
+            raise UserError(
+                f"{where} redirects requests (status {status}) to {target}: they are not sent there; give the address "
+                "that answers as judge.base_url if you trust it."
+            ) from None
         if status == 401:
             raise UserError(
                 f"{where} refuses the key in OPENAI_API_KEY (status 401: {said}): set a valid one; every "

@@ -45,6 +45,25 @@ def test_rows_after_the_step_that_is_resumed_from_go(folder: RunFolder) -> None:
         json.loads(line)
 
 
+def test_a_step_that_is_evaluated_again_after_a_kill_has_one_row(folder: RunFolder) -> None:
+    """The last checkpoint was there and the report was not: the next start evaluates that step again."""
+    with MetricsWriter(folder, 0, tensorboard=False) as writer:
+        for kind in ("train", "eval", "experts"):
+            writer.write(kind, 4, {"loss": 1.0})
+        writer.write("startup", 0, {"total": 1.0})
+    with MetricsWriter(folder, 4, tensorboard=False) as writer:
+        for kind in ("eval", "experts"):
+            writer.write(kind, 4, {"loss": 1.0})
+        writer.write("startup", 4, {"total": 1.0})
+        writer.write("startup", 4, {"total": 1.0})
+        writer.write("eval", 8, {"loss": 0.5})
+        writer.cut(4)
+        writer.write("eval", 8, {"loss": 0.25})
+    wanted = [("train", 4), ("eval", 4), ("experts", 4), ("startup", 0), ("startup", 4), ("startup", 4), ("eval", 8)]
+    assert steps(folder) == wanted
+    assert read_rows(folder.metrics)[-1]["loss"] == 0.25
+
+
 def test_a_fresh_start_begins_an_empty_file(folder: RunFolder) -> None:
     folder.metrics.write_text('{"step": 0, "kind": "train", "loss": 1}\n{"step": 3, "kind": "train", "loss": 1}\n')
     with MetricsWriter(folder, 0, tensorboard=False):

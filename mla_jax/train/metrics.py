@@ -25,6 +25,7 @@ class MetricsWriter:
 
     def _open_up_to(self, step: int) -> None:
         kept = [row for row in read_rows(self._path) if row["step"] <= step] if step else []
+        self._newest = {row.get("kind"): row["step"] for row in kept}
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self._path.open("a", encoding="utf-8")
 
@@ -42,7 +43,13 @@ class MetricsWriter:
             self._board.close()
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """kind: "train", "eval" or "experts". Written through to the file at once; lists are not for TensorBoard."""
+        """kind: "train", "eval" or "experts". Written through to the file at once; lists are not for TensorBoard.
+
+        A run that was killed after its last checkpoint evaluates that step again: a step has one row of a kind.
+        """
+        if kind != "startup" and self._newest.get(kind) == step:
+            return
+        self._newest[kind] = step
         row = {"step": step, "kind": kind, **values, "time": round(time.time(), 3)}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()

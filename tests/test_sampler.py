@@ -245,6 +245,55 @@ def test_buckets(n: int, smallest: int, wanted: int) -> None:
     assert request.bucket(n, smallest) == wanted
 
 
+def asked(prompts: list[str], max_new_tokens: int, chunk: int = 1024) -> request.Request:
+    cfg = tiny_sampler("mla_rope", 200).config.model
+    return request.build(tokenizer(), cfg, prompts, GREEDY, max_new_tokens, 7, (), "auto", chunk)
+
+
+def test_the_shapes_of_a_request() -> None:
+    """Rows are not rounded where they need not be; a prompt that fits into a piece is one; the rest only fills."""
+    found = asked(["fox"], 20)
+    assert found.rows == len(found.tokens) == 1 and found.columns == 64 and found.cache_length == 64
+    assert found.pieces == ((0, 64),) and found.tokens.shape == (1, 64)
+    found = asked(["fox"] * 5, 80)
+    assert found.rows == 5 and found.tokens.shape == (6, 64) and found.columns == 96 and found.cache_length == 96
+    assert found.limit.tolist() == [80] * 5 + [0] and found.lengths[5] == 1
+    assert found.seeds.tolist() == [7, 8, 9, 10, 11, 0]
+    assert asked(["fox"], 150).cache_length == 192 and asked(["fox"], 190).cache_length == 200
+    words = tokenizer().decode(tokenizer().encode("fox " * 90)[:99])
+    length = 1 + len(tokenizer().encode(words))
+    assert asked([words], 8, chunk=length).pieces == ((0, request.bucket(length, 64)),)
+    pieces = asked([words], 8, chunk=32).pieces
+    assert [end - start for start, end in pieces] == [32] * len(pieces) and len(pieces) == -(-length // 32)
+    assert pieces[-1][0] < length <= pieces[-1][1] and asked([words], 8, chunk=32).tokens.shape[1] == pieces[-1][1]
+
+
+def test_the_settings_of_a_config_are_keywords_of_generate() -> None:
+    cfg = tiny_sampler("mla_rope").config.sample
+    settings = sampler_module.sample_settings(cfg)
+    wanted = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "cache_dtype", "stop")
+    assert settings == {name: getattr(cfg, name) for name in (*wanted, "max_new_tokens")}
+    # An empty list is what nothing is asked of: they are all known by name.
+    assert Sampler.generate_with_details(tiny_sampler("mla_rope"), [], **settings) == []
+
+
+def test_a_stop_string_ends_the_decoding_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only the text: rows are looked at every CHECK_EVERY steps; without stop strings the device is not asked."""
+    sampler, steps = tiny_sampler("mla_rope"), []
+    decode = loop.decode_loop
+
+    def counted(*arguments: object) -> object:
+        steps.append(arguments[3])
+        return decode(*arguments)
+
+    monkeypatch.setattr(loop, "decode_loop", counted)
+    settings = {"max_new_tokens": 40, "temperature": 0, "top_k": 0}
+    text = sampler.generate([PROMPTS[0]], **settings)[0]
+    assert steps == []
+    sampler.generate([PROMPTS[0]], stop=[text[:2]], **settings)
+    assert sum(steps) <= loop.CHECK_EVERY
+
+
 def stream(sampler: Sampler, prompt: str, **settings: object) -> str:
     pieces = list(sampler.stream(prompt, **settings))
     assert all(pieces)

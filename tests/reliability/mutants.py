@@ -175,10 +175,15 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout", type=float, default=300, help="seconds a mutant")
+    parser.add_argument("--again", type=Path, help="an --out of before, of the same code: its survivors only")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     mutants = all_mutants()
     chosen = choose(mutants, arguments.count, random.Random(arguments.seed))
+    if arguments.again:
+        rows = map(json.loads, arguments.again.read_text().splitlines())
+        survivors = {tuple(row["id"]) for row in rows if row["verdict"] == "survived"}
+        chosen = [mutant for mutant in mutants if mutant[:2] in survivors]
     done = {tuple(json.loads(line)["id"]) for line in arguments.out.open()} if arguments.out.exists() else set()
     tally: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder, arguments.out.open("a", encoding="utf-8") as out:

@@ -243,6 +243,7 @@ BAD = [
     ("model.rope_theta", float("nan"), "at least 1"),
     ("model.dropout", 1.0, "between 0 and 0.99"),
     ("model.dropout", "0.1", "type float"),
+    ("model.dtype", "float16", "auto | bfloat16 | float32"),
     ("model.qk_norm", "yes", "type bool"),
     ("model.init_std", 0.0, "between"),
     ("data.valid_fraction", 0.9, "between"),

@@ -148,8 +148,9 @@ def _check(study: Study) -> None:
         raise UserError(
             f"papers has {wrong[0]!r}; it must be some of {', '.join(PAPERS)}: see mla_jax/study/claims.py."
         )
-    if not study.name or set(study.name) & set("/\\*?[] \t\n"):
-        raise UserError(f"name is {study.name!r}; it names files: use letters, digits, '_' and '-'.")
+    for field, name in [("name", study.name), *((f"points.{name}", name) for name in names)]:
+        if not name or not name.isprintable() or set(name) & set("/\\*?[] "):  # a path would leave the study's folder
+            raise UserError(f"{field} is {name!r}; it names files: use letters, digits, '_' and '-'.")
     if not any(study.reference in (name, name.partition("_")[2]) for name in names):
         near = config_lib.suggest(study.reference, names)
         raise UserError(f"reference is {study.reference!r}, which is no point{near}: use the name of one.")

@@ -186,7 +186,7 @@ def moment_of(fault: str, run: Path, whole: float, rng: random.Random) -> Callab
     return after(whole * (rng.uniform(0.05, 1.1) if fault == "training, at any moment" else rng.uniform(0.02, 0.6)))
 
 
-def preparation(place: Place, count: int, n_stories: int = 60_000) -> Iterator[Outcome]:
+def preparation(place: Place, count: int, n_stories: int = 20_000) -> Iterator[Outcome]:
     """Kills while the tokenizer is trained and the tokens are written."""
     stories = write_stories(place.folder / "many.txt", n_stories)
     command = train_flags(stories, place.folder / "prepared", **{"train.steps": 1, "data.valid_fraction": 0.01})

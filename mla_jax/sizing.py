@@ -49,7 +49,7 @@ def match(config: Config, target: int, quantity: Callable[[ModelConfig], int], m
     """Turns `knob`, in steps of `multiple`, until `quantity` is nearest.
 
     knob: "model.d_expert" or "model.d_ff"; by default the one of most layers. d_ff is the finer one: of a model with
-    experts it is the width of its `first_k_dense` layers alone, and leaves a residual of a few hundredths of a per cent.
+    experts it is the width of its `first_k_dense` layers alone, and leaves a few hundredths of a per cent.
     Every quantity here is linear in the width, so two evaluations give the answer and two more round it. Raises
     UserError when `model.vocab_size` is not known yet, the knob changes nothing, or the target is below the model with
     the smallest width.

@@ -33,7 +33,7 @@ def test_parameter_matched_has_the_total_of_the_vanilla_transformer(size: str, r
     assert model.first_k_dense == 1 and model.n_moe_layers == model.n_layers - 1
     if size == "m":
         assert (model.d_expert, model.d_ff) == (32, 1680)
-        all_layers = {"model.first_k_dense": 0, "model.d_expert": 31, "model.vocab_size": rows}  # what the file says of it
+        all_layers = {"model.first_k_dense": 0, "model.d_expert": 31, "model.vocab_size": rows}
         other = accounting.params(load_config("moe_mla_rope_param_matched:m", **all_layers).model)["total"]
         assert round(100 * (other / vanilla["total"] - 1), 2) == {8192: -0.55, 50_000: -0.33}[rows]
         assert total == pytest.approx({8192: 32.5e6, 50_000: 53.9e6}[rows], rel=5e-3)

@@ -26,9 +26,9 @@ from mla_jax.peers import peers_needed
 from mla_jax.phases import StartClock
 from mla_jax.rows import read_result, read_rows, result_row
 from mla_jax.runs import RunFolder, check_lock, lock
-from mla_jax.sample.sampler import Sampler, sample_settings
 from mla_jax.train import step as steps
 from mla_jax.train.checkpoint import Checkpoints
+from mla_jax.train.clock import Clock
 from mla_jax.train.ema import swapped
 from mla_jax.train.expert_meter import ExpertMeter
 from mla_jax.train.metrics import MetricsWriter, NoWriter, Progress
@@ -39,7 +39,7 @@ from mla_jax.train.setup import Setup, open_run, starting_state, write_run_files
 from mla_jax.train.startup import print_startup
 from mla_jax.train.state import TrainState, abstract_state
 from mla_jax.train.stop import StopOnSignal
-from mla_jax.train.summary import finish
+from mla_jax.train.summary import leave_behind
 
 DATA_WAIT_FROM_STEP = 50  # earlier steps compile and fill the prefetch buffer
 
@@ -130,7 +130,7 @@ class _Training:
         self.logit_probe = steps.make_logit_probe(setup.model, config)
         self.learning_rate = schedule(config.optim)
         self.pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
-        self.clock = _Clock(config.train.batch_size * config.train.seq_len)
+        self.clock = Clock(config.train.batch_size * config.train.seq_len)
         self.best = _best_so_far(setup, self.start)
         self.last: tuple[int, EvalResult] | None = None
         self.startup: dict[str, float] = {}
@@ -257,9 +257,7 @@ class _Training:
     def _log(self, done: int, batch: dict[str, Any]) -> None:
         self._drain(keep=0)  # before the clock is read: the newest step is still running
         tokens_per_s = self.clock.tokens_per_s()
-        peak = devices.peak_flops()
-        flops = accounting.flops_per_token(self.config.model, self.config.train.seq_len)
-        mfu = tokens_per_s * flops / (peak * self.n_devices) if peak else None
+        mfu = self._mfu(tokens_per_s)
         values = {name: self.metrics[name] for name in ("loss", "grad_norm", "param_norm")}
         values |= self.experts.train_values()
         values |= {
@@ -276,6 +274,12 @@ class _Training:
         left = (self.config.train.steps - done) * self.config.train.batch_size * self.config.train.seq_len
         self.progress.update(done, values["loss"], tokens_per_s, mfu, left / max(tokens_per_s, 1e-9))
         self.clock.restart()
+
+    def _mfu(self, tokens_per_s: float) -> float | None:
+        """Share of the devices' peak that training's FLOPs make; None where the peak is not known."""
+        peak = devices.peak_flops()
+        flops = accounting.flops_per_token(self.config.model, self.config.train.seq_len)
+        return tokens_per_s * flops / (peak * self.n_devices) if peak else None
 
     def _evaluate(self, done: int) -> None:
         self._drain(keep=0)
@@ -331,36 +335,15 @@ class _Training:
             "mha_kv_bytes_per_token": accounting.mha_kv_bytes(self.config.model),
             **{f"baseline_{name}": value for name, value in setup.baselines.items()},
         }
-        peak = devices.peak_flops()
-        if peak:
-            flops = accounting.flops_per_token(self.config.model, self.config.train.seq_len)
-            metrics["mfu"] = metrics["tokens_per_s"] * flops / (peak * self.n_devices)
+        if (mfu := self._mfu(metrics["tokens_per_s"])) is not None:
+            metrics["mfu"] = mfu
         tokenizer = setup.prepared.tokenizer
         row = result_row(setup.folder.name, self.config.hash, metrics, setup.prepared.fingerprint, tokenizer.sha256)
         variables = mesh_lib.gather(swapped(self.state).variables, setup.backend.mesh)
         if distributed.is_first():
-            self._leave_behind(row, variables)
+            leave_behind(setup, variables, json.loads(json.dumps(row)), self.console)
         distributed.exchange("finished", "")  # process 0 serves the others' farewell: wait for its samples
         return row
-
-    def _leave_behind(self, row: dict[str, Any], variables: Any) -> None:
-        """Samples, plot and report, by one device."""
-        setup, tokenizer, sample = self.setup, self.setup.prepared.tokenizer, self.config.sample
-        model = setup.model.clone(backend=dataclasses.replace(setup.backend, mesh=None))
-        sampler = Sampler(model, variables, tokenizer, self.config)
-        prompts = [prompt for prompt in sample.prompts for _ in range(sample.num_samples)]
-        prompts = prompts or setup.openings[: sample.num_samples]
-        room = self.config.model.max_len - max(len(tokenizer.encode(prompt)) for prompt in prompts) - 1
-        settings = sample_settings(sample) | {"max_new_tokens": min(sample.max_new_tokens, max(1, room))}
-        completions = sampler.generate(prompts, **settings)
-        finish(
-            setup.folder,
-            self.config,
-            json.loads(json.dumps(row)),
-            setup.baselines,
-            list(zip(prompts, completions, strict=True)),
-            self.console,
-        )
 
 
 def _best_so_far(setup: Setup, start: int) -> tuple[int, float, float]:
@@ -368,40 +351,3 @@ def _best_so_far(setup: Setup, start: int) -> tuple[int, float, float]:
     rows = [r for r in read_rows(setup.folder.metrics) if r["kind"] == "eval" and r["step"] <= start]
     best = min(rows, key=lambda r: r["loss"], default=None)
     return (best["step"], best["loss"], best["bits_per_byte"]) if best else (0, float("inf"), float("inf"))
-
-
-class _Clock:
-    """Throughput between logs (evaluation and saving excluded) and the share of time spent waiting for data."""
-
-    def __init__(self, tokens_per_step: int):
-        self._tokens = tokens_per_step
-        self._rates: list[float] = []
-        self._waited = self._counted = 0.0
-        self.restart()
-
-    def restart(self) -> None:
-        self._began, self.steps = time.perf_counter(), 0
-
-    def timed_next(self, iterator: Any, count: bool) -> Any:
-        before = time.perf_counter()
-        batch = next(iterator)
-        if count:
-            after = time.perf_counter()
-            self._waited += after - before
-            self._counted_from = getattr(self, "_counted_from", before)
-            self._counted = after - self._counted_from
-        return batch
-
-    def tokens_per_s(self) -> float:
-        rate = self.steps * self._tokens / (time.perf_counter() - self._began)
-        self._rates.append(rate)
-        return rate
-
-    def median_tokens_per_s(self) -> float:
-        """Median over logs, the first (with compilation) left out when there are others."""
-        rates = sorted(self._rates[1:] or self._rates)
-        return rates[len(rates) // 2] if rates else 0.0
-
-    def data_wait(self) -> float:
-        """Share of wall time spent waiting for batches since step 50 of this process; 0 before that."""
-        return self._waited / self._counted if self._counted else 0.0

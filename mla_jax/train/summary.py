@@ -1,5 +1,6 @@
 """What a run leaves behind at its end: plot, samples, result.json, report.md, and a summary on the terminal."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -13,7 +14,9 @@ from mla_jax import accounting
 from mla_jax.config import Config
 from mla_jax.rows import read_rows
 from mla_jax.runs import RunFolder, write_text
+from mla_jax.sample.sampler import Sampler, sample_settings
 from mla_jax.train.expert_plot import plot_experts
+from mla_jax.train.setup import Setup
 
 
 def plot_loss(folder: RunFolder, baselines: dict[str, float]) -> Path:
@@ -37,6 +40,18 @@ def plot_loss(folder: RunFolder, baselines: dict[str, float]) -> Path:
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path
+
+
+def leave_behind(setup: Setup, variables: Any, row: dict[str, Any], console: rich.console.Console) -> None:
+    """Samples, plot and report of a finished run, by one device. variables: the weights, whole; row: as `finish`."""
+    config, tokenizer, sample = setup.config, setup.prepared.tokenizer, setup.config.sample
+    model = setup.model.clone(backend=dataclasses.replace(setup.backend, mesh=None))
+    prompts = [prompt for prompt in sample.prompts for _ in range(sample.num_samples)]
+    prompts = prompts or setup.openings[: sample.num_samples]
+    room = config.model.max_len - max(len(tokenizer.encode(prompt)) for prompt in prompts) - 1
+    settings = sample_settings(sample) | {"max_new_tokens": min(sample.max_new_tokens, max(1, room))}
+    completions = Sampler(model, variables, tokenizer, config).generate(prompts, **settings)
+    finish(setup.folder, config, row, setup.baselines, list(zip(prompts, completions, strict=True)), console)
 
 
 def finish(

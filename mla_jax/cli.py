@@ -13,8 +13,9 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from mla_jax import config_files, main
-from mla_jax.config import Config, from_config_dict, suggest
+from mla_jax.config import Config, from_config_dict
 from mla_jax.errors import UserError
+from mla_jax.typed import suggest
 
 MODES = ("train", "eval", "sample", "judge", "bench", "study", "export")
 

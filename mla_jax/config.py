@@ -1,108 +1,21 @@
 """The one bridge from ml-collections' ConfigDict to a frozen, validated, hashable `Config`.
 
 Nothing past the bridge sees a ConfigDict. The dataclasses declare names and types only: defaults live in
-`configs/base.py`, rules in `config_rules.py`, and the values of knobs that an old run folder lacks in `MIGRATIONS`.
+`configs/base.py`, rules in `config_rules.py`, and the values of knobs that an old run folder lacks in `migrations.py`.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
-import typing
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from mla_jax import config_rules
+from mla_jax import config_rules, migrations
 from mla_jax.bench.settings import BenchSettings
 from mla_jax.errors import UserError
 from mla_jax.judge.settings import JudgeSettings
-
-FORMAT = 3
-# format -> {dotted knob: value that runs of that format behaved as}; applied in order up to FORMAT.
-MIGRATIONS: dict[int, dict[str, Any]] = {
-    1: {
-        "judge.base_url": "",
-        "judge.model": "",
-        "judge.rubric": "paper_a",
-        "judge.num_prompts": 100,
-        "judge.builtin_prompts": 50,
-        "judge.stories_per_prompt": 1,
-        "judge.max_new_tokens": 256,
-        "judge.temperature": 0.8,
-        "judge.top_k": 40,
-        "judge.seed": 0,
-        "judge.num_controls": 40,
-        "judge.repeats": 2,
-        "judge.repeat_share": 0.1,
-        "judge.pairwise": False,
-        "judge.judge_temperature": 0.7,
-        "judge.max_reply_tokens": 300,
-        "judge.concurrency": 8,
-        "judge.timeout_s": 60.0,
-        "judge.max_retries": 5,
-        "judge.give_up_after": 20,
-        "judge.budget_usd": 5.0,
-        "judge.price_in": 0.0,
-        "judge.price_out": 0.0,
-        "judge.yes": False,
-        "judge.cache_dir": "",
-        "judge.resamples": 2000,
-    },
-    2: {
-        "bench.size": "m",
-        "bench.vocab_size": 8192,
-        "bench.batches": (1, 16, 128, 1024),
-        "bench.contexts": (512, 2048, 4096, 16384),
-        "bench.steps": 64,
-        "bench.repeats": 5,
-        "bench.copy_bytes": 2**30,
-        "bench.memory_context": 4096,
-        "bench.train_batch": 128,
-        "bench.peer_batches": (1, 128),
-        "bench.peer_prompt": 256,
-        "bench.peer_new": 256,
-        "bench.max_minutes": 0.0,
-        "model.decode_impl": "auto",  # as attention_impl: a choice of speed
-        "train.remat": "none",
-        "train.loss_chunks": 1,
-        "optim.schedule": "cosine",
-        "optim.decay_fraction": 0.2,
-        "optim.muon_beta": 0.95,
-        "optim.muon_dtype": "auto",
-        "optim.adamw_fraction": 1.0,
-        "optim.qk_clip": 0.0,
-        "optim.ema_decay": 0.0,
-        "train.bad_loss": 0.0,
-        "train.bad_grad_norm": 0.0,
-        "data.text_field": "",
-        "model.n_routed_experts": 0,
-        "model.n_shared_experts": 0,
-        "model.top_k": 0,
-        "model.d_expert": 0,
-        "model.first_k_dense": 0,
-        "model.router_score": "sigmoid",
-        "model.router_renormalize": True,
-        "model.routed_scaling_factor": 1.0,
-        "model.router_bias_rate": -1.0,
-        "model.router_bias_rule": "sign",
-        "model.router_aux_weight": 0.0,
-        "model.router_sequence_weight": 0.0,
-        "model.router_z_weight": 0.0,
-        "model.moe_impl": "auto",
-        "model.grouped_impl": "auto",
-        "sample.top_p": 1.0,
-        "sample.min_p": 0.0,
-        "sample.repetition_penalty": 1.0,
-        "sample.stop": (),
-        "sample.cache_dtype": "auto",
-        "sample.prefill_chunk": 1024,
-        "mesh.data": 1,
-        "mesh.fsdp": 1,
-        "mesh.expert": 1,
-        "mesh.tensor": 1,
-    },
-}
+from mla_jax.typed import build
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,7 +240,7 @@ def validate(config: Config) -> None:
 
 def dumps(config: Config) -> str:
     """The text of a run folder's config.json."""
-    return json.dumps({"format": FORMAT, "config": config.to_dict()}, indent=1)
+    return json.dumps({"format": migrations.FORMAT, "config": config.to_dict()}, indent=1)
 
 
 def loads(text: str, where: str = "config.json") -> Config:
@@ -341,62 +254,13 @@ def loads(text: str, where: str = "config.json") -> Config:
         raise UserError(
             f"{where} is not a config of mla_jax (JSON with 'format' and 'config'): copy the run folder again."
         ) from None
-    if file_format > FORMAT:
+    newest = migrations.FORMAT
+    if file_format > newest:
         raise UserError(
-            f"{where} has format {file_format}, newer than {FORMAT}, the newest this mla_jax reads: upgrade mla_jax."
+            f"{where} has format {file_format}, newer than {newest}, the newest this mla_jax reads: upgrade mla_jax."
         )
-    for step in range(file_format, FORMAT):
-        for dotted, value in MIGRATIONS[step].items():
-            section, _, field = dotted.rpartition(".")
-            target = values.setdefault(section, {}) if section else values
-            if isinstance(target, dict):  # the bridge says what is wrong with it otherwise
-                target.setdefault(field, value)
+    migrations.migrate(values, file_format)
     try:
         return from_dict(values)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-
-
-def suggest(name: str, known: typing.Iterable[str]) -> str:
-    """' (did you mean X?)' or ''."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-def build(cls: type, content: Any, prefix: str) -> Any:
-    """A dataclass from plain values, their types checked. Raises UserError; `prefix` leads the field's name in it."""
-    if not isinstance(content, dict):
-        raise UserError(f"{prefix.rstrip('.') or 'the config'} is {content!r}; it must be a section of knobs.")
-    types = typing.get_type_hints(cls)
-    for name in content:
-        if name not in types:
-            raise UserError(f"{prefix}{name} is not a knob{suggest(str(name), types)}: configs/base.py lists them all.")
-    values = {}
-    for name, kind in types.items():
-        if name not in content:
-            raise UserError(f"{prefix}{name} is missing: start the config from configs/base.py, which has every knob.")
-        if dataclasses.is_dataclass(kind):
-            values[name] = build(kind, content[name], f"{prefix}{name}.")
-        else:
-            values[name] = _coerce(content[name], kind, f"{prefix}{name}")
-    return cls(**values)
-
-
-def _coerce(value: Any, kind: Any, field: str) -> Any:
-    """`value` as `kind`; an int where a float is asked is fine, a bool where a number is asked is not."""
-    if kind is Any:
-        return value
-    if typing.get_origin(kind) is tuple:
-        item_kind = typing.get_args(kind)[0]
-        if isinstance(value, (list, tuple)):
-            return tuple(_coerce(item, item_kind, f"{field}[{i}]") for i, item in enumerate(value))
-        raise UserError(f"{field} is {value!r}; it must be a tuple of {item_kind.__name__}, e.g. (1,).")
-    if type(value) is int and kind in (int, float) and abs(value) >= 2**63:
-        raise UserError(
-            f"{field} is {str(value)[:20]}... ({len(str(value))} digits); it must fit in 64 bits: lower it."
-        )
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise UserError(f"{field} is {value!r}; it must be of type {kind.__name__}.")
-    return value

@@ -7,8 +7,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mla_jax.config import Config, from_config_dict, suggest
+from mla_jax.config import Config, from_config_dict
 from mla_jax.errors import UserError
+from mla_jax.typed import suggest
 
 
 def config_dir() -> Path:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mla_jax import config as config_lib
+from mla_jax import migrations
 from mla_jax.config import Config, dumps, from_config_dict, from_dict, loads, replace
 from mla_jax.config_files import load_config, load_config_dict
 from mla_jax.errors import UserError
@@ -149,7 +149,7 @@ def test_a_config_is_frozen() -> None:
         config.model.d_model = 8  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("file_format", range(1, config_lib.FORMAT + 1))
+@pytest.mark.parametrize("file_format", range(1, migrations.FORMAT + 1))
 def test_a_stored_config_of_each_past_format_loads(file_format: int) -> None:
     """When the format changes: add MIGRATIONS and a new file here; never touch the old ones."""
     path = GOLDEN / f"config_format{file_format}.json"
@@ -168,14 +168,14 @@ def test_a_stored_config_of_each_past_format_loads(file_format: int) -> None:
 
 
 def test_a_migration_fills_in_what_an_old_run_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = config_lib.FORMAT
+    now = migrations.FORMAT
     stored = json.loads((GOLDEN / f"config_format{now}.json").read_text(encoding="utf-8"))
     del stored["config"]["model"]["qk_norm"], stored["config"]["init_from"]
     with pytest.raises(UserError, match=r"^x/config.json: .*missing"):
         loads(json.dumps(stored), "x/config.json")
-    monkeypatch.setattr(config_lib, "FORMAT", now + 2)
+    monkeypatch.setattr(migrations, "FORMAT", now + 2)
     steps = {now: {"model.qk_norm": True, "train.steps": 1}, now + 1: {"init_from": "runs/a"}}
-    monkeypatch.setattr(config_lib, "MIGRATIONS", config_lib.MIGRATIONS | steps)
+    monkeypatch.setattr(migrations, "MIGRATIONS", migrations.MIGRATIONS | steps)
     config = loads(json.dumps(stored))
     assert config.model.qk_norm is True
     assert config.init_from == "runs/a"
@@ -184,7 +184,7 @@ def test_a_migration_fills_in_what_an_old_run_lacks(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_old_config_of_the_wrong_shape_is_refused() -> None:
-    for section in {knob.partition(".")[0] for step in config_lib.MIGRATIONS.values() for knob in step}:
+    for section in {knob.partition(".")[0] for step in migrations.MIGRATIONS.values() for knob in step}:
         stored = json.loads((GOLDEN / "config_format1.json").read_text(encoding="utf-8"))
         stored["config"][section] = 3
         with pytest.raises(UserError, match=rf"{section} is 3; it must be a section"):
@@ -216,8 +216,8 @@ def test_what_is_no_config_json_is_refused(text: str) -> None:
 
 def test_a_newer_format_is_refused() -> None:
     stored = json.loads(dumps(load_config("smoke")))
-    stored["format"] = config_lib.FORMAT + 1
-    with pytest.raises(UserError, match=rf"format {config_lib.FORMAT + 1}, newer than .*: upgrade mla_jax\.$"):
+    stored["format"] = migrations.FORMAT + 1
+    with pytest.raises(UserError, match=rf"format {migrations.FORMAT + 1}, newer than .*: upgrade mla_jax\.$"):
         loads(json.dumps(stored))
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mla_jax import config as config_lib
 from mla_jax import config_rules
 from mla_jax.config import Config
 from mla_jax.config_files import load_config
 from mla_jax.errors import UserError
+from mla_jax.typed import build, suggest
 
 PAPERS = ("A", "B", "C")
 SEEDS_AT_MOST = 2**32 - 1
@@ -108,7 +108,7 @@ def from_config_dict(config_dict: ConfigDict) -> Study:
             _build(Point, point, f"points.{name}.", name) for name, point in _section(content.pop("points"), "points")
         ),
     }
-    study = config_lib.build(Study, content | values, prefix="")
+    study = build(Study, content | values, prefix="")
     _check(study)
     return study
 
@@ -120,7 +120,7 @@ def _build(cls: type, content: Any, prefix: str, name: str) -> Any:
         "name": name,
         "knobs": _flat(content["set"], f"{prefix}set"),
     }
-    return config_lib.build(cls, content, prefix=prefix)
+    return build(cls, content, prefix=prefix)
 
 
 def _section(content: Any, name: str) -> list[tuple[str, Any]]:
@@ -152,7 +152,7 @@ def _check(study: Study) -> None:
         if not name or not name.isprintable() or set(name) & set("/\\*?[] "):  # a path would leave the study's folder
             raise UserError(f"{field} is {name!r}; it names files: use letters, digits, '_' and '-'.")
     if not any(study.reference in (name, name.partition("_")[2]) for name in names):
-        near = config_lib.suggest(study.reference, names)
+        near = suggest(study.reference, names)
         raise UserError(f"reference is {study.reference!r}, which is no point{near}: use the name of one.")
     for field, low in (("plan_flops", 1.0), ("plan_step_s", 0.0), ("plan_experts", 1.0), ("plan_overhead_s", 0.0)):
         if not low <= getattr(study, field) < float("inf"):

@@ -7,15 +7,15 @@ Run it after adding a knob; once a format is released its file is never written 
 
 from pathlib import Path
 
-from mla_jax import config
+from mla_jax import config, migrations
 
 GOLDEN = Path(__file__).parent
 
 
 def main() -> None:
-    before = GOLDEN / f"config_format{config.FORMAT - 1}.json"
+    before = GOLDEN / f"config_format{migrations.FORMAT - 1}.json"
     text = config.dumps(config.loads(before.read_text(encoding="utf-8"), str(before)))
-    (GOLDEN / f"config_format{config.FORMAT}.json").write_text(text + "\n", encoding="utf-8")
+    (GOLDEN / f"config_format{migrations.FORMAT}.json").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mla_jax import config_rules, migrations
+from mla_jax import config_derive, config_rules, migrations
 from mla_jax.bench.settings import BenchSettings
 from mla_jax.errors import UserError
 from mla_jax.judge.settings import JudgeSettings
@@ -227,7 +227,7 @@ def from_dict(content: dict[str, Any]) -> Config:
     """As `from_config_dict`, from plain nested dictionaries (JSON)."""
     config = build(Config, content, prefix="")
     config_rules.check_choices(config)
-    config = config_rules.resolve(config)
+    config = config_derive.resolve(config)
     validate(config)
     return config
 

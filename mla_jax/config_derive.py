@@ -60,9 +60,7 @@ def resolve(config: "Config") -> "Config":
 def _loss_chunks(config: "Config") -> int:
     """The fewest parts of seq_len whose bfloat16 logits take at most 1 GiB; 0 while the vocabulary is not known."""
     train, rows = config.train, config.model.vocab_size
-    if (
-        not rows or not 1 <= train.seq_len <= 2**20 or train.microbatches < 1
-    ):  # the rules refuse some of these
+    if not rows or not 1 <= train.seq_len <= 2**20 or train.microbatches < 1:  # the rules refuse some of these
         return 0
     logits = train.batch_size // train.microbatches * train.seq_len * rows * 2
     divisors = (n for n in range(1, train.seq_len + 1) if train.seq_len % n == 0)

@@ -9,19 +9,13 @@ This module imports no optimizer and no trainer: sample, eval, judge and export 
 import contextlib
 import dataclasses
 import fcntl
-import gc
 import json
-import logging as python_logging
 import os
-import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import orbax.checkpoint as ocp
 from absl import logging
 
 from mla_jax import checksums
@@ -30,8 +24,8 @@ from mla_jax.config import Config
 from mla_jax.data.tokenizer import Tokenizer
 from mla_jax.errors import UserError
 from mla_jax.model import backend as backend_lib
-from mla_jax.model.moe import initial_router_bias
 from mla_jax.model.transformer import Transformer, variables_of
+from mla_jax.restore import restore_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,99 +219,6 @@ def load_run(workdir: str | os.PathLike, step: int | None = None, best: bool = T
     model = Transformer(config.model, backend)
     weights = restore_weights(folder, model, step)
     return Run(folder, config, tokenizer, model, weights["params"], weights.get("router_bias"), step)
-
-
-def restore_weights(folder: RunFolder, model: Transformer, step: int) -> dict[str, Any]:
-    """The `model` item of a checkpoint: {"params": float32 pytree} and, with experts, "router_bias" [L_moe, E].
-
-    Raises UserError when it does not fit.
-    """
-    path = folder.checkpoints / str(step) / "model"
-    abstract = {"params": abstract_params(model)}
-    if model.cfg.n_moe_layers:
-        bias = jax.eval_shape(lambda: initial_router_bias(model.cfg))
-        abstract["router_bias"] = jax.ShapeDtypeStruct(bias.shape, bias.dtype, sharding=_one_device())
-    try:
-        checksums.check(path.parent, "model")
-        if model.cfg.n_moe_layers:
-            check_router_bias(path)
-        with quiet_reads(), contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
-            return checkpointer.restore(path.resolve(), abstract)
-    except Exception as error:  # Orbax and TensorStore raise many types for a damaged or missing file
-        reason = short_reason(error)
-    drop_failed_reads()
-    good = next((s for s in reversed(folder.steps()) if s != step and _is_whole(folder.checkpoints / str(s))), None)
-    remedy = "copy the run folder again" if good is None else f"the newest good one is {good}, --step={good} reads it"
-    raise UserError(f"checkpoint {path.parent} cannot be restored ({reason}): {remedy}.")
-
-
-def check_router_bias(item: Path) -> None:
-    """Raise ValueError, a clause, when the checkpoint item `item` holds params without a router bias."""
-    with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
-        tree = checkpointer.metadata(item.resolve()).item_metadata.tree
-    if "params" in tree and "router_bias" not in tree:
-        raise ValueError("it has no router_bias, without which a model with experts routes differently")
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        checksums.check(checkpoint, "model")
-    except checksums.Mismatch:
-        return False
-    return (checkpoint / "model").is_dir()
-
-
-def short_reason(error: Exception) -> str:
-    """The first line of a library's error, of at most 200 characters."""
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-
-
-@contextlib.contextmanager
-def quiet_reads() -> Iterator[None]:
-    """Around an Orbax restore: when it fails, the reads that it leaves behind say nothing.
-
-    TensorStore's threads report to the closed event loop at any later time, so that filter stays after a failure.
-    """
-    previous = sys.unraisablehook
-
-    def without_closed_loops(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            previous(unraisable)
-
-    asyncio_logger = python_logging.getLogger("asyncio")
-    disabled, asyncio_logger.disabled = (
-        asyncio_logger.disabled,
-        True,
-    )  # other reads may fail while the first is reported
-    sys.unraisablehook = without_closed_loops
-    try:
-        yield
-    finally:
-        asyncio_logger.disabled = disabled
-    sys.unraisablehook = previous
-
-
-def drop_failed_reads() -> None:
-    """Collect, silently, what a failed restore leaves: to be called when its exception is no longer referred to."""
-    hook, asyncio_logger = sys.unraisablehook, python_logging.getLogger("asyncio")
-    disabled, asyncio_logger.disabled, sys.unraisablehook = asyncio_logger.disabled, True, lambda _: None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # reads that were never begun
-            gc.collect()
-    finally:
-        sys.unraisablehook, asyncio_logger.disabled = hook, disabled
-
-
-def abstract_params(model: Transformer) -> Any:
-    """Shapes and dtypes of the parameters, with the default device's sharding."""
-    sharding = _one_device()
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes)
-
-
-def _one_device() -> jax.sharding.Sharding:
-    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
 def checkpoint_losses(folder: RunFolder) -> dict[int, float]:

@@ -17,7 +17,8 @@ from mla_jax.errors import UserError
 from mla_jax.model.cache import init_cache
 from mla_jax.model.moe import initial_router_bias, router_bias_update
 from mla_jax.model.transformer import variables_of
-from mla_jax.runs import RunFolder, restore_weights
+from mla_jax.restore import restore_weights
+from mla_jax.runs import RunFolder
 from mla_jax.train.checkpoint import Checkpoints
 from mla_jax.train.optim import make_optimizer
 from mla_jax.train.state import TrainState, abstract_state, init_state

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from mla_jax import checksums, runs
+from mla_jax import checksums, restore, runs
 from mla_jax.errors import UserError
 from mla_jax.runs import RunFolder
 
@@ -76,7 +76,7 @@ def test_a_damaged_loss_is_named_and_never_the_best(copy: RunFolder, caplog: pyt
 
 def test_the_checkpoints_differ_and_fit_the_model(trained_run: Path) -> None:
     five, ten = runs.load_run(trained_run, 5), runs.load_run(str(trained_run), 10)
-    wanted = runs.abstract_params(ten.model)
+    wanted = restore.abstract_params(ten.model)
     for run in (five, ten):
         assert jax.tree.structure(run.params) == jax.tree.structure(wanted)
         assert all(

@@ -19,7 +19,8 @@ from orbax.checkpoint import checkpoint_managers
 from mla_jax import checksums, distributed
 from mla_jax.config import CheckpointConfig, Config
 from mla_jax.errors import UserError
-from mla_jax.runs import RunFolder, check_router_bias, drop_failed_reads, quiet_reads, short_reason
+from mla_jax.restore import check_router_bias, drop_failed_reads, quiet_reads, short_reason
+from mla_jax.runs import RunFolder
 from mla_jax.train.ema import swapped
 from mla_jax.train.state import TrainState
 

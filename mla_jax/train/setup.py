@@ -22,6 +22,7 @@ from mla_jax.errors import UserError
 from mla_jax.model import backend as backend_lib
 from mla_jax.model.initial import init_params
 from mla_jax.model.transformer import Transformer
+from mla_jax.restore import abstract_params
 from mla_jax.runs import RunFolder
 from mla_jax.train.checkpoint import Checkpoints
 from mla_jax.train.resume import check_resumable, check_same_shapes, check_vocabulary
@@ -88,7 +89,7 @@ def open_run(config: Config, workdir: Path) -> Setup:
     model = Transformer(config.model, backend)
     if config.init_from and not resumes:
         source = runs.load_run(config.init_from, field="init_from")
-        check_same_shapes(config.init_from, source.params, runs.abstract_params(model))
+        check_same_shapes(config.init_from, source.params, abstract_params(model))
     _check_prompts(config, prepared)
     candidates = (_opening(prepared, story, config.model.max_len) for story in _first_stories(prepared, 8 * OPENINGS))
     openings = list(dict.fromkeys(candidates))[:OPENINGS]  # many stories begin alike

@@ -124,6 +124,10 @@ def test_processes_that_differ_or_fail_end_together(tmp_path: Path) -> None:
     for i in (0, 1):
         assert "train.batch_size makes 12 rows; mesh data x fsdp x expert" in processes.text(i)
     assert not (tmp_path / "run").exists()
+    processes = Processes(tmp_path, train_flags(stories, tmp_path / "bad", **(KNOBS | {"train.bad_loss": 1e-3})))
+    assert processes.wait(240) == [3, 3], [processes.text(i) for i in (0, 1)]
+    for i in (0, 1):
+        assert "mla_jax: " in processes.text(i) and "Traceback" not in processes.text(i)
     # A process that nobody joins gives up in time.
     lonely = [f"--coordinator_address=localhost:{free_port()}", "--num_processes=2", "--process_id=0"]
     processes = Processes(tmp_path, [*flags, *lonely, "--init_timeout_s=3"], count=1)

@@ -62,11 +62,11 @@ def test_the_table_of_steps_and_the_table_of_seconds(files: list[Path]) -> None:
     # Muon has 5 - 0.2 step where AdamW has 5 - 0.1 step: half of the steps, at every seed and each one's best rate.
     assert cells[2][:6] == ["mla_rope", "0.002 / 0.002", "its loss at step 12", "6 / 12", "0.0 / 0.0", "50.0 %"]
     assert cells[3][:4] == ["mla_rope", "0.002 / 0.002", "its best loss", "10 / 20"]
-    assert cells[3][6] == "50.0, 50.0, 50.0"
+    assert cells[3][6] == "50.0, 50.0"
     # torch's best rate: 4.2 after 12 steps of 128 tokens at 2,560 tokens/s; AdamW's 8 steps take 0.8 s, Muon's 4 half.
     assert ["**torch_0.001**", "", "its loss at step 12: 4.2000", "12", "0.6", "1", "7"] in cells
     assert ["mla_rope_adamw, seed 0", "0.002", "4.2000", "8", "0.8", "1.333", "3"] in cells
-    assert ["mla_rope_muon, seed 2", "0.002", "4.2000", "4", "0.4", "0.667", "3"] in cells
+    assert ["mla_rope_muon, seed 1", "0.002", "4.2000", "4", "0.4", "0.667", "3"] in cells
     assert "All runs of the study are done." in text
 
 
@@ -90,20 +90,25 @@ def test_both_optimizers_are_tuned_over_as_many_rates_and_share_everything_else(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3000)
 def test_the_script_trains_resumes_and_reports(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="the peer needs torch: pip install 'mla-jax[hf]'")
     environment = os.environ | {"SMOKE": "1", "PYTHON": sys.executable, "PYTHONPATH": str(REPOSITORY)}
     environment |= {"MLA_JAX_CACHE": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
 
+    copy = tmp_path / "repository"  # whose folder runs/ gets the study's
+    copy.mkdir()
+    for name in ("configs", "launch", "mla_jax"):
+        (copy / name).symlink_to(REPOSITORY / name)
+
     def call(part: str) -> str:
-        command = ["bash", str(REPOSITORY / "launch" / "gpu_muon.sh"), str(tmp_path / "out"), part]
+        command = ["bash", str(copy / "launch" / "gpu_muon.sh"), str(tmp_path / "out"), part]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     assert call("torch").count("validation loss") == 2
     assert call("torch").count("is done") == 2
-    assert "0 to go" in call("study")
+    assert any("0 to go" in call("study") for _ in range(5))  # a slow machine takes several pieces
     text = call("report")
     assert "All runs of the study are done" in text and "**torch_xs_" in text and "| mla_rope |" in text

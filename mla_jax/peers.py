@@ -21,7 +21,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import jax
@@ -50,17 +50,21 @@ def watched(coordinator_address: str) -> Iterator[None]:
     leave together: a body that ends without an error waits for the others to come to their end too.
     """
     _over.clear()
-    _connect(coordinator_address.rsplit(":", 1)[0].strip("[]"))
     with _slow_aborts():
-        for work in (_listen, _ask):
-            threading.Thread(target=work, name=f"mla_jax peers {work.__name__}", daemon=True).start()
+        _start(_ask)  # first: connecting waits for all of them
         try:
+            _connect(coordinator_address.rsplit(":", 1)[0].strip("[]"))
+            _start(_listen)
             yield
             with contextlib.suppress(Exception):
                 client().wait_at_barrier("mla_jax/done", 60_000)  # process 0 serves the others until all are here
             _tell(DONE)
         finally:
             _over.set()
+
+
+def _start(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, name=f"mla_jax peers {work.__name__}", daemon=True).start()
 
 
 @contextlib.contextmanager

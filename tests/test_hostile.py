@@ -236,6 +236,23 @@ def read_hf(folder: Path) -> None:
 huge = st.sampled_from([2**24, 2**31, 2**63, 10**400, -1, 0, 1e308, float("nan"), float("inf")])
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("rms_norm_eps", 10**400), ("rope_theta", -(10**400)), ("architectures", [["LlamaForCausalLM"]])]
+    + [("architectures", [{}]), ("num_hidden_layers", 2**24), ("rms_norm_eps", float("nan"))],
+)
+def test_what_fuzzing_found_in_hugging_face_configs(
+    exports: dict[str, Path], tmp_path: Path, field: str, value: Any
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(exports["llama"], folder)
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {field: value}))
+    with pytest.raises(UserError, match="config.json|model.safetensors|tensor"):
+        hf.load(folder)
+    read_hf(folder)
+
+
 @often
 @given(name=st.sampled_from(["deepseek", "llama", "gpt2"]), data=st.data())
 def test_any_hugging_face_config_is_read_or_refused(

@@ -47,7 +47,7 @@ class HFConfig:
     def number(self, field: str, default: Any) -> float:
         value = self.content.get(field)
         value = default if value is None else value
-        if type(value) not in (int, float):
+        if type(value) not in (int, float) or abs(value) > 1e300:  # an int of JSON may be larger than any float
             self.fail(field, value, "it must be a number")
         return float(value)
 
@@ -60,7 +60,7 @@ class HFConfig:
     @property
     def architecture(self) -> str:
         names = self.content.get("architectures")
-        if not (isinstance(names, list) and len(names) == 1 and names[0] in families.MODEL_TYPES):
+        if not (isinstance(names, list) and len(names) == 1 and names[0] in list(families.MODEL_TYPES)):
             self.fail("architectures", names, "it must be one of " + ", ".join(families.MODEL_TYPES))
         wanted = families.MODEL_TYPES[names[0]]
         if self.content.get("model_type", wanted) != wanted:

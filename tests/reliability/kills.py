@@ -75,12 +75,22 @@ def after(seconds: float) -> Callable[[subprocess.Popen], None]:
     return moment
 
 
+def being_written(run: Path) -> set[tuple[str, int]]:
+    """Checkpoints that are being written, or were when a process was killed: name and inode."""
+    found = set()
+    for path in (run / "checkpoints").glob("*tmp*"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add((path.name, path.stat().st_ino))
+    return found
+
+
 def in_a_save(run: Path, delay: float) -> Callable[[subprocess.Popen], None]:
-    """A moment after a checkpoint that is being written has appeared."""
+    """A moment after a checkpoint that is being written has appeared; what an earlier kill left does not count."""
+    left = being_written(run)
 
     def moment(process: subprocess.Popen) -> None:
         while process.poll() is None:
-            if any("tmp" in path.name for path in (run / "checkpoints").glob("*")):
+            if being_written(run) - left:
                 time.sleep(delay)
                 return
             time.sleep(0.0005)
@@ -152,12 +162,17 @@ def training(place: Place, count: int, few: int) -> Iterator[Outcome]:
         phases: Counter[str] = Counter()
         run, ends, kills, steps = place.folder / fault.replace(" ", "_").replace(",", ""), 0, 0, []
         while place.goes_on(kills, number, share):
-            moment = moment_of(fault, run, whole, place.rng)
+            moment, left = moment_of(fault, run, whole, place.rng), being_written(run)
             was_killed, said = killed(place.command(run), place.cache, moment)
             kills += was_killed
             if was_killed:
-                writing = any("tmp" in p.name for p in (run / "checkpoints").glob("*"))
-                phases["while saving" if writing else "in a step" if "step " in said else "before the first step"] += 1
+                phases[
+                    "while saving"
+                    if being_written(run) - left
+                    else "in a step"
+                    if "step " in said
+                    else "before the first step"
+                ] += 1
             steps = check_between(run, steps)
             if not was_killed:
                 check_end(run, undisturbed)

@@ -32,21 +32,25 @@ figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
 axes.plot(*zip(*worst, strict=True))
 axes.axhline(1, linestyle=":", color="gray")
 axes.set(xlabel="optimizer step", ylabel="largest load / mean load")
+# %% [markdown]
+# Every expert of every layer, after the first steps and at the end (1 = even; the map ends at 2):
 # %%
 experts = [row for row in rows if row["kind"] == "experts"]
-load = np.asarray(experts[-1]["load"])
-heat_figure, heat_axes = plt.subplots(figsize=(7, 3), layout="constrained")
-image = heat_axes.imshow(load, aspect="auto", vmin=0, vmax=2)
-heat_axes.set(xlabel="expert", ylabel="layer with experts", title="load over the last steps (1 = even)")
-heat_figure.colorbar(image)
+early, load = (np.asarray(row["load"]) for row in (experts[0], experts[-1]))
+heat_figure, heat_axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained", sharey=True)
+for axis, row, values in zip(heat_axes, (experts[0], experts[-1]), (early, load), strict=True):
+    image = axis.imshow(values, aspect="auto", vmin=0, vmax=2)
+    axis.set(xlabel="expert", title=f"step {row['step']}", yticks=range(len(values)), xticks=range(values.shape[1]))
+heat_axes[0].set_ylabel("layer with experts")
+heat_figure.colorbar(image, ax=heat_axes, label="load / mean load")
 # %% [markdown]
 # ## What do they work on?
-# Each token in the colour of its first expert. Spaces, names and verbs often have experts of their own.
+# Each token in the colour of its first expert; rest the pointer on one for all of its experts and their weights.
 # %%
 run = runs.load_run(RUN)
-prompt = "Once upon a time"
-text = mla_jax.Sampler.from_run(run).generate([prompt], max_new_tokens=16 if QUICK else 100, seed=3)[0]
-traces = expert_trace.trace(run, [(prompt, text)])
+prompts = ["Once upon a time"] * 4
+texts = mla_jax.Sampler.from_run(run).generate(prompts, max_new_tokens=16 if QUICK else 100, seed=3)
+traces = expert_trace.trace(run, list(zip(prompts, texts, strict=True)))
 page = expert_trace.render("notebook", traces, run.config.model.n_routed_experts)
 try:
     from IPython.display import HTML, display
@@ -59,5 +63,9 @@ except ImportError:
 # %%
 pairs = expert_trace.coactivation(traces, run.config.model.n_routed_experts)
 pair_figure, pair_axes = plt.subplots(figsize=(4.5, 4), layout="constrained")
-pair_axes.imshow(pairs[0])
-pair_axes.set(xlabel="expert of layer 1", ylabel="expert of layer 0", title="tokens that both saw")
+pair_image = pair_axes.imshow(pairs[0])
+ticks = range(len(pairs[0]))
+pair_axes.set(
+    xlabel="expert of layer 1", ylabel="expert of layer 0", title="tokens that both saw", xticks=ticks, yticks=ticks
+)
+pair_figure.colorbar(pair_image, label="tokens")

@@ -86,10 +86,11 @@ if server:
 rows = [row for row in read_rows(OUT / "rows.jsonl") if "overall" in row["metrics"]]
 scores = {row["name"]: row["metrics"]["overall"] for row in rows}
 figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
-axes.barh(list(scores), list(scores.values()))
+axes.barh(list(scores), list(scores.values()), color=["C1" if name.startswith("control") else "C0" for name in scores])
 axes.set(xlabel="grade, 1 to 10", xlim=(0, 10))
 axes.invert_yaxis()
 # %% [markdown]
-# Read the report's first sentence before any score: it says which damage the judge saw.
+# Read the report's first sentence before any score: it says which damage the judge saw. The toy judge grades shuffled words
+# as it grades real stories, so its grade of the model is worth nothing.
 # %%
 print((OUT / "report.md").read_text()[:1500])

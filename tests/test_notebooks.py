@@ -116,8 +116,12 @@ def test_04_shows_experts(execute) -> None:
     assert (y_data(found["axes"], 0) >= 1).all()
     load = found["load"]
     assert load.shape[1] == 8 and np.allclose(load.mean(axis=1), 1, atol=1e-3)
-    assert np.array_equal(found["heat_axes"].images[0].get_array(), load)
-    assert found["pairs"][0].sum() == 4 * len(found["traces"][0].tokens)  # top 2 of one layer by top 2 of the next
+    drawn = [axis.images[0].get_array() for axis in found["heat_axes"]]
+    assert np.array_equal(drawn[0], found["early"]) and np.array_equal(drawn[1], load)
+    assert np.array_equal(found["pair_axes"].images[0].get_array(), found["pairs"][0])
+    assert found["pairs"][0].sum() == 4 * sum(
+        len(t.tokens) for t in found["traces"]
+    )  # top 2 of one layer by top 2 of the next
     assert "<span" in found["page"]
 
 

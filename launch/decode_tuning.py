@@ -4,7 +4,7 @@
 
 Alone, a kernel of a few microseconds cannot be timed: what it costs depends on its neighbours in the CUDA graph. So
 each choice of blocks is timed in steps of a model with 3 layers and 512 pieces, compiled anew: blocks are constants of
-the program. Winners belong into mla_jax/kernels/{blocks,row_linear,tile_linear}.py. --trace: also a profile of one
+the program. Winners belong into mla_jax/kernels/{blocks,row_linear}.py. --trace: also a profile of one
 call of the full size-m steps at batch 1, for `python -m mla_jax.bench.profile`.
 """
 
@@ -22,10 +22,9 @@ from mla_jax.bench import decode
 from mla_jax.bench.points import Point
 from mla_jax.config_files import load_config
 from mla_jax.kernels import blocks as blocks_lib
-from mla_jax.kernels import row_linear, tile_linear
+from mla_jax.kernels import row_linear
 from mla_jax.kernels.flash_decode import Blocks
 from mla_jax.kernels.row_linear import RowBlocks
-from mla_jax.kernels.tile_linear import TileBlocks
 
 JOINT = {"model.kv_lora_rank": 256, "model.qk_rope_head_dim": 32}  # r = d/2
 
@@ -35,13 +34,6 @@ def flash(*choices: tuple[int, int, int, int]) -> list[dict[str, Any]]:
 
 
 ROWS = [{"rows": RowBlocks(c, w)} for c, w in itertools.product((2, 4, 8), (2, 4, 8))]
-TILES = [{}, {"xla": True}] + [
-    {"tiles": TileBlocks(*choice)}
-    for choice in ((64, 64, 64, 4, 3), (64, 128, 64, 8, 3), (128, 64, 64, 8, 3), (64, 64, 128, 4, 2))
-]
-SMALL_TILES = [{}, {"xla": True}] + [
-    {"tiles": TileBlocks(*choice)} for choice in ((16, 16, 256, 4, 2), (16, 32, 128, 4, 3), (32, 32, 128, 4, 3))
-]
 # name -> config, batch, context, knobs of the model, what to try ({} = what the tables choose)
 SWEEPS: dict[str, tuple[str, int, int, dict, list[dict[str, Any]]]] = {
     "mla_1": (
@@ -52,8 +44,6 @@ SWEEPS: dict[str, tuple[str, int, int, dict, list[dict[str, Any]]]] = {
         flash((64, 8, 8, 2), (64, 8, 4, 2), (64, 4, 8, 2), (32, 8, 4, 2), (128, 4, 8, 2)),
     ),
     "mha_1": ("mha_rope", 1, 512, {}, flash((128, 4, 8, 2), (128, 4, 4, 2), (64, 8, 4, 2), (128, 2, 8, 2))),
-    "mla_1024": ("mla_rope", 1024, 512, {}, TILES),
-    "mla_64": ("mla_rope", 64, 4096, {}, SMALL_TILES),
     "mla_1_rows": ("mla_rope", 1, 512, {}, ROWS),
     "mla_64_flash": (
         "mla_rope",
@@ -78,13 +68,11 @@ def point(name: str, layers: int, vocab: int) -> Point:
 
 def measure(name: str, batch: int, context: int, knobs: dict, choice: dict[str, Any]) -> dict[str, Any]:
     """Metrics of a step with a choice of blocks."""
-    real_flash, real_rows, real_tiles = blocks_lib.choose, row_linear.choose_blocks, tile_linear.choose_blocks
+    real_flash, real_rows = blocks_lib.choose, row_linear.choose_blocks
     jax.clear_caches()
     with (
         mock.patch.object(blocks_lib, "choose", lambda *a: choice.get("flash") or real_flash(*a)),
         mock.patch.object(row_linear, "choose_blocks", lambda n: choice.get("rows") or real_rows(n)),
-        mock.patch.object(tile_linear, "choose_blocks", lambda *a: choice.get("tiles") or real_tiles(*a)),
-        mock.patch.object(tile_linear, "MAX_ROWS", 0 if choice.get("xla") else tile_linear.MAX_ROWS),
     ):
         return decode.run(point(name, 3, 512), batch, context, 64, 5, **knobs)
 

@@ -5,9 +5,9 @@
 #
 # 1 kernels right on this device (bfloat16, against float32 references); copy bandwidth
 # 2 headline pairs: joint MLA r = d/2 with RoPE against MHA, size m, at 1024 x 512, 64 x 4096, 1 x 512, 16 x 512
-# 3 XLA flags at batch 1: what of them is worth setting
+# 3 prefill, the largest batch
 # 4 peers: Hugging Face generate and our torch decode loop (skipped with a sentence where torch is missing)
-# 5 block sizes of the kernels, then the rest of the grid, prefill and memory, until the time is up
+# 5 block sizes of the kernels, then the rest of the grid, until the time is up
 # Run it again with the same OUT_DIR and it goes on where it stopped. Result: OUT_DIR/report.md, rows.jsonl, plots.
 set -uo pipefail
 out=${1:?usage: gpu_bench.sh OUT_DIR [MINUTES]}
@@ -38,17 +38,8 @@ headline=(--suite=decode --point="mla r=d/2" --point=mha_rope --point="mla r=d")
 bench 90 --suite=kernels --only=correct
 bench 200 "${headline[@]}" --batch=1024 --batch=16 --batch=1 --context=512
 bench 90 "${headline[@]}" --batch=64 --context=4096
+bench 60 --suite=prefill --suite=memory --point="mla r=d/2" --point=mha_rope
 
-# Loops as CUDA graphs; unrolled ones; merged products (which copy their weights at every step); smaller graphs.
-base=${XLA_FLAGS:-}
-for flags in \
-  "--xla_gpu_enable_command_buffer=+WHILE --xla_gpu_graph_min_graph_size=1" \
-  "--xla_gpu_dot_merger_threshold_mb=0" \
-  "--xla_gpu_dot_merger_threshold_mb=0 --xla_gpu_enable_command_buffer=+WHILE --xla_gpu_graph_min_graph_size=1" \
-  "--xla_gpu_command_buffer_unroll_loops=true --xla_gpu_enable_command_buffer=+WHILE"; do
-  XLA_FLAGS="$base $flags" bench 40 --suite=decode --point="mla r=d/2" --batch=1 --context=512 --only=plain
-done
-
-XLA_PYTHON_CLIENT_PREALLOCATE=false bench 150 --suite=peers
+XLA_PYTHON_CLIENT_PREALLOCATE=false bench 240 --suite=peers
 bench 120 --suite=kernels --only=sweep
-bench 600 --suite=decode --suite=memory --suite=prefill
+bench 600 --suite=decode

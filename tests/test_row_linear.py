@@ -10,9 +10,7 @@ from gpu_lowering import TRITON_CALL, lower_for_h100
 from tiny import quick_jit
 
 from mla_jax.kernels import flash_decode, row_linear
-from mla_jax.kernels import tile_linear as tile_lib
 from mla_jax.kernels.row_linear import Linear, NormWeights, RowBlocks
-from mla_jax.kernels.tile_linear import TileBlocks, tile_linear
 from mla_jax.model import layers
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
@@ -103,43 +101,4 @@ def test_joining_lowers_for_a_gpu() -> None:
     parts = (like(4, 2, 1, 8, 256), like(4, 2, 1, 8), like(4, 2, 1, 8))
     linear, residual = Linear(like(512, 2048, dtype=jnp.bfloat16)), like(2, 512, dtype=jnp.bfloat16)
     text = lower_for_h100(lambda x, w, r: row_linear.row_linear(x, w, residual=r), parts, linear, residual)
-    assert text.count(TRITON_CALL) == 1
-
-
-# rows, K, N, rms, activation, bias, residual; blocks
-TILES = [
-    ((20, 40, 24, True, "none", False, False), TileBlocks(16, 16, 16, 4, 2)),  # edges in every direction
-    ((32, 64, 32, True, "swiglu", False, False), TileBlocks(16, 16, 32, 4, 2)),
-    ((9, 32, 48, False, "gelu", True, True), None),
-]
-
-
-@pytest.mark.parametrize(("case", "blocks"), TILES, ids=str)
-def test_tile_linear_is_its_plain_twin(case: tuple, blocks: TileBlocks | None) -> None:
-    rows, width, n, rms, activation, bias, residual = case
-    shape = (2, n, width) if activation == "swiglu" else (n, width)
-    x, linear = draw(0, rows, width), Linear(draw(1, *shape), draw(2, n) if bias else None)
-    added = draw(3, rows, n) if residual else None
-    run = quick_jit(lambda x, w, r: tile_linear(x, w, rms, activation, r, blocks, interpret=True))
-    with jax.default_matmul_precision("highest"):
-        expected = row_linear.row_linear_reference(x, linear, NormWeights(None) if rms else None, activation, added)
-    np.testing.assert_allclose(run(x, linear, added), expected, atol=2e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("rows", [9, 16, 64, 128, 1024])
-@pytest.mark.parametrize("n", [512, 2816])
-def test_tiles_fill_the_device(rows: int, n: int) -> None:
-    blocks = tile_lib.choose_blocks(rows, n)
-    programs = -(-rows // blocks.rows) * -(-n // blocks.columns)
-    assert programs >= 120 or blocks.rows == blocks.columns == 16
-    assert blocks.rows < 2 * max(rows, 16)
-
-
-@pytest.mark.parametrize("activation", ["none", "swiglu"])
-def test_tile_linear_lowers_for_a_gpu(activation: str) -> None:
-    def like(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.bfloat16)
-
-    linear = Linear(like(*((2,) if activation == "swiglu" else ()), 1408, 512))
-    text = lower_for_h100(lambda x, w: tile_linear(x, w, True, activation), like(64, 512), linear)
     assert text.count(TRITON_CALL) == 1

@@ -1,7 +1,8 @@
 """Block sizes of the decode kernels: a small table, and how many programs share a row.
 
-None of the entries has been timed on a GPU yet: they are guesses from what compilers say. Triton 3.7.1 and ptxas for
-sm90a, bfloat16, 8 heads (a kernel that also writes the newest entry), none with spills:
+Measured in whole steps of size m on an H100 (docs/results/decode_gpu.md, launch/decode_tuning.py) for keys and values
+of 64 and for latents of 256 + 32; the others are guesses from what compilers say. Triton 3.7.1 and ptxas for sm90a,
+bfloat16, 8 heads (a kernel that also writes the newest entry), none with spills:
 
     cache per position        positions  warps  stages   shared memory   registers a thread
     latent 256 + 32                  64      4       2        47 KiB          128
@@ -13,20 +14,37 @@ sm90a, bfloat16, 8 heads (a kernel that also writes the newest entry), none with
     key and value of 64             128      4       2        38 KiB           94
 
 A multiprocessor has 227 KiB and 65,536 registers, so that 4 programs of the first row fit, and 2 of the second.
-`--mode bench --suite=kernels` sweeps them; put its winners here, with the figure and the device.
 """
+
+import dataclasses
 
 from mla_jax.kernels.flash_decode import Blocks
 
 _MULTIPROCESSORS = 132  # H100; only the number of splits depends on it
 _MAX_SPLITS = 64
+_SHORTEST = 128  # positions of a part; a shorter one costs more to join than it saves
+_LONG = 16  # steps of a program from which a third stage pays (64 x 4096: 273.7 us against 287 for 3 layers)
 
-# (largest numbers of cache loaded per position, int8 or not) -> (positions, warps, stages). First that fits.
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """For caches of at most `limit` numbers a position. programs: of a multiprocessor, to be reached by splitting."""
+
+    limit: int
+    int8: bool
+    positions: int
+    warps: int
+    stages: int
+    long_stages: int
+    programs: int
+
+
+# The first that fits.
 TABLE = (
-    ((160, False), (128, 4, 2)),
-    ((384, False), (64, 4, 2)),  # the headline: 256 + 32
-    ((10**9, False), (32, 4, 2)),  # 512 + 64: 55 KiB, 128 registers; 64 positions take 189 registers
-    ((10**9, True), (64, 8, 2)),  # int8: its conversion takes registers (244 with 4 warps)
+    _Row(160, False, 128, 4, 2, 2, 1),
+    _Row(384, False, 64, 4, 2, 3, 1),  # the headline: 256 + 32
+    _Row(10**9, False, 32, 4, 2, 2, 4),  # 512 + 64; with one program each, 1.66 ms a step at 64 x 4096 against 1.37
+    _Row(10**9, True, 64, 8, 2, 2, 4),  # int8: its conversion takes registers (244 with 4 warps)
 )
 
 
@@ -34,10 +52,11 @@ def choose(numbers: int, quantized: bool, batch: int, groups: int, capacity: int
     """Blocks for `batch` rows of `capacity` positions, `groups` programs a row before splitting, each loading
     `numbers` numbers per position.
 
-    A row is split until the device is full, but no part is shorter than two steps of a program.
+    A row is split until the device is full, but no part is shorter than _SHORTEST.
     """
-    positions, warps, stages = next(row for (limit, int8), row in TABLE if int8 == quantized and numbers <= limit)
-    wanted = max(1, _MULTIPROCESSORS // (batch * groups))
-    possible = max(1, capacity // (2 * positions))
+    row = next(row for row in TABLE if row.int8 == quantized and numbers <= row.limit)
+    wanted = max(1, _MULTIPROCESSORS * row.programs // (batch * groups))
+    possible = max(1, capacity // max(row.positions, _SHORTEST))
     splits = min(1 << (wanted.bit_length() - 1), 1 << (possible.bit_length() - 1), _MAX_SPLITS)
-    return Blocks(positions, splits, warps, stages)
+    steps = capacity // (splits * row.positions)
+    return Blocks(row.positions, splits, row.warps, row.long_stages if steps >= _LONG else row.stages)

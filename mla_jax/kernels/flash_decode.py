@@ -106,9 +106,9 @@ def pieces(width: int) -> list[tuple[int, int]]:
     return found
 
 
-def fits(operands: Operands) -> bool:
-    """Whether every array can be addressed by the kernel (fewer than 2^31 elements)."""
-    return all(math.prod(leaf.shape) <= _MAX_INT32 for leaf in jax.tree.leaves(operands))
+def addressable(arrays: Any) -> bool:
+    """Whether every array of a tree can be addressed by the kernel: fewer than 2^31 elements."""
+    return all(math.prod(leaf.shape) <= _MAX_INT32 for leaf in jax.tree.leaves(arrays))
 
 
 def rotates(width: int) -> bool:
@@ -136,7 +136,7 @@ def flash_decode(
 
     A row of length 0 gives zeros. Raises ValueError for arrays of 2^31 elements or more.
     """
-    if not fits(operands):
+    if not addressable(operands):
         raise ValueError("flash_decode: an array has 2^31 elements or more, which its 32-bit addresses cannot reach")
     batch, groups, heads = operands.q.shape[0], layout.groups, layout.heads
     width = (operands.k if operands.v is None else operands.v).shape[-1]

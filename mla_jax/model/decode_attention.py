@@ -10,16 +10,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mla_jax.kernels.flash_decode import Entry
+from mla_jax.kernels.flash_decode import Entry, addressable
 from mla_jax.kernels.head_decode import head_decode
 from mla_jax.kernels.latent_decode import latent_decode
 from mla_jax.model import cache
 from mla_jax.model.backend import Backend
 
 
-def applies(backend: Backend, length: int) -> bool:
-    """Whether `length` new tokens a row go by a fast path."""
-    return length == 1 and backend.decode_impl != "xla"
+def applies(backend: Backend, length: int, store: cache.LayerCache) -> bool:
+    """Whether `length` new tokens a row go by a fast path: no array may be too long for the kernels' addresses."""
+    if length != 1 or backend.decode_impl == "xla":
+        return False
+    return backend.decode_impl == "cudnn" or addressable(store)
 
 
 def over_heads(

@@ -53,7 +53,7 @@ class MultiHeadAttention(nn.Module):
         """x [B, T, D] at positions start [B] .. start+T-1: write, then attend over the cache."""
         length = x.shape[1]
         q, k, v = self._project(x, Where(positions=start[:, None] + jnp.arange(length)))
-        if decode_attention.applies(self.backend, length):
+        if decode_attention.applies(self.backend, length, store):
             new = cache.HeadCache(k, v)
             out, store = decode_attention.over_heads(q, new, store, start, self.scale, self.backend)
             return self._output(out), store

@@ -97,7 +97,7 @@ class LatentAttention(nn.Module):
         where = Where(positions=start[:, None] + jnp.arange(length))
         q_nope, q_rope = self._queries(x, where)
         new = self.latents(x, self._rotary_key(x, where))
-        if self.cfg.absorbed and decode_attention.applies(self.backend, length):
+        if self.cfg.absorbed and decode_attention.applies(self.backend, length, store):
             out, store = self.absorbed_fast(q_nope, q_rope, new, store, start)
             return self._output(out), store
         store = cache.write(store, new, start)

@@ -1,5 +1,6 @@
 """mla_jax.sample.methods, threshold: what is kept is what sorting keeps, draws follow the probabilities."""
 
+import dataclasses
 import functools
 
 import hypothesis
@@ -8,9 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gpu_lowering import TRITON_CALL, lower_for_h100
 from tiny import QUICK
 
 from mla_jax.errors import UserError
+from mla_jax.kernels import row_draw
+from mla_jax.model.backend import REFERENCE, Backend
 from mla_jax.sample import reference, threshold
 from mla_jax.sample.methods import GREEDY, Form, Method, Values, draw, keep
 
@@ -184,3 +188,38 @@ NAN, INF = float("nan"), float("inf")
 def test_a_method_out_of_range_is_refused(field: str, value: float) -> None:
     with pytest.raises(UserError, match=f"^{field} is {value}; it must be"):
         Method(**({"temperature": 0.8, "top_k": 40} | {field: value}))
+
+
+def _draw_both(logits: jax.Array, method: Method, seeds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids [B, seeds] by the kernel (as plain JAX) and by plain XLA, with the same noise."""
+    kernel = dataclasses.replace(REFERENCE, decode_impl="pallas", interpret=True)
+    seen = jnp.asarray(np.random.default_rng(2).random(logits.shape) < 0.3)
+
+    def ids(backend: Backend, values: Values, seed: jax.Array) -> jax.Array:
+        keys = jax.random.split(jax.random.key(seed), logits.shape[0])
+        return draw(logits, keys, method.form, values, N_TOKENS, seen, backend)
+
+    found = []
+    for backend in (kernel, REFERENCE):
+        run = jax.jit(jax.vmap(functools.partial(ids, backend), in_axes=(None, 0), out_axes=1), compiler_options=QUICK)
+        found.append(np.asarray(run(method.values, jnp.arange(seeds))))
+    return found[0], found[1]
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("method", [m for m in METHODS if m.form[1:4] != (False,) * 3], ids=str)
+def test_the_kernel_draws_what_plain_xla_draws(method: Method) -> None:
+    for logits in (random_logits(3, jnp.bfloat16), random_logits(2, jnp.float32), with_ties(2)):
+        fast, plain = _draw_both(logits, method, 40)
+        np.testing.assert_array_equal(fast, plain)
+
+
+@pytest.mark.parametrize(("vocab", "dtype"), [(8192, jnp.bfloat16), (50, jnp.float32), (32000, jnp.bfloat16)])
+def test_the_kernel_lowers_for_a_gpu(vocab: int, dtype: jnp.dtype) -> None:
+    def like(*shape: int, dtype: jnp.dtype = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    arguments = (like(4, vocab, dtype=dtype), like(4, vocab), like(), like(dtype=jnp.int32), like(), like())
+    text = lower_for_h100(lambda *a: row_draw.row_draw(*a, (True, True, True), vocab - 1), *arguments)
+    assert text.count(TRITON_CALL) == 1
+    assert not row_draw.applies(50304)

@@ -86,13 +86,12 @@ class Layout:
 class Raw:
     """What is still to be done to queries and to a new entry, and is done here on the way.
 
-    cos, sin [B, W/2] float32 | None: rotate q_rope and the entry's k_rope (or, without these, q and the entry's k), by
-    half-split pairs; the width W must be a multiple of 32. gain [K] float32 | None: the entry's k is divided by its
-    root mean square and multiplied by this (the latent norm).
+    turn [B, W] float32 | None, cosines and then sines: rotate q_rope and the entry's k_rope (or, without these, q and
+    the entry's k), by half-split pairs; the width W must be a multiple of 32. gain [K] float32 | None: the entry's k is
+    divided by its root mean square and multiplied by this (the latent norm).
     """
 
-    cos: jax.Array | None = None
-    sin: jax.Array | None = None
+    turn: jax.Array | None = None
     gain: jax.Array | None = None
 
 
@@ -208,7 +207,7 @@ def _program(
     load = functools.partial(_load, lane * 0)
     first_row = group * heads + first_head
     angles = _angles(raw, row, lane * 0)
-    turned = raw.cos is not None
+    turned = raw.turn is not None
     rope_width = 0 if refs.q_rope is None else refs.q_rope.shape[-1]
     key_pieces, rope_pieces = (
         _rotary_pieces(width) if turned and last else pieces(width)
@@ -293,10 +292,11 @@ def _rotary_pieces(width: int) -> list[tuple[int, int]]:
 
 def _angles(raw: Raw, row: jax.Array, zero: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
     """cos and sin of a row, cut as the halves of what they turn."""
-    if raw.cos is None:
+    if raw.turn is None:
         return []
-    cut = [pl.ds(zero + offset, size) for offset, size in pieces(raw.cos.shape[-1])]
-    return [(plgpu.load(raw.cos.at[row, here]), plgpu.load(raw.sin.at[row, here])) for here in cut]
+    half = raw.turn.shape[-1] // 2
+    starts = [[pl.ds(zero + first + offset, size) for first in (0, half)] for offset, size in pieces(half)]
+    return [tuple(plgpu.load(raw.turn.at[row, here]) for here in pair) for pair in starts]
 
 
 def _rotated(parts: list[jax.Array], angles: list[tuple[jax.Array, jax.Array]]) -> list[jax.Array]:

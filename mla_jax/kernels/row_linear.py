@@ -2,7 +2,7 @@
 
 At batch 1 a decode step is bound by the number of kernels it launches (some 2 us each on an H100, in CUDA graphs too),
 and XLA makes two to four of each norm-product-residual group: a product of one row becomes a sum of stored terms.
-Here a group is one kernel: every program normalises the rows again, which is cheap, and computes a few output columns by
+Here a group is one kernel: every program normalises the rows again, which is cheap, and makes a few output columns by
 multiply and add in float32. Rows are a Python loop, so this is for few of them (`MAX_ROWS`).
 """
 

@@ -16,7 +16,6 @@ from mla_jax.model import cache, decode_attention, layers
 from mla_jax.model.backend import Backend
 from mla_jax.model.serving import ServingLayer
 
-Angles = tuple[jax.Array, jax.Array]
 Parts = tuple[jax.Array, jax.Array | None, jax.Array | None]  # of one split: out alone
 
 
@@ -25,11 +24,11 @@ def applies(backend: Backend, length: int, store: cache.Cache) -> bool:
     return decode_attention.applies(backend, length, store[0]) and not cache.is_int8(store[0])
 
 
-def angles(cfg: ModelConfig, start: jax.Array) -> Angles | None:
-    """cos, sin [B, W/2] of the position that each row is at; None without RoPE."""
+def angles(cfg: ModelConfig, start: jax.Array) -> jax.Array | None:
+    """Cosines and sines [B, W] of the position that each row is at; None without RoPE."""
     width = cfg.qk_rope_head_dim if cfg.attention == "mla" else cfg.head_dim
     rotary = bool(width) if cfg.attention == "mla" else cfg.position == "rope"
-    return layers.rope_angles(start, width, cfg.rope_theta) if rotary else None
+    return jnp.concatenate(layers.rope_angles(start, width, cfg.rope_theta), axis=-1) if rotary else None
 
 
 def attention(
@@ -38,7 +37,7 @@ def attention(
     weights: ServingLayer,
     x: jax.Array,
     start: jax.Array,
-    turn: Angles | None,
+    turn: jax.Array | None,
     store: cache.LayerCache,
 ) -> tuple[jax.Array, cache.LayerCache]:
     """x + attention(norm(x)) [B, D] of one token a row at position start [B], and the cache with its entry."""
@@ -68,7 +67,7 @@ def linear(
 ) -> jax.Array:
     """norm, product, activation and residual -> [B, N]: `row_linear` for few rows, XLA's products for more.
 
-    Kernels like `row_linear` on tensor-core tiles were no gain over XLA's with their extra launches: on an H100 3 layers
+    Kernels like `row_linear` on tensor-core tiles were no gain over XLA's with their launches: on an H100 3 layers
     took 515 us against 508 at 1024 x 512, and 335 against 309 at 64 x 4096 (size m).
     """
     rows = x[0].shape[1] if isinstance(x, tuple) else x.shape[0]
@@ -87,7 +86,7 @@ def _over_latents(
     weights: ServingLayer,
     y: jax.Array,
     start: jax.Array,
-    turn: Angles | None,
+    turn: jax.Array | None,
     store: cache.LatentCache,
 ) -> tuple[Parts, cache.LatentCache]:
     batch, heads, rank, rope = y.shape[0], cfg.n_heads, cfg.kv_lora_rank, cfg.qk_rope_head_dim
@@ -97,10 +96,10 @@ def _over_latents(
     if rope and rotates(rope) and rank % rope == 0:  # views of the product's output, turned in the kernel
         rotary = k_rope = y.reshape(batch, -1, rope)
         layout = Layout(1, heads, k=heads, q_rope=at // rope, k_rope=at // rope + heads)
-        raw = Raw(*turn, gain=weights.latent_gain)
+        raw = Raw(turn, weights.latent_gain)
     elif rope:
-        columns = y[:, at : at + (heads + 1) * rope].reshape(batch, 1, heads + 1, rope)
-        rotary = k_rope = layers.apply_rope(columns, *(a[:, None] for a in turn))[:, 0]
+        columns = y[:, at : at + (heads + 1) * rope].reshape(batch, heads + 1, rope)
+        rotary = k_rope = _turned(columns, turn)
         layout = Layout(1, heads, k=heads, k_rope=heads)
     blocks = blocks_lib.choose(rank + rope, False, batch, 1, store.c_kv.shape[1])
     operands = Operands(latents, rotary, store.c_kv[:, :, None], None, store.k_rope, None, None, start)
@@ -110,15 +109,15 @@ def _over_latents(
 
 
 def _over_heads(
-    cfg: ModelConfig, backend: Backend, y: jax.Array, start: jax.Array, turn: Angles | None, store: cache.HeadCache
+    cfg: ModelConfig, backend: Backend, y: jax.Array, start: jax.Array, turn: jax.Array | None, store: cache.HeadCache
 ) -> tuple[Parts, cache.HeadCache]:
     batch, heads, groups, width = y.shape[0], cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
     rows = q_and_k = y.reshape(batch, -1, width)
     raw, kernel = Raw(), backend.decode_impl == "pallas"
     if turn is not None and kernel and rotates(width) and batch <= row_linear.MAX_ROWS:
-        raw = Raw(*turn)
+        raw = Raw(turn)
     elif turn is not None:  # in the kernel it would halve the keys' contiguous reads
-        q_and_k = layers.apply_rope(rows[:, None, : heads + groups], *(a[:, None] for a in turn))[:, 0]
+        q_and_k = _turned(rows[:, : heads + groups], turn)
     if not kernel:
         q, k = q_and_k[:, None, :heads], q_and_k[:, None, heads : heads + groups]
         new = cache.HeadCache(k, rows[:, None, heads + groups :])
@@ -130,3 +129,9 @@ def _over_heads(
     entry = Entry(q_and_k, rows, None)
     parts, kept = flash_decode(operands, width**-0.5, blocks, layout, backend.interpret, entry, raw)
     return parts, store.replace(k=kept.k, v=kept.v)
+
+
+def _turned(x: jax.Array, turn: jax.Array) -> jax.Array:
+    """x [B, H, W] by `angles` [B, W], by XLA."""
+    cos, sin = jnp.split(turn[:, None], 2, axis=-1)
+    return layers.apply_rope(x[:, None], cos, sin)[:, 0]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from mla_jax.model.backend import Backend
 from mla_jax.model.cache import Cache, init_cache
 from mla_jax.model.transformer import Transformer
 from mla_jax.sample.methods import Form, Method, Values, draw
@@ -154,31 +155,40 @@ def _begin(
     return _take(state, logits, form, values, vocabulary)
 
 
-def _take(state: SamplerState, logits: jax.Array, form: Form, values: Values, vocabulary: Vocabulary) -> SamplerState:
+def _take(
+    state: SamplerState,
+    logits: jax.Array,
+    form: Form,
+    values: Values,
+    vocabulary: Vocabulary,
+    backend: Backend | None = None,
+) -> SamplerState:
     """Draw a token for every row that is not done and enter it in the state. logits [B, vocab]."""
     with jax.named_scope("draw"):
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys, state.drawn)
-        token = draw(logits, keys, form, values, vocabulary.n_tokens, state.seen)
+        token = draw(logits, keys, form, values, vocabulary.n_tokens, state.seen, backend)
     going = ~state.done
     count = state.count + going
     # Where done, the filler (which `out` holds already) is written again.
     token = jnp.where(going, token, max(vocabulary.separator_id, 0))
+    # One pass over [B, M]; a scatter that may drop is two launches. Past the last column nothing is written.
+    here = jnp.arange(state.out.shape[1]) == state.drawn
     logprobs, seen = state.logprobs, state.seen
     if logprobs is not None:
         valid = jnp.arange(logits.shape[-1]) < vocabulary.n_tokens
         x = jnp.where(valid, logits.astype(jnp.float32), -jnp.inf)
         taken = jnp.take_along_axis(x, token[:, None], axis=1)[:, 0] - jax.nn.logsumexp(x, axis=-1)
-        logprobs = logprobs.at[:, state.drawn].set(jnp.where(going, taken, 0.0), mode="drop")
+        logprobs = jnp.where(here, jnp.where(going, taken, 0.0)[:, None], logprobs)
     if seen is not None:
-        column = jnp.where(going & (token != vocabulary.separator_id), token, seen.shape[1])  # out of bounds: dropped
-        seen = seen.at[jnp.arange(seen.shape[0]), column].set(True, mode="drop", unique_indices=True)
+        column = jnp.where(going & (token != vocabulary.separator_id), token, seen.shape[1])  # none
+        seen = seen | (jnp.arange(seen.shape[1]) == column[:, None])  # one pass; a scatter of one row is three launches
     return state.replace(
         last=token,
         position=state.position + going,
         drawn=state.drawn + 1,
         count=count,
         done=state.done | (token == vocabulary.separator_id) | (count >= state.limit),
-        out=state.out.at[:, state.drawn].set(token, mode="drop"),
+        out=jnp.where(here, token[:, None], state.out),
         logprobs=logprobs,
         seen=seen,
     )
@@ -189,7 +199,7 @@ def _step(
 ) -> SamplerState:
     """One token for every row: the last one goes through the model, the next one is drawn."""
     logits, store = model.apply(variables, state.last[:, None], state.position, state.store, method="decode")
-    return _take(state.replace(store=store), logits[:, 0], form, values, vocabulary)
+    return _take(state.replace(store=store), logits[:, 0], form, values, vocabulary, model.backend)
 
 
 def decode_loop(

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from mla_jax.errors import UserError
+from mla_jax.kernels import row_draw
+from mla_jax.model.backend import Backend
 from mla_jax.sample import threshold
 
 MASKED = -1e30
@@ -103,12 +105,19 @@ GREEDY = Method(0.0, 0)
 
 
 def draw(
-    logits: jax.Array, keys: jax.Array, form: Form, values: Values, n_tokens: int, seen: jax.Array | None = None
+    logits: jax.Array,
+    keys: jax.Array,
+    form: Form,
+    values: Values,
+    n_tokens: int,
+    seen: jax.Array | None = None,
+    backend: Backend | None = None,
 ) -> jax.Array:
     """logits [B, vocab], keys [B] (one random key a row), seen [B, vocab] bool -> token ids [B] int32.
 
     Ids from `n_tokens` on are surplus rows, never drawn. `seen` says which tokens the penalty meets; only forms
     with a penalty need it. A row's token depends on its own row of the arguments alone.
+    backend: where its decode kernels run, the cuts and the draw are one kernel; None = plain XLA.
     """
     if form.penalty:
         logits = penalise(logits, seen, values.repetition_penalty)
@@ -117,9 +126,13 @@ def draw(
     logits = jnp.where(valid, logits, jnp.asarray(MASKED, logits.dtype))
     if not form.draws:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    kept = keep(logits, form, values, n_tokens) & valid
     # Gumbel-max: the argmax of log-probabilities plus Gumbel noise is a draw, with no normalisation and no sum.
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], jnp.float32))(keys)
+    cuts = (form.top_k, form.top_p, form.min_p)
+    if backend is not None and backend.decode_impl == "pallas" and any(cuts) and row_draw.applies(logits.shape[-1]):
+        numbers = (values.temperature, values.top_k, values.top_p, values.min_p)
+        return row_draw.row_draw(logits, noise, *numbers, cuts, n_tokens, backend.interpret)
+    kept = keep(logits, form, values, n_tokens) & valid
     scaled = logits.astype(jnp.float32) / values.temperature
     return jnp.argmax(jnp.where(kept, scaled + noise, -jnp.inf), axis=-1).astype(jnp.int32)
 

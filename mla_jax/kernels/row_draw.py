@@ -1,0 +1,106 @@
+"""Top-k, top-p, min-p and the draw in one launch: one program a row, the vocabulary in its registers (Pallas, Triton).
+
+The same search as sample/threshold.py, a bit at a time: 16 passes over bfloat16 logits that never leave the
+multiprocessor, where XLA launches a kernel or two for each pass.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+MAX_VOCAB = 2**15  # what registers hold: 32 numbers a thread of the largest program
+
+
+def applies(vocab: int) -> bool:
+    """Whether rows of so many logits fit."""
+    return vocab <= MAX_VOCAB
+
+
+def row_draw(
+    logits: jax.Array,
+    noise: jax.Array,
+    temperature: jax.Array,
+    top_k: jax.Array,
+    top_p: jax.Array,
+    min_p: jax.Array,
+    form: tuple[bool, bool, bool],
+    n_tokens: int,
+    interpret: bool = False,
+) -> jax.Array:
+    """The argmax of logits / temperature + noise among what is kept -> ids [B] int32.
+
+    logits [B, V] bfloat16 or float32, penalised, ids from n_tokens on masked by a large negative number; noise [B, V]
+    float32 (Gumbel); temperature, top_p, min_p [] float32; top_k [] int32; form: whether top-k, top-p, min-p apply.
+    What is kept is what `sample.methods.keep` keeps.
+    """
+    batch, vocab = logits.shape
+    size = pl.next_power_of_2(vocab)
+    return pl.pallas_call(
+        functools.partial(_program, form=form, n_tokens=n_tokens, size=size),
+        out_shape=jax.ShapeDtypeStruct((batch,), jnp.int32),
+        grid=(batch,),
+        compiler_params=plgpu.CompilerParams(num_warps=max(1, min(32, size // 1024)), num_stages=1),
+        interpret=interpret,
+        name="row_draw",
+    )(logits, noise, *(number.reshape(1) for number in (temperature, top_k, top_p, min_p)))
+
+
+def _program(
+    logits: Any,
+    noise: Any,
+    temperature_ref: Any,
+    top_k: Any,
+    top_p: Any,
+    min_p: Any,
+    out: Any,
+    *,
+    form: tuple[bool, bool, bool],
+    n_tokens: int,
+    size: int,
+) -> None:
+    row = pl.program_id(0)
+    index = jnp.arange(size)
+    inside = index < n_tokens
+    here = pl.ds(row * 0, size)
+    x = plgpu.load(logits.at[row, here], mask=inside, other=jnp.asarray(-1e30, logits.dtype))
+    keys, bits = _keys(x)
+    x = x.astype(jnp.float32)
+    temperature = temperature_ref[0]
+    scaled = (x - jnp.max(x)) / temperature
+    kept = inside
+    if form[0]:
+        count = jnp.minimum(top_k[0], n_tokens)
+        kept = kept & (keys >= _search(keys, bits, lambda keep: jnp.sum(keep.astype(jnp.int32)) >= count))
+    if form[1]:
+        weights = jnp.where(kept, jnp.exp(scaled), 0.0)
+        target = top_p[0] * jnp.sum(weights)
+        kept = kept & (keys >= _search(keys, bits, lambda keep: jnp.sum(jnp.where(keep, weights, 0.0)) >= target))
+    if form[2]:
+        kept = kept & (scaled >= jnp.log(min_p[0]))
+    added = plgpu.load(noise.at[row, here], mask=inside, other=0.0)
+    score = jnp.where(kept, x / temperature + added, -jnp.inf)
+    out[row] = jnp.min(jnp.where(score == jnp.max(score), index, size)).astype(jnp.int32)
+
+
+def _keys(x: jax.Array) -> tuple[jax.Array, int]:
+    """int32 keys in the order of x, and how many bits they use, sign included; 0.0 and -0.0 are equal."""
+    bits = 8 * x.dtype.itemsize
+    x32 = x.astype(jnp.float32)
+    raw = jax.lax.bitcast_convert_type(jnp.where(x32 == 0, 0.0, x32), jnp.int32)
+    ordered = jnp.where(raw < 0, raw ^ jnp.int32(0x7FFFFFFF), raw)
+    return ordered >> (32 - bits), bits  # bfloat16 is the upper half of float32
+
+
+def _search(keys: jax.Array, bits: int, enough: Any) -> jax.Array:
+    """The largest threshold for which `keys >= threshold` is enough; the smallest key there is where nothing is."""
+
+    def fix_bit(turn: jax.Array, found: jax.Array) -> jax.Array:
+        tested = found + (jnp.int32(1) << (bits - 1 - turn))
+        return jnp.where(enough(keys >= tested), tested, found)
+
+    smallest = jnp.int32(-(2 ** (bits - 1)))
+    return jax.lax.fori_loop(0, bits, fix_bit, smallest)

@@ -42,13 +42,13 @@ def poison(monkeypatch: pytest.MonkeyPatch, calls: set[int], value: float = floa
     def make(*arguments: Any) -> Any:
         train_step = real(*arguments)
 
-        def step(state: Any, batch: Any) -> Any:
+        def step(state: Any, batch: Any, *seed: Any) -> Any:
             batches.append(np.asarray(batch["tokens"]))
             if len(batches) not in calls:
-                return train_step(state, batch)
+                return train_step(state, batch, *seed)
             number = int(state.step)
             broken = state.replace(params=jax.tree.map(lambda a: jnp.full_like(a, value), state.params))
-            after, metrics = train_step(broken, batch)
+            after, metrics = train_step(broken, batch, *seed)
             return after.replace(step=jnp.int32(number + 1)), metrics
 
         return step

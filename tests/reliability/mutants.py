@@ -40,6 +40,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TARGETS: dict[str, tuple[tuple[str, ...], str]] = {
     "mla_jax/config.py": ((), "tests/test_config.py"),
     "mla_jax/config_rules.py": ((), "tests/test_config.py"),
+    "mla_jax/config_derive.py": ((), "tests/test_config.py"),
+    "mla_jax/migrations.py": ((), "tests/test_config.py"),
+    "mla_jax/typed.py": ((), "tests/test_config.py"),
     "mla_jax/accounting.py": ((), "tests/test_accounting.py"),
     "mla_jax/model/attention.py": (
         ("causal_mask", "visible", "at"),

@@ -21,11 +21,15 @@ JOINT_LEARNED = {"model.latent": "joint", "model.position": "learned"}
 NAIVE = {"model.init": "naive"}
 HEAD_DIM, WIDTH = 64, 512  # of sizes s and m
 PARTS = (1, 2, 4, 8, 16, 32)  # r = d / part
+# Argument: (on files of stories?, form of mla_jax/study/scale.py).
+FORMS = {"short": (False, "short"), "long": (False, "long"), "files": (True, "short"), "files_long": (True, "long")}
 SEEDS, FEWER, ONE = (0, 1, 2, 3, 4), (0, 1, 2), (0,)
 
 
 def get_config(form: str = "short") -> ConfigDict:
-    files, form = form.startswith("files"), form.removeprefix("files").removeprefix("_") or "short"
+    if form not in FORMS:
+        raise ValueError(f"the form {form!r} is not one of {', '.join(FORMS)}: write e.g. study_paper_a:long")
+    files, form = FORMS[form]
     name, title = "paper_a", "Paper A: latent attention in small language models"
     if files:
         name, title = "paper_a_files", title + ", on files of stories"

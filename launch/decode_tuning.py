@@ -4,8 +4,8 @@
 
 Alone, a kernel of a few microseconds cannot be timed: what it costs depends on its neighbours in the CUDA graph. So
 each choice of blocks is timed in steps of a model with 3 layers and 512 pieces, compiled anew: blocks are constants of
-the program. Winners belong into mla_jax/kernels/{blocks,row_linear}.py. --trace: also a profile of one
-call of the full size-m steps at batch 1, for `python -m mla_jax.bench.profile`.
+the program. Winners belong into mla_jax/kernels/{blocks,row_linear}.py. --trace: first
+profiles of whole size-m steps, by kernel.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from unittest import mock
 
 import jax
 
-from mla_jax.bench import decode
+from mla_jax.bench import decode, profile
 from mla_jax.bench.points import Point
 from mla_jax.config_files import load_config
 from mla_jax.kernels import blocks as blocks_lib
@@ -82,12 +82,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--max_minutes", type=float, default=5.0)
     parser.add_argument("--only", nargs="*", default=list(SWEEPS))
-    parser.add_argument("--trace", type=Path, help="folder for profiles of size-m steps at batch 1")
+    parser.add_argument("--trace", type=Path, help="folder for profiles of size-m steps")
     given = parser.parse_args()
     begun = time.monotonic()
     if given.trace:
-        for config in ("mla_rope", "mha_rope"):
-            trace(config, given.trace / config)
+        for config, (batch, context) in itertools.product(
+            ("mla_rope", "mha_rope"), ((1, 512), (64, 4096), (1024, 512))
+        ):
+            trace(config, batch, context, given.trace / f"{config}_{batch}x{context}")
     for name in given.only:
         config, batch, context, knobs, choices = SWEEPS[name]
         for choice in choices:
@@ -107,11 +109,15 @@ def main() -> None:
                 )
 
 
-def trace(config: str, folder: Path) -> None:
-    """A profile of one call of 64 steps at 1 x 512, and the program's text."""
+def trace(config: str, batch: int, context: int, folder: Path) -> None:
+    """A profile of 64 steps of size m, compilation and warm-up apart."""
+    whole = point(config, 9, 8192)
+    decode.run(whole, batch, context, 64, 1)
     with jax.profiler.trace(str(folder)):
-        found = decode.run(point(config, 9, 8192), 1, 512, 64, 3)
-    print(f"{config:15s} {'size m, traced':60s} {found['ms'] * 1e3:9.1f} us", flush=True)
+        found = decode.run(whole, batch, context, 64, 1)
+    print(f"{config:15s} {f'size m, {batch} x {context}, traced':60s} {found['ms'] * 1e3:9.1f} us", flush=True)
+    # Two warm-up calls and the timed one.
+    print(profile.report(folder, 3 * 64, 14), flush=True)
 
 
 if __name__ == "__main__":

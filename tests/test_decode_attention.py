@@ -66,6 +66,19 @@ def test_what_cannot_be_had_is_refused_with_a_sentence(device: Any, name: str, k
     assert message.endswith(": use auto or xla.")
 
 
+@pytest.mark.parametrize("name", list(probe.CHECKS))
+def test_the_self_checks_pass_where_kernels_are_plain_jax(name: str) -> None:
+    assert probe.CHECKS[name](interpret=True) <= probe._TOLERANCE
+
+
+def test_a_self_check_sees_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "row_draw", lambda logits, *_: jnp.zeros(logits.shape[0], jnp.int32))
+    assert probe.CHECKS["row_draw"](interpret=True) == float("inf")
+    real = probe.row_linear
+    monkeypatch.setattr(probe, "row_linear", lambda *a, **k: 1.1 * real(*a, **k))
+    assert probe.CHECKS["row_linear"](interpret=True) > probe._TOLERANCE
+
+
 def test_a_kernel_that_fails_its_self_check_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """This CPU cannot run the kernel at all, which is one way of failing."""
     monkeypatch.setattr(jax, "devices", lambda: [H100])
@@ -73,7 +86,9 @@ def test_a_kernel_that_fails_its_self_check_is_not_used(monkeypatch: pytest.Monk
     backend = choose(load_config("mla_rope").model)
     assert (backend.decode_impl, backend.attention_impl) == ("xla", "cudnn")
     assert "does not run here" in backend.decode_reason
-    with pytest.raises(UserError, match=r"model\.decode_impl is 'pallas'; the Pallas kernel does not run here"):
+    with pytest.raises(
+        UserError, match=r"model\.decode_impl is 'pallas'; the Pallas kernel latent_decode does not run here"
+    ):
         choose(load_config("mla_rope", **{"model.decode_impl": "pallas"}).model)
 
 

@@ -1,32 +1,109 @@
 """Whether the decode kernels work on this device: compiled, run and compared once per process."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mla_jax.kernels import blocks as blocks_lib
+from mla_jax.kernels.flash_decode import RMS_EPS, Entry, Layout, Operands, Raw, combine, flash_decode
 from mla_jax.kernels.latent_decode import latent_decode, latent_decode_reference
+from mla_jax.kernels.row_draw import row_draw
+from mla_jax.kernels.row_linear import Linear, NormWeights, row_linear, row_linear_reference
 
 _TOLERANCE = 0.03  # of bfloat16 results of size 1
+SCALE = 0.1
 
 
 @functools.lru_cache(maxsize=1)
 def obstacle() -> str:
-    """ "" where the kernel computes what its plain twin does, else the reason: drivers, compilers and GPUs differ."""
-    rng = np.random.default_rng(0)
-    shapes = ((2, 8, 48), (2, 8, 16), (2, 200, 48), (2, 200, 16))
-    q, q_rope, c_kv, k_rope = (jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in shapes)
-    lengths, rows = jnp.asarray([77, 200], jnp.int32), jnp.arange(2)
-    try:
-        new = (c_kv[rows, lengths - 1], k_rope[rows, lengths - 1])  # as decode calls it: the kernel writes the entry
-        run = jax.jit(lambda *operands: latent_decode(*operands, 0.1, new=new))
-        out, written, _ = run(q, q_rope, c_kv.at[rows, lengths - 1].set(0), k_rope, lengths - 1)
-        expected = latent_decode_reference(q, q_rope, c_kv, k_rope, lengths, 0.1)
-        error = float(jnp.max(jnp.abs(out.astype(jnp.float32) - expected.astype(jnp.float32))))
-        error = error if bool(jnp.all(written == c_kv)) else float("inf")
-    except Exception as failure:  # compilers raise many types
-        return f"the Pallas kernel does not run here ({' '.join(str(failure).split())[:150] or type(failure).__name__})"
-    if not error <= _TOLERANCE:
-        return f"the Pallas kernel is wrong here (error {error:.2g})"
+    """ "" where the kernels compute what their plain twins do, else the reason: drivers, compilers and GPUs differ."""
+    for name, check in CHECKS.items():
+        try:
+            error = check()
+        except Exception as failure:  # compilers raise many types
+            words = " ".join(str(failure).split())[:150] or type(failure).__name__
+            return f"the Pallas kernel {name} does not run here ({words})"
+        if not error <= _TOLERANCE:
+            return f"the Pallas kernel {name} is wrong here (error {error:.2g})"
     return ""
+
+
+def _draw(rng: np.random.Generator, *shape: int) -> jax.Array:
+    return jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
+
+
+def _error(found: jax.Array, expected: jax.Array) -> float:
+    return float(jnp.max(jnp.abs(found.astype(jnp.float32) - expected.astype(jnp.float32))))
+
+
+def check_latent_decode(interpret: bool = False) -> float:
+    """Attention over latents, the newest of which the kernel writes: the largest error, infinite if not written."""
+    rng = np.random.default_rng(0)
+    q, q_rope, c_kv, k_rope = (_draw(rng, *shape) for shape in ((2, 8, 48), (2, 8, 16), (2, 200, 48), (2, 200, 16)))
+    lengths, rows = jnp.asarray([77, 200], jnp.int32), jnp.arange(2)
+    new = (c_kv[rows, lengths - 1], k_rope[rows, lengths - 1])
+    run = jax.jit(lambda *operands: latent_decode(*operands, SCALE, interpret=interpret, new=new))
+    out, written, _ = run(q, q_rope, c_kv.at[rows, lengths - 1].set(0), k_rope, lengths - 1)
+    expected = latent_decode_reference(q, q_rope, c_kv, k_rope, lengths, SCALE)
+    return _error(out, expected) if bool(jnp.all(written == c_kv)) else float("inf")
+
+
+def check_raw(interpret: bool = False) -> float:
+    """The same where the kernel rotates queries and key and normalises the latent, on parts that are not joined."""
+    rng = np.random.default_rng(1)
+    heads, rank, rope, length = 4, 32, 32, 300
+    latents, rotary = _draw(rng, 1, heads + 1, rank), _draw(rng, 1, heads + 1, rope)
+    c_kv, k_rope, gain = _draw(rng, 1, 512, rank), _draw(rng, 1, 512, rope), jnp.linspace(0.5, 1.5, rank)
+    angle = jnp.linspace(0.0, 3.0, rope // 2)[None]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+
+    @jax.jit
+    def run(latents: jax.Array, rotary: jax.Array, c_kv: jax.Array, k_rope: jax.Array) -> tuple:
+        operands = Operands(latents, rotary, c_kv[:, :, None], None, k_rope, None, None, jnp.asarray([length]))
+        layout, raw = Layout(1, heads, k=heads, k_rope=heads), Raw(jnp.concatenate([cos, sin], axis=-1), gain)
+        chosen = blocks_lib.choose(rank + rope, False, 1, 1, 512)
+        return flash_decode(operands, SCALE, chosen, layout, interpret, Entry(latents, None, rotary), raw)
+
+    parts, cache = run(latents, rotary, c_kv, k_rope)
+    first, second = jnp.split(rotary.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(rotary.dtype)
+    newest = latents[:, heads].astype(jnp.float32)
+    newest = newest * jax.lax.rsqrt(jnp.mean(newest**2, axis=-1, keepdims=True) + RMS_EPS) * gain
+    c_kv, k_rope = c_kv.at[:, length].set(newest.astype(c_kv.dtype)), k_rope.at[:, length].set(turned[:, heads])
+    lengths = jnp.asarray([length + 1])
+    expected = latent_decode_reference(latents[:, :heads], turned[:, :heads], c_kv, k_rope, lengths, SCALE)
+    return max(_error(combine(*parts)[:, 0], expected), _error(cache.k[:, :, 0], c_kv), _error(cache.k_rope, k_rope))
+
+
+def check_row_linear(interpret: bool = False) -> float:
+    """A normalised, gated product, and one of unjoined parts with a residual."""
+    rng = np.random.default_rng(2)
+    x, gated, norm = _draw(rng, 2, 80), Linear(0.1 * _draw(rng, 2, 40, 80)), NormWeights(None)
+    out, top = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((3, 2, 1, 4, 16), (3, 2, 1, 4)))
+    parts = (out, top, jnp.ones((3, 2, 1, 4)))
+    linear, residual = Linear(0.1 * _draw(rng, 48, 64)), _draw(rng, 2, 48)
+    gate = jax.jit(lambda: row_linear(x, gated, norm, "swiglu", interpret=interpret))()
+    joined = jax.jit(lambda: row_linear(parts, linear, residual=residual, interpret=interpret))()
+    plain = row_linear_reference(x, gated, norm, "swiglu"), row_linear_reference(parts, linear, residual=residual)
+    return max(_error(gate, plain[0]), _error(joined, plain[1]))
+
+
+def check_row_draw(interpret: bool = False) -> float:
+    """The likeliest of the three likeliest, by noise that would choose a less likely one: 0 or infinity."""
+    logits = jnp.asarray(np.random.default_rng(3).permuted(np.tile(np.arange(100.0), (2, 1)), axis=1), jnp.bfloat16)
+    noise = -2 * logits.astype(jnp.float32)  # turns the order round: among those kept the least likely wins
+    numbers = (jnp.float32(1.0), jnp.int32(3), jnp.float32(1.0), jnp.float32(0.0))
+    found = jax.jit(lambda: row_draw(logits, noise, *numbers, (True, False, False), 100, interpret))()
+    drawn = jnp.take_along_axis(logits, found[:, None], axis=1)
+    return 0.0 if bool(jnp.all(drawn == 97)) else float("inf")
+
+
+CHECKS: dict[str, Callable[[], float]] = {
+    "latent_decode": check_latent_decode,
+    "flash_decode": check_raw,
+    "row_linear": check_row_linear,
+    "row_draw": check_row_draw,
+}

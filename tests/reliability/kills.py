@@ -159,6 +159,8 @@ def training(place: Place, count: int, few: int) -> Iterator[Outcome]:
     undisturbed, whole = reference(place)
     parts = (("training, at any moment", count, 0.6), ("an asynchronous save", few, 0.8), ("a resumption", few, 1.0))
     for fault, number, share in parts:
+        if number == 0:
+            continue
         phases: Counter[str] = Counter()
         run, ends, kills, steps = place.folder / fault.replace(" ", "_").replace(",", ""), 0, 0, []
         while place.goes_on(kills, number, share):

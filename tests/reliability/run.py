@@ -53,7 +53,7 @@ def trials(kill_count: int) -> dict[str, tuple[str, Trial]]:
 def quick_trials() -> dict[str, tuple[str, Trial]]:
     """One or two of each, in two minutes. A study takes longer: tests/test_study_runner.py kills one twice."""
     return {
-        "files": ("storage", lambda place: storage.damaged_files(place, every=9)),
+        "files": ("storage", lambda place: storage.damaged_files(place, every=18)),
         "resume": ("storage", lambda place: storage.resumed_after_damage(place, 1)),
         "read_only": ("storage", storage.read_only),
         "disk": ("storage", lambda place: storage.full_disk(place, (1,))),
@@ -61,8 +61,8 @@ def quick_trials() -> dict[str, tuple[str, Trial]]:
         "export": ("storage", storage.damaged_export),
         "tokenizer": ("storage", storage.foreign_tokenizer),
         "preemption": ("signals", lambda place: signals.preemption(place, 1)),
-        "training": ("training", lambda place: kills.training(place, 2, 1)),
-        "preparation": ("preparation", lambda place: kills.preparation(place, 2, 4_000)),
+        "training": ("training", lambda place: kills.training(place, 2, 0)),
+        "preparation": ("preparation", lambda place: kills.preparation(place, 1, 4_000)),
         "judging": ("judging", lambda place: kills.judging(place, 2)),
     }
 
@@ -131,7 +131,7 @@ def main() -> int:
             if kept:
                 with kept.open("a", encoding="utf-8") as out:
                     out.writelines(json.dumps(row) + "\n" for row in found)
-    if not arguments.quick and {row["trial"] for row in rows} == set(chosen):
+    if not arguments.quick and not only and not failed:
         rows.sort(key=lambda row: list(chosen).index(row["trial"]))
         text = REPORT.read_text(encoding="utf-8")
         before, after = text.split(BEGIN)[0], text.split(END)[1]

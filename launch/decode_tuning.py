@@ -10,7 +10,6 @@ profiles of whole size-m steps, by kernel.
 
 import argparse
 import itertools
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from mla_jax.kernels import blocks as blocks_lib
 from mla_jax.kernels import row_linear
 from mla_jax.kernels.flash_decode import Blocks
 from mla_jax.kernels.row_linear import RowBlocks
+from mla_jax.rows import append_row, result_row
 
 JOINT = {"model.kv_lora_rank": 256, "model.qk_rope_head_dim": 32}  # r = d/2
 
@@ -103,10 +103,7 @@ def main() -> None:
                 print(f"{name:15s} {label:60s} {' '.join(str(error).split())[:90]}", flush=True)
                 continue
             print(f"{name:15s} {label:60s} {found['ms'] * 1e3:9.1f} us", flush=True)
-            with given.out.open("a") as file:
-                file.write(
-                    json.dumps({"name": name, "choice": label, "batch": batch, "context": context} | found) + "\n"
-                )
+            append_row(given.out, result_row(name, "", {"choice": label} | found, "random tokens", "none"))
 
 
 def trace(config: str, batch: int, context: int, folder: Path) -> None:

@@ -190,6 +190,9 @@ def test_a_method_out_of_range_is_refused(field: str, value: float) -> None:
         Method(**({"temperature": 0.8, "top_k": 40} | {field: value}))
 
 
+_KERNEL_OFTEN = (Method(3.0, 7), Method(0.8, 0, top_p=0.9), Method(0.8, 0, min_p=0.05), Method(0.9, 30, 0.9, 0.02, 1.2))
+
+
 def _draw_both(logits: jax.Array, method: Method, seeds: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids [B, seeds] by the kernel (as plain JAX) and by plain XLA, with the same noise."""
     kernel = dataclasses.replace(REFERENCE, decode_impl="pallas", interpret=True)
@@ -207,7 +210,15 @@ def _draw_both(logits: jax.Array, method: Method, seeds: int) -> tuple[np.ndarra
 
 
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("method", [m for m in METHODS if m.form[1:4] != (False,) * 3], ids=str)
+@pytest.mark.parametrize(
+    "method",
+    [
+        m if m in _KERNEL_OFTEN else pytest.param(m, marks=pytest.mark.slow)
+        for m in METHODS
+        if m.form[1:4] != (False,) * 3
+    ],
+    ids=str,
+)
 def test_the_kernel_draws_what_plain_xla_draws(method: Method) -> None:
     for logits in (random_logits(3, jnp.bfloat16), random_logits(2, jnp.float32), with_ties(2)):
         fast, plain = _draw_both(logits, method, 40)

@@ -35,7 +35,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gqa": ("gqa", {"n_kv_heads": 2, "head_dim": 32}),
     "experts": ("moe_mla_rope", {"kv_lora_rank": 32, "qk_rope_head_dim": 32}),
 }
-OFTEN = ("joint, views", "joint, gpt", "mha, turned in the kernel", "experts")
+OFTEN = (
+    ("joint, views", 2),
+    ("joint, views", row_linear.MAX_ROWS + 1),
+    ("joint, gpt", 2),
+    ("mha, turned in the kernel", 2),
+    ("experts", 2),
+)
 
 
 def decode_twice(variant: str, backend: Backend, rows: int, packed: bool) -> tuple[jax.Array, Any]:
@@ -60,8 +66,14 @@ def decode_twice(variant: str, backend: Backend, rows: int, packed: bool) -> tup
     return quick_jit(run)(variables)
 
 
-@pytest.mark.parametrize("rows", [2, row_linear.MAX_ROWS + 1])
-@pytest.mark.parametrize("variant", [v if v in OFTEN else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS])
+@pytest.mark.parametrize(
+    ("variant", "rows"),
+    [
+        (v, rows) if (v, rows) in OFTEN else pytest.param(v, rows, marks=pytest.mark.slow)
+        for v in VARIANTS
+        for rows in (2, row_linear.MAX_ROWS + 1)
+    ],
+)
 def test_packed_decode_is_the_modules_decode(variant: str, rows: int) -> None:
     with jax.default_matmul_precision("highest"):
         fast, plain = decode_twice(variant, FAST, rows, True), decode_twice(variant, PLAIN, rows, False)

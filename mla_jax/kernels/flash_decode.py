@@ -21,7 +21,8 @@ from flax import struct
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-RMS_EPS = 1e-6  # of model/layers.py, whose norm `Raw` stands for (a test holds them together)
+from mla_jax.model.layers import RMS_EPS
+
 MASKED = -1e30  # finite, so that a difference of two is not NaN
 _MIN_BLOCK = 16  # the smallest side of a tensor-core product
 _MAX_INT32 = 2**31 - 1  # Pallas' Triton lowering counts elements in 32 bits

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mla_jax.kernels import blocks as blocks_lib
-from mla_jax.kernels.flash_decode import RMS_EPS, Entry, Layout, Operands, Raw, combine, flash_decode
+from mla_jax.kernels.flash_decode import Entry, Layout, Operands, Raw, combine, flash_decode
 from mla_jax.kernels.latent_decode import latent_decode, latent_decode_reference
 from mla_jax.kernels.row_draw import row_draw
 from mla_jax.kernels.row_linear import Linear, NormWeights, row_linear, row_linear_reference
+from mla_jax.model import layers
 
 _TOLERANCE = 0.03  # of bfloat16 results of size 1
 SCALE = 0.1
@@ -68,11 +69,9 @@ def check_raw(interpret: bool = False) -> float:
         return flash_decode(operands, SCALE, chosen, layout, interpret, Entry(latents, None, rotary), raw)
 
     parts, cache = run(latents, rotary, c_kv, k_rope)
-    first, second = jnp.split(rotary.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(rotary.dtype)
-    newest = latents[:, heads].astype(jnp.float32)
-    newest = newest * jax.lax.rsqrt(jnp.mean(newest**2, axis=-1, keepdims=True) + RMS_EPS) * gain
-    c_kv, k_rope = c_kv.at[:, length].set(newest.astype(c_kv.dtype)), k_rope.at[:, length].set(turned[:, heads])
+    turned = layers.apply_rope(rotary[:, None], cos[:, None], sin[:, None])[:, 0]
+    newest = layers.rms_norm(latents[:, heads], gain)
+    c_kv, k_rope = c_kv.at[:, length].set(newest), k_rope.at[:, length].set(turned[:, heads])
     lengths = jnp.asarray([length + 1])
     expected = latent_decode_reference(latents[:, :heads], turned[:, :heads], c_kv, k_rope, lengths, SCALE)
     return max(_error(combine(*parts)[:, 0], expected), _error(cache.k[:, :, 0], c_kv), _error(cache.k_rope, k_rope))

@@ -16,11 +16,12 @@ from flax import struct
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from mla_jax.kernels.flash_decode import RMS_EPS, pieces
+from mla_jax.kernels.flash_decode import combine, pieces
+from mla_jax.model import layers
+from mla_jax.model.layers import LAYER_NORM_EPS, RMS_EPS
 
 MAX_ROWS = 8
 MAX_PARTS = 8  # splits of attention that are joined on the way; more are joined before
-LAYER_NORM_EPS = 1e-5  # of model/layers.py
 
 
 @struct.dataclass
@@ -119,12 +120,7 @@ def row_linear_reference(
 ) -> jax.Array:
     """The plain twin of `row_linear`, for any number of rows; products in w's dtype, as XLA makes them."""
     if isinstance(x, tuple):
-        out, top, total = x
-        weight = jnp.exp2(top - jnp.max(top, axis=0))
-        joined = (
-            jnp.sum(weight[..., None] * out, axis=0) / jnp.maximum(jnp.sum(weight * total, axis=0), 1e-30)[..., None]
-        )
-        x = joined.reshape(joined.shape[0], -1).astype(linear.w.dtype)
+        x = combine(*x).reshape(x[0].shape[1], -1).astype(linear.w.dtype)
     if norm is not None:
         x = _normed_reference(x, norm)
     if activation == "swiglu":
@@ -141,13 +137,8 @@ def row_linear_reference(
 
 
 def _normed_reference(x: jax.Array, norm: NormWeights) -> jax.Array:
-    x32 = x.astype(jnp.float32)
-    if norm.bias is None:
-        unit = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + RMS_EPS)
-        return (unit if norm.gain is None else unit * norm.gain).astype(x.dtype)
-    mean = jnp.mean(x32, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(x32), axis=-1, keepdims=True) - jnp.square(mean)
-    return ((x32 - mean) * jax.lax.rsqrt(variance + LAYER_NORM_EPS) * norm.gain + norm.bias).astype(x.dtype)
+    gain = jnp.ones(x.shape[-1]) if norm.gain is None else norm.gain
+    return layers.rms_norm(x, gain) if norm.bias is None else layers.layer_norm(x, gain, norm.bias)
 
 
 def _program(

@@ -29,7 +29,7 @@ from mla_jax.rows import append_row, result_row
 JOINT = {"model.kv_lora_rank": 256, "model.qk_rope_head_dim": 32}  # r = d/2
 
 
-def flash(*choices: tuple[int, int, int, int]) -> list[dict[str, Any]]:
+def flash(*choices: tuple) -> list[dict[str, Any]]:
     return [{}] + [{"flash": Blocks(*choice)} for choice in choices]
 
 
@@ -52,7 +52,13 @@ SWEEPS: dict[str, tuple[str, int, int, dict, list[dict[str, Any]]]] = {
         {},
         flash(*((64, s, 4, 3) for s in (2, 4, 8)), (64, 2, 8, 3), (64, 2, 4, 4), (128, 2, 8, 3), (32, 4, 4, 4)),
     ),
-    "mla_1024_flash": ("mla_rope", 1024, 512, {}, flash((64, 1, 4, 3), (32, 1, 4, 3), (128, 1, 4, 3), (64, 1, 8, 3))),
+    "mla_1024_flash": (
+        "mla_rope",
+        1024,
+        512,
+        {},
+        flash((64, 1, 4, 2), (64, 1, 4, 2, True), (32, 1, 2, 3), (64, 1, 2, 2, True)),
+    ),
     "mha_64": ("mha_rope", 64, 4096, {}, flash((64, 1, 4, 2), (64, 1, 4, 3), (128, 1, 4, 3), (64, 2, 4, 2))),
     "mha_64_cudnn": ("mha_rope", 64, 4096, {"decode_impl": "cudnn"}, [{}]),
     "mha_1024": ("mha_rope", 1024, 512, {}, flash((128, 1, 8, 3), (64, 1, 4, 2), (64, 1, 4, 3))),

@@ -1,5 +1,6 @@
 """mla_jax.kernels: values against the plain twins in interpret mode, and lowering for a GPU that is not there."""
 
+import functools
 from typing import Any
 
 import hypothesis.strategies as st
@@ -57,8 +58,9 @@ def check_latent(
 
 LATENT_CASES = [
     (2, 8, 32, 16, 40, Blocks(16, 1, 4, 2)),
+    (2, 8, 32, 16, 40, Blocks(16, 1, 2, 3, late_sum=True)),
     (3, 3, 48, 0, 50, Blocks(16, 3, 4, 2)),  # 32 + 16 wide, no RoPE, more splits than some rows have blocks
-    (1, 12, 80, 6, 33, Blocks(16, 2, 4, 2)),  # a rotary part that is no block: masked
+    (1, 12, 80, 6, 33, Blocks(16, 2, 4, 2, late_sum=True)),  # a rotary part that is no block: masked
 ]
 SLOW_LATENT_CASES = [
     (4, heads, rank, rope, 70, Blocks(16, splits, 4, 2))
@@ -93,7 +95,7 @@ def test_int8_latents_with_a_scale_per_token(splits: int) -> None:
 def test_latent_decode_at_random_shapes(
     batch: int, heads: int, rank: int, rope: int, capacity: int, splits: int
 ) -> None:
-    check_latent(batch, heads, rank, rope, capacity, Blocks(16, splits, 4, 2))
+    check_latent(batch, heads, rank, rope, capacity, Blocks(16, splits, 4, 2, late_sum=bool(capacity % 2)))
 
 
 HEAD_CASES = [
@@ -182,13 +184,14 @@ def test_combine_is_one_softmax_over_all_splits() -> None:
 
 
 def test_arrays_past_32_bit_addresses_are_refused() -> None:
-    def big(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    def shape(*sizes: int, dtype: str = "bfloat16") -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, dtype)
 
-    arguments = (big(1024, 8, 64), big(1024, 4096, 8, 64), big(1024, 4096, 8, 64))
-    lengths = jax.ShapeDtypeStruct((1024,), jnp.int32)
+    rows = 2049
+    latents = shape(rows, 4096, 256, dtype="int8"), None, shape(rows, dtype="int32")
+    run = functools.partial(jax.eval_shape, lambda q, c, r, n, s: latent_decode(q, None, c, r, n, SCALE, s)[0])
     with pytest.raises(ValueError, match="2\\^31"):
-        jax.eval_shape(lambda q, k, v, n: head_decode(q, k, v, n, SCALE)[0], *arguments, lengths)
+        run(shape(rows, 8, 256), *latents, shape(rows, 4096, dtype="float32"))
 
 
 def test_splits_fill_the_device_but_no_part_is_short() -> None:
@@ -198,7 +201,8 @@ def test_splits_fill_the_device_but_no_part_is_short() -> None:
                 found = blocks_lib.choose(numbers, quantized, batch, 1, capacity)
                 assert found.splits == 1 or capacity // found.splits >= 128
                 assert found.splits == 1 or found.splits * batch <= 4 * 132
-    assert blocks_lib.choose(288, False, 1024, 1, 512) == Blocks(64, 1, 4, 2)
+    assert blocks_lib.choose(288, False, 1024, 1, 512) == Blocks(32, 1, 2, 3, late_sum=True)
+    assert blocks_lib.choose(288, False, 128, 1, 512) == Blocks(64, 1, 4, 2)
     assert blocks_lib.choose(288, False, 64, 1, 4096) == Blocks(64, 2, 4, 3)
     assert blocks_lib.choose(288, False, 1, 1, 16384).splits == 64
 

@@ -111,6 +111,25 @@ def correctness(case: tuple, batch: int, context: int, dtype: Any, interpret: bo
     return {"largest_error": worst, "relative_error": relative, "correct": bool(relative < 1e-2)}
 
 
+def beyond_32_bits(rows: int, context: int, width: int, rope: int) -> dict[str, Any]:
+    """Metrics of a cache of more elements than 32 bits count: every 8 rows are alike, so must be their results.
+
+    The first 8 are compared with the reference, the others with them, bit for bit; the kernel writes the last entry.
+    """
+    alike = arguments("latent", 8, context, 8, 1, width, rope, jnp.bfloat16)
+    lengths = jnp.asarray(np.linspace(1, context, 8).astype(np.int32))
+    expected = np.asarray(jax.jit(reference, static_argnums=0)("latent", alike, lengths), np.float32)
+    times = -(-rows // 8)
+    repeated = tuple(None if a is None else jnp.tile(a, (times, *[1] * (a.ndim - 1))) for a in alike)
+    blocks = blocks_lib.choose(width + rope, False, 8 * times, 1, context)
+    run = jax.jit(attend, static_argnums=(0, 3, 4, 5))
+    out = np.asarray(run("latent", repeated, jnp.tile(lengths, times), blocks, False, True), np.float32)
+    same = bool(np.all(out.reshape(times, -1) == out.reshape(times, -1)[0]))
+    error = float(np.linalg.norm(out[:8] - expected) / np.linalg.norm(expected))
+    correct = same and error < 1e-2
+    return {"elements": 8 * times * context * width, "relative_error": error, "rows_alike": same, "correct": correct}
+
+
 def candidates(chosen: Blocks, context: int) -> Iterator[Blocks]:
     """The table's choice first, then other positions, warps and stages at its splits, then other splits."""
     yield chosen

@@ -1,6 +1,7 @@
 """What a benchmark run does, most wanted first, so that a run that ends early has the rows that matter."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -94,6 +95,9 @@ def kernel_jobs(points: list[Point], settings: BenchSettings) -> list[Job]:
         jobs.append(Job("kernels", points[0], batch, context, check, f"correct: {' '.join(map(str, small))}"))
     if interpret:
         return jobs
+    rows, length = 2200, 4096  # 2.3e9 latents, 4.6 GB, and the copy without the newest entries
+    label, beyond = "correct: beyond 32 bits", functools.partial(kernels.beyond_32_bits, rows, length, 256, 32)
+    jobs.append(Job("kernels", points[0], rows, length, beyond, label, 4 * rows * length * 288 * 2))
     for rows, length in ((1024, 512), (64, 4096), (1, 512), (16, 512)):
         for kind, shape in (("latent", (8, 1, 256, 32)), ("heads", (8, 8, 64, 0))):
 

@@ -25,18 +25,20 @@ from mla_jax.model.layers import RMS_EPS
 
 MASKED = -1e30  # finite, so that a difference of two is not NaN
 _MIN_BLOCK = 16  # the smallest side of a tensor-core product
-_MAX_INT32 = 2**31 - 1  # Pallas' Triton lowering counts elements in 32 bits
+_REACH_32 = 2**31  # elements that signed 32 bits count, from 0 on
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
     """How the work is cut. positions: cache positions per step of a program, a power of two from 16 on; splits:
-    programs that share a row; warps, stages: of a program, and of its software pipeline."""
+    programs that share a row; warps, stages: of a program, and of its software pipeline; late_sum: the weights are
+    summed over positions once, at a program's end, instead of at every step, which costs registers."""
 
     positions: int
     splits: int
     warps: int
     stages: int
+    late_sum: bool = False
 
 
 @struct.dataclass
@@ -107,8 +109,17 @@ def pieces(width: int) -> list[tuple[int, int]]:
 
 
 def addressable(arrays: Any) -> bool:
-    """Whether every array of a tree can be addressed by the kernel: fewer than 2^31 elements."""
-    return all(math.prod(leaf.shape) <= _MAX_INT32 for leaf in jax.tree.leaves(arrays))
+    """Whether every array of a tree can be addressed by the kernel.
+
+    Pallas' Triton lowering counts elements in signed 32 bits up to 2^32 bytes and in 64 bits from there on, so that
+    only arrays of single bytes have sizes between.
+    """
+
+    def reached(leaf: jax.Array) -> bool:
+        elements = math.prod(leaf.shape)
+        return elements <= _REACH_32 or elements * leaf.dtype.itemsize > 2**32
+
+    return all(map(reached, jax.tree.leaves(arrays)))
 
 
 def rotates(width: int) -> bool:
@@ -134,10 +145,12 @@ def flash_decode(
     beforehand takes one more for each array. Not for int8 caches. raw: see Raw.
     `interpret` runs the kernel as plain JAX, which is what a CPU can do.
 
-    A row of length 0 gives zeros. Raises ValueError for arrays of 2^31 elements or more.
+    A row of length 0 gives zeros. Raises ValueError for arrays that are not `addressable`.
     """
     if not addressable(operands):
-        raise ValueError("flash_decode: an array has 2^31 elements or more, which its 32-bit addresses cannot reach")
+        raise ValueError(
+            "flash_decode: an array has 2^31 to 2^32 elements of a byte, which 32-bit addresses cannot reach"
+        )
     batch, groups, heads = operands.q.shape[0], layout.groups, layout.heads
     width = (operands.k if operands.v is None else operands.v).shape[-1]
     head_block = min(64, max(_MIN_BLOCK, pl.next_power_of_2(heads)))
@@ -226,6 +239,7 @@ def _program(
     low = split * share
     high = jnp.minimum(low + share, length)
     value_width = key_width if refs.v is None else refs.v.shape[-1]
+    late = blocks.late_sum
 
     def step(index: jax.Array, carry: tuple) -> tuple:
         top, total, acc = carry
@@ -247,7 +261,7 @@ def _program(
         new_top = jnp.maximum(top, jnp.max(scores, axis=1))
         weights = jnp.exp2(scores - new_top[:, None])
         shrink = jnp.exp2(top - new_top)
-        total = total * shrink + jnp.sum(weights, axis=1)
+        total = total * shrink[:, None] + weights if late else total * shrink + jnp.sum(weights, axis=1)
         if v_scale is not None:
             weights *= v_scale[None, :]
         weights = weights.astype(values[0].dtype)
@@ -256,7 +270,7 @@ def _program(
 
     start = (
         jnp.full((head_block,), MASKED, jnp.float32),
-        jnp.zeros((head_block,), jnp.float32),
+        jnp.zeros((head_block, size) if late else (head_block,), jnp.float32),
         tuple(jnp.zeros((head_block, size), jnp.float32) for _, size in pieces(value_width)),
     )
     if new is not None:
@@ -266,7 +280,7 @@ def _program(
         values, score = newest.take(q, q_rope, key_pieces, rope_pieces, angles)
         start = (
             jnp.where(first, score * log2_scale, MASKED),
-            jnp.where(first, jnp.ones_like(score), 0.0),
+            jnp.where(first & (jnp.arange(size) == 0)[None, :] if late else first, jnp.ones_like(start[1]), 0.0),
             tuple(
                 jnp.where(first, jnp.broadcast_to(v[None, :], a.shape), 0.0)
                 for v, a in zip(values, start[2], strict=True)
@@ -274,6 +288,7 @@ def _program(
         )
     steps = jnp.maximum(pl.cdiv(high - low, size), 0)
     top, total, acc = jax.lax.fori_loop(0, steps, step, start)
+    total = jnp.sum(total, axis=1) if late else total
 
     scale = 1.0 / jnp.maximum(total, 1e-30) if blocks.splits == 1 else jnp.ones_like(total)
     for value, (offset, width) in zip(acc, pieces(value_width), strict=True):

@@ -9,7 +9,7 @@ import pytest
 
 from mla_jax.config import Config
 from mla_jax.config_files import load_config
-from mla_jax.data.corpus import open_corpus
+from mla_jax.data.corpus import WorldCorpus, open_corpus
 from mla_jax.errors import UserError
 
 STORIES = [f"Story {i}: a fox and {random.Random(i).choice(['a key', 'an owl', 'a hat'])}." for i in range(1000)]
@@ -122,3 +122,15 @@ def test_embedded_stories() -> None:
     ]
     assert len({c.fingerprint for c in [corpus, *changed]}) == 4
     assert list(changed[2].stories("train")) != train
+
+
+def test_a_second_reader_of_the_world_gets_the_same_stories(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those kept, and those made anew where the room was too small; also when two read at a time."""
+    expected = list(WorldCorpus(6, 2, 0).stories("train"))
+    monkeypatch.setattr("mla_jax.data.corpus._KEPT_CHARACTERS", len(expected[0]) + len(expected[1]) + 1)
+    corpus = WorldCorpus(6, 2, 0)
+    both = list(zip(corpus.stories("train"), corpus.stories("train"), strict=True))
+    assert both == [(text, text) for text in expected]
+    assert list(corpus.stories("train")) == expected
+    assert [text for split, text in corpus.rows() if split == "train"] == expected
+    assert corpus._kept["train"] == expected[:3]

@@ -129,8 +129,11 @@ class FileCorpus(Corpus):
         return "valid" if int.from_bytes(digest[:8], "big") < self._threshold else "train"
 
 
+_KEPT_CHARACTERS = 40_000_000  # a tokenizer learns from 32 MB unless told
+
+
 class WorldCorpus(Corpus):
-    """The embedded story world: generated, never stored."""
+    """The embedded story world: generated, never stored. The first stories are kept for a second reader."""
 
     def __init__(self, stories: int, valid_stories: int, seed: int):
         from mla_jax.world import WORLD_VERSION
@@ -138,6 +141,8 @@ class WorldCorpus(Corpus):
         self.name = f"{stories:,} embedded stories (seed {seed})"
         self._counts, self._seed = {"train": stories, "valid": valid_stories}, seed
         self.fingerprint = _fingerprint(world=WORLD_VERSION, counts=self._counts, seed=seed)
+        self._kept: dict[str, list[str]] = {split: [] for split in SPLITS}
+        self._room = _KEPT_CHARACTERS
 
     def rows(self, count: Count | None = None) -> Iterator[tuple[str, str]]:
         for split in SPLITS:
@@ -147,7 +152,15 @@ class WorldCorpus(Corpus):
     def stories(self, split: str) -> Iterator[str]:
         from mla_jax.world import stories
 
-        return (row["text"] for row in stories(self._counts[split], self._seed, split=split))
+        kept = self._kept[split]
+        known = kept[:]
+        yield from known
+        start = len(known)
+        for index, row in enumerate(stories(self._counts[split] - start, self._seed, split=split, start=start), start):
+            if index == len(kept) and self._room > 0:
+                kept.append(row["text"])
+                self._room -= len(row["text"])
+            yield row["text"]
 
     def survey(self, advance: Callable[[], None] = lambda: None) -> Survey:
         return Survey(self._counts, replaced=0)  # config.validate saw to it that there are some

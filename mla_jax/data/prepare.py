@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,18 @@ class Prepared:
     stats: dict[str, Any]
 
 
-def prepare(config: Config, tokenizer: Tokenizer | None = None, quiet: bool = False) -> Prepared:
+def prepare(
+    config: Config,
+    tokenizer: Tokenizer | None = None,
+    quiet: bool = False,
+    on_build: Callable[[], None] = lambda: None,
+) -> Prepared:
     """Find or make the tokenizer (unless given) and the token files of `config.data`.
 
     Everything unreadable in the sources raises UserError before anything is written. Preparing a corpus a
     second time is a lookup: entries are keyed by content, checked by size and hash, and made again when
-    damaged. Unless `quiet`, progress goes to stderr.
+    damaged. Unless `quiet`, progress goes to stderr. on_build is called once the sources are known to be readable and
+    something has to be made of them.
     """
     start, phases = time.monotonic(), Phases()
     if tokenizer is None and config.tokenizer.path:
@@ -50,7 +56,7 @@ def prepare(config: Config, tokenizer: Tokenizer | None = None, quiet: bool = Fa
     with phases("fingerprint"):
         corpus = open_corpus(config, quiet)
     root = cache_root(config.data.cache_dir)
-    surveyed = _Once(corpus, quiet, phases)
+    surveyed = _Once(corpus, quiet, phases, on_build)
     if tokenizer is None:
         tokenizer = _tokenizer(config, corpus, root, surveyed, quiet)
     fingerprint, parts, meta, cached = _tokens(corpus, tokenizer, root, surveyed, quiet, config)
@@ -90,8 +96,8 @@ class Phases(dict[str, float]):
 class _Once:
     """The corpus' survey, made when it is first asked for: a cached corpus is never read again."""
 
-    def __init__(self, corpus: Corpus, quiet: bool, phases: Phases):
-        self._corpus, self._quiet, self._survey, self.phases = corpus, quiet, None, phases
+    def __init__(self, corpus: Corpus, quiet: bool, phases: Phases, on_read: Callable[[], None] = lambda: None):
+        self._corpus, self._quiet, self._survey, self.phases, self._on_read = corpus, quiet, None, phases, on_read
 
     def __call__(self) -> Survey:
         if self._survey is None:
@@ -103,6 +109,7 @@ class _Once:
                     self._corpus.name,
                     f"{self._survey.replaced:,}",
                 )
+            self._on_read()
         return self._survey
 
 

@@ -35,11 +35,15 @@ class Backend:
         return jnp.dtype(self.dtype)
 
 
+LATER = "chosen when samples are drawn"  # the decode_reason of a backend that only trains
+
 REFERENCE = Backend("float32", "xla", "the plain twin that tests compare against")
 
 
-def choose(cfg: ModelConfig, device: Any = None) -> Backend:
+def choose(cfg: ModelConfig, device: Any = None, decodes: bool = True) -> Backend:
     """The backend for `cfg` on `device` (default: the first one of JAX).
+
+    decodes: False leaves decode to plain XLA where a self-check of kernels would have to decide (10 s on an H100).
 
     cuDNN attention needs an NVIDIA GPU from sm80 on, bfloat16 and a head size that is a multiple of 8 up to 128;
     bfloat16 needs sm80, a TPU or an explicit wish. Everything else gets plain XLA attention in float32.
@@ -66,7 +70,7 @@ def choose(cfg: ModelConfig, device: Any = None) -> Backend:
         raise UserError(f"model.attention_impl is 'cudnn'; {obstacle}: use auto or xla.")
     impl = "xla" if cfg.attention_impl == "xla" or obstacle else "cudnn"
     reason = (obstacle or "model.attention_impl=xla") if impl == "xla" else _describe(device)
-    decode_impl, decode_reason = _choose_decode(cfg, device, dtype, modern_gpu, probe)
+    decode_impl, decode_reason = _choose_decode(cfg, device, dtype, modern_gpu, probe, decodes)
     platform = "gpu" if device.platform in ("gpu", "cuda", "rocm") else device.platform
     grouped_impl = _grouped_impl(cfg, device, dtype)
     wanted = candidates.from_environment()
@@ -84,7 +88,9 @@ def choose(cfg: ModelConfig, device: Any = None) -> Backend:
     )
 
 
-def _choose_decode(cfg: ModelConfig, device: Any, dtype: str, modern_gpu: bool, probe: str | None) -> tuple[str, str]:
+def _choose_decode(
+    cfg: ModelConfig, device: Any, dtype: str, modern_gpu: bool, probe: str | None, decodes: bool
+) -> tuple[str, str]:
     """decode_impl and why. probe: the result of the kernels' self-check; None = make it, if it comes to that."""
     wish = cfg.decode_impl
     if wish == "xla":
@@ -97,6 +103,8 @@ def _choose_decode(cfg: ModelConfig, device: Any, dtype: str, modern_gpu: bool, 
         obstacle = "this variant expands its cache at every step, so there is nothing for a decode kernel to read"
     elif wish == "cudnn":
         obstacle = _cudnn_decode_obstacle(cfg)
+    elif probe is None and wish == "auto" and not decodes:
+        return "xla", LATER
     elif probe is None:
         from mla_jax.kernels import probe as probe_lib
 

@@ -25,6 +25,7 @@ from mla_jax.model.transformer import Transformer
 from mla_jax.restore import abstract_params
 from mla_jax.runs import RunFolder
 from mla_jax.train.checkpoint import Checkpoints
+from mla_jax.train.precompile import Precompiler
 from mla_jax.train.resume import check_resumable, check_same_shapes, check_vocabulary
 from mla_jax.train.state import TrainState, abstract_state, init_state
 
@@ -69,10 +70,12 @@ def open_run(config: Config, workdir: Path) -> Setup:
                 f"tokenizer.path is {config.tokenizer.path!r}, which is not the tokenizer that these weights were "
                 "trained with: leave it out."
             )
-    backend = backend_lib.choose(config.model)
+    backend = backend_lib.choose(config.model, decodes=False)
     backend = dataclasses.replace(backend, mesh=mesh_lib.make_mesh(config.mesh))
     mesh_lib.check_batches(config, backend.mesh)
-    prepared = prepare(config, tokenizer)
+    pieces = tokenizer.vocab_size if tokenizer else config.tokenizer.vocab_size
+    with Precompiler(config, backend, pieces) as precompiler:
+        prepared = prepare(config, tokenizer, on_build=precompiler.start)
     if resumes:
         check_vocabulary(config, runs.read_data(folder), prepared.tokenizer.vocab_size)
     config = with_vocabulary(config, prepared.tokenizer.vocab_size)

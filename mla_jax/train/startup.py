@@ -11,7 +11,7 @@ from mla_jax.config_files import load_config, load_config_dict
 from mla_jax.data import statistics
 from mla_jax.errors import UserError
 from mla_jax.model import moe_choice
-from mla_jax.model.backend import Backend
+from mla_jax.model.backend import LATER, Backend
 from mla_jax.train.resume import differences, flatten
 
 
@@ -24,7 +24,7 @@ def print_startup(console: rich.console.Console, config: Config, backend: Backen
     model = config.model
     say(f"device    {devices.device_name()}: {backend.attention_impl} attention in {backend.dtype} ({backend.reason})")
     decode_reason = "" if backend.decode_reason == backend.reason else f" ({backend.decode_reason})"
-    say(f"decode    {backend.decode_impl}{decode_reason}")
+    say("decode    " + (LATER if backend.decode_reason == LATER else f"{backend.decode_impl}{decode_reason}"))
     if backend.mesh is not None:
         say(f"mesh      {mesh.describe(backend.mesh)}")
     say(f"config    {config.hash}; unlike base: {', '.join(chosen(config)) or 'nothing'}")

@@ -12,6 +12,8 @@ import rich.table
 
 from mla_jax import accounting
 from mla_jax.config import Config
+from mla_jax.model import backend as backend_lib
+from mla_jax.model.backend import Backend
 from mla_jax.rows import read_rows
 from mla_jax.runs import RunFolder, write_text
 from mla_jax.sample.sampler import Sampler, sample_settings
@@ -45,13 +47,22 @@ def plot_loss(folder: RunFolder, baselines: dict[str, float]) -> Path:
 def leave_behind(setup: Setup, variables: Any, row: dict[str, Any], console: rich.console.Console) -> None:
     """Samples, plot and report of a finished run, by one device. variables: the weights, whole; row: as `finish`."""
     config, tokenizer, sample = setup.config, setup.prepared.tokenizer, setup.config.sample
-    model = setup.model.clone(backend=dataclasses.replace(setup.backend, mesh=None))
+    model = setup.model.clone(backend=_to_decode(setup.backend, config))
     prompts = [prompt for prompt in sample.prompts for _ in range(sample.num_samples)]
     prompts = prompts or setup.openings[: sample.num_samples]
     room = config.model.max_len - max(len(tokenizer.encode(prompt)) for prompt in prompts) - 1
     settings = sample_settings(sample) | {"max_new_tokens": min(sample.max_new_tokens, max(1, room))}
     completions = Sampler(model, variables, tokenizer, config).generate(prompts, **settings)
     finish(setup.folder, config, row, setup.baselines, list(zip(prompts, completions, strict=True)), console)
+
+
+def _to_decode(backend: Backend, config: Config) -> Backend:
+    """Of one device, its decode kernels tried now where training left that for later."""
+    backend = dataclasses.replace(backend, mesh=None)
+    if backend.decode_reason != backend_lib.LATER:
+        return backend
+    chosen = backend_lib.choose(config.model)
+    return dataclasses.replace(backend, decode_impl=chosen.decode_impl, decode_reason=chosen.decode_reason)
 
 
 def finish(

@@ -173,6 +173,8 @@ def _bench(values: flags.FlagValues) -> int:
     config = None if values["config"].value is None else from_config_dict(values["config"].value)
     given = {field: values[flag].value for flag, field in _BENCH_FLAGS.items() if values[flag].present}
     given = {field: tuple(value) if isinstance(value, list) else value for field, value in given.items()}
+    if "batches" in given:
+        given["peer_batches"] = given["batches"]
     bench_mode.run(
         values["suite"].value or ["decode"],
         config,

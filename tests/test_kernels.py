@@ -177,7 +177,8 @@ def test_combine_is_one_softmax_over_all_splits() -> None:
     top = scores.max(axis=1)
     weights = jnp.exp2(scores - top[:, None])
     empty = (jnp.zeros((1, 4)), jnp.full((1,), engine.MASKED), jnp.zeros((1,)))  # a split that had nothing to read
-    parts = (jnp.einsum("ps,psv->pv", weights, values), top, weights.sum(axis=1))
+    total = weights.sum(axis=1)
+    parts = (jnp.einsum("ps,psv->pv", weights / total[:, None], values), top, total)
     out = combine(*(jnp.concatenate([a, b]) for a, b in zip(parts, empty, strict=True)))
     expected = jax.nn.softmax(scores.reshape(-1) * np.log(2)) @ values.reshape(-1, 4)
     np.testing.assert_allclose(out, expected, atol=1e-6)

@@ -131,3 +131,12 @@ def test_which_caches_the_kernels_addresses_reach() -> None:
     for rows, fits in ((2048, True), (2049, False), (4097, True)):
         store = jax.eval_shape(lambda rows=rows: init_cache(cfg, rows, 4096, jnp.int8))
         assert decode_attention.applies(FAST, 1, store[0]) == fits
+
+
+def test_many_rows_of_heads_go_to_cudnn_unless_told_otherwise() -> None:
+    cfg = load_config("mha_rope:m").model
+    backend = Backend("bfloat16", "cudnn", decode_impl="pallas")
+    assert [packed_decode.heads_impl(cfg, backend, rows) for rows in (1, 64, 511, 512)] == [*["pallas"] * 3, "cudnn"]
+    told = load_config("mha_rope:m", **{"model.decode_impl": "pallas"}).model
+    assert packed_decode.heads_impl(told, backend, 1024) == "pallas"
+    assert packed_decode.heads_impl(cfg, Backend("bfloat16", "xla", decode_impl="pallas"), 1024) == "pallas"

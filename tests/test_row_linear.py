@@ -49,11 +49,12 @@ def test_row_linear_is_its_plain_twin(case: tuple) -> None:
     np.testing.assert_allclose(run(x, linear, norm, residual), expected, atol=2e-5, rtol=1e-5)
 
 
-def test_splits_of_attention_are_joined_on_the_way() -> None:
-    rows, parts, heads, width, n = 3, 4, 3, 16, 24
+@pytest.mark.parametrize("width", [16, 128])  # several heads a piece; each head a piece
+def test_splits_of_attention_are_joined_on_the_way(width: int) -> None:
+    rows, parts, heads, n = 3, 4, 3, 24
     out, total = draw(0, parts, rows, 1, heads, width), jnp.abs(draw(1, parts, rows, 1, heads)) + 0.1
     top = 3 * draw(2, parts, rows, 1, heads)
-    linear, residual = Linear(draw(3, n, heads * width)), draw(4, rows, n)
+    linear, residual = Linear(draw(3, n, heads * width) * width**-0.5), draw(4, rows, n)
     run = quick_jit(lambda x, w, r: row_linear.row_linear(x, w, residual=r, interpret=True))
     with jax.default_matmul_precision("highest"):
         joined = flash_decode.combine(out, top, total).reshape(rows, -1)

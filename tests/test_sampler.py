@@ -1,5 +1,6 @@
 """mla_jax.sample: the tokens of its plain twin, rows that know nothing of each other, ends, stops, streams, shapes."""
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator
@@ -396,3 +397,18 @@ def test_the_loop_lowers_for_every_platform(monkeypatch: pytest.MonkeyPatch) -> 
     step = jax.jit(functools.partial(loop._decode_until_done.__wrapped__, *static))
     exported = jax.export.export(step, platforms=("cpu", "cuda", "tpu"))(sampler.variables, method.values, state)
     assert "256x" in exported.mlir_module() or "255x" in exported.mlir_module()
+
+
+def test_many_rows_on_a_gpu_have_a_program_of_their_own_that_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only its compiler's options differ, which mean nothing on a CPU; the choice is by platform and rows."""
+    monkeypatch.setattr(loop, "_CUBLAS_FROM", 2)
+    few = tiny_sampler("mla_rope")
+    called: list[str] = []
+    real = loop._decode_until_done_many
+    monkeypatch.setattr(loop, "_decode_until_done_many", lambda *a: called.append("many") or real(*a))
+    expected = few.generate(PROMPTS[:2], max_new_tokens=6, **PLAIN)
+    assert not called
+    model = few.model.clone(backend=dataclasses.replace(few.model.backend, platform="gpu"))
+    many = Sampler(model, few.variables, few.tokenizer, few.config)
+    assert many.generate(PROMPTS[:2], max_new_tokens=6, **PLAIN) == expected
+    assert called == ["many"]

@@ -10,9 +10,10 @@ from mla_jax import accounting
 from mla_jax.bench.points import Point
 from mla_jax.bench.timing import measure
 from mla_jax.config import Config, replace
+from mla_jax.model import packed_decode
 from mla_jax.model.cache import init_cache
 from mla_jax.model.initial import init_params
-from mla_jax.model.serving import read_at_decode, serving_variables
+from mla_jax.model.serving import packs, read_at_decode, serving_variables
 from mla_jax.model.transformer import Transformer, variables_of
 from mla_jax.sample import loop
 from mla_jax.sample.methods import Method
@@ -114,7 +115,7 @@ def run(
     seconds = timing.median_s / steps
     return {
         **timing.metrics(steps),
-        "decode_impl": model.backend.decode_impl,
+        "decode_impl": decode_impl(model, batch + padding),
         "dtype": model.backend.dtype,
         "tokens_per_s": batch / seconds,
         "cache_bytes": cache_bytes,
@@ -123,6 +124,14 @@ def run(
         "step_bytes": step_bytes,
         "bytes_per_s": step_bytes / seconds,
     }
+
+
+def decode_impl(model: Transformer, batch: int) -> str:
+    """What attends in a step of `batch` rows: where the choice is automatic it depends on their number."""
+    cfg, backend = model.cfg, model.backend
+    if cfg.attention == "mla" or not packs(cfg, backend):
+        return backend.decode_impl
+    return packed_decode.heads_impl(cfg, backend, batch)
 
 
 def estimated_bytes(config: Config, batch: int, context: int, dtype: str) -> int:

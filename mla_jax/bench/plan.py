@@ -46,7 +46,8 @@ def decode_jobs(points: list[Point], settings: BenchSettings) -> list[Job]:
             if jax.default_backend() == "gpu":  # elsewhere it is the plain row again
                 jobs.append(_decode(point, b, c, settings, "xla", decode_impl="xla"))
         if MHA in by_name and jax.default_backend() == "gpu":
-            jobs.append(_decode(by_name[MHA], b, c, settings, "cudnn", decode_impl="cudnn"))
+            for impl in ("cudnn", "pallas"):
+                jobs.append(_decode(by_name[MHA], b, c, settings, impl, decode_impl=impl))
     seen = {(job.point.name, job.batch, job.context, job.label) for job in jobs}
     rest = [_decode(p, b, c, settings) for b, c in grid for p in points]
     return jobs + [job for job in rest if (job.point.name, job.batch, job.context, job.label) not in seen]

@@ -1,9 +1,9 @@
 """The engine of both decode kernels: attention of one query per row over its cache, in one pass (Pallas, Triton).
 
 One program takes one row, one block of query heads that share keys, and one part ("split") of the row's positions.
-It walks over them with an online softmax in float32 (Milakov & Gimelshein 2018) and writes an unnormalised result
-with its maximum and sum, which `combine` joins (Flash-Decoding, Dao et al. 2023). Positions at and past a row's
-length are not loaded. With `v=None` the loaded keys are also the values: that is what makes a latent cache cheap.
+It walks over them with an online softmax in float32 (Milakov & Gimelshein 2018) and writes its result with the maximum
+and the sum that it was normalised by, which `combine` joins (Flash-Decoding, Dao et al. 2023). Positions at and past a
+row's length are not loaded. With `v=None` the loaded keys are also the values: that is what makes a latent cache cheap.
 
 Triton takes blocks whose sizes are powers of two, so widths are cut into such pieces of at least 16 (`pieces`).
 jax.experimental.pallas.triton is deprecated as of JAX 0.11 in favour of Mosaic GPU, which needs sm90: this one runs
@@ -138,8 +138,8 @@ def flash_decode(
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Entry | None]:
     """softmax(softmax_scale * q k^T) v in parts ("splits") that `combine` joins, and the cache.
 
-    Parts: out [P, B, G, Q, V] (normalised and in q's dtype where P = 1, else float32), their maxima and sums
-    [P, B, G, Q] float32.
+    Parts: out [P, B, G, Q, V] in q's dtype, each normalised, and maxima (in powers of two) and sums [P, B, G, Q]
+    float32 of what it was normalised by.
     new: an entry for position `lengths` [B] of each row, which the kernel writes into the cache in place (its arrays
     k, v, k_rope are returned, and those given are to be forgotten) and attends to as well: one launch where a write
     beforehand takes one more for each array. Not for int8 caches. raw: see Raw.
@@ -158,7 +158,7 @@ def flash_decode(
     splits = blocks.splits
     log2_scale = softmax_scale * math.log2(math.e)  # exp2 is the instruction that the hardware has
     shapes = [
-        jax.ShapeDtypeStruct((splits, batch, groups, heads, width), operands.q.dtype if splits == 1 else jnp.float32),
+        jax.ShapeDtypeStruct((splits, batch, groups, heads, width), operands.q.dtype),
         jax.ShapeDtypeStruct((splits, batch, groups, heads), jnp.float32),
         jax.ShapeDtypeStruct((splits, batch, groups, heads), jnp.float32),
     ]
@@ -190,8 +190,8 @@ def combine(out: jax.Array, top: jax.Array, total: jax.Array) -> jax.Array:
     """Join splits: out [P, ..., V], maxima (in powers of two) and sums [P, ...] -> [..., V], float32 where P > 1."""
     if out.shape[0] == 1:
         return out[0]
-    weight = jnp.exp2(top - jnp.max(top, axis=0))
-    denominator = jnp.sum(weight * total, axis=0)
+    weight = total * jnp.exp2(top - jnp.max(top, axis=0))
+    denominator = jnp.sum(weight, axis=0)
     return jnp.sum(weight[..., None] * out, axis=0) / jnp.maximum(denominator, 1e-30)[..., None]
 
 
@@ -230,11 +230,16 @@ def _program(
     q = [load(refs.q, (row, pl.ds(layout.q + first_row, head_block)), head_valid, piece) for piece in key_pieces]
     rope_rows = pl.ds(layout.q_rope + first_row, head_block)
     q_rope = [load(refs.q_rope, (row, rope_rows), head_valid, piece) for piece in rope_pieces]
+    length = refs.lengths[row]
+    newest = None
+    if new is not None:  # all that comes from memory is asked for before anything is waited for
+        write = (split == 0) if head_blocks == 1 else (split == 0) & (lane % head_blocks == 0)
+        newest = _Newest(refs, new, raw, cache, layout, (row, group, length), lane * 0, write, q[0].dtype)
+        fetched = newest.fetch(key_pieces, rope_pieces)
     if turned:
         q, q_rope = (q, _rotated(q_rope, angles)) if rope_width else (_rotated(q, angles), q_rope)
 
     size = blocks.positions
-    length = refs.lengths[row]
     share = pl.cdiv(pl.cdiv(length, blocks.splits), size) * size  # of the row's own length: splits are balanced
     low = split * share
     high = jnp.minimum(low + share, length)
@@ -273,24 +278,19 @@ def _program(
         jnp.zeros((head_block, size) if late else (head_block,), jnp.float32),
         tuple(jnp.zeros((head_block, size), jnp.float32) for _, size in pieces(value_width)),
     )
-    if new is not None:
-        first = split == 0  # this split's programs have the newest position, from registers
-        write = first if head_blocks == 1 else first & (lane % head_blocks == 0)
-        newest = _Newest(refs, new, raw, cache, layout, (row, group, length), lane * 0, write, q[0].dtype)
-        values, score = newest.take(q, q_rope, key_pieces, rope_pieces, angles)
-        start = (
-            jnp.where(first, score * log2_scale, MASKED),
-            jnp.where(first & (jnp.arange(size) == 0)[None, :] if late else first, jnp.ones_like(start[1]), 0.0),
-            tuple(
-                jnp.where(first, jnp.broadcast_to(v[None, :], a.shape), 0.0)
-                for v, a in zip(values, start[2], strict=True)
-            ),
-        )
     steps = jnp.maximum(pl.cdiv(high - low, size), 0)
     top, total, acc = jax.lax.fori_loop(0, steps, step, start)
     total = jnp.sum(total, axis=1) if late else total
+    if newest is not None:  # one more position, of the first split; behind the loop, whose loads it would keep waiting
+        values, score = newest.take(fetched, q, q_rope, key_pieces, rope_pieces, angles)
+        score = jnp.where(split == 0, score * log2_scale, MASKED)
+        new_top = jnp.maximum(top, score)
+        weight, shrink = jnp.where(split == 0, jnp.exp2(score - new_top), 0.0), jnp.exp2(top - new_top)
+        total = total * shrink + weight
+        acc = tuple(a * shrink[:, None] + weight[:, None] * v[None, :] for a, v in zip(acc, values, strict=True))
+        top = new_top
 
-    scale = 1.0 / jnp.maximum(total, 1e-30) if blocks.splits == 1 else jnp.ones_like(total)
+    scale = 1.0 / jnp.maximum(total, 1e-30)
     for value, (offset, width) in zip(acc, pieces(value_width), strict=True):
         column = lane * 0 + offset
         mask = head_valid[:, None] & ((column + jnp.arange(width)) < value_width)[None, :]
@@ -338,28 +338,39 @@ class _Newest:
     write: jax.Array
     dtype: Any
 
+    def fetch(self, key_pieces: list, rope_pieces: list) -> tuple[list, list, list, list]:
+        """Key, value, rotary key and gains as they are in memory, float32."""
+        row, group, _ = self.where
+        keys = self._loaded(self.new.k, (row, self.layout.k + group), key_pieces)
+        values, rope, gains = [], [], []
+        if self.new.v is not None:
+            values = self._loaded(self.new.v, (row, self.layout.v + group), pieces(self.refs.v.shape[-1]))
+        if self.new.k_rope is not None:
+            rope = self._loaded(self.new.k_rope, (row, self.zero + self.layout.k_rope), rope_pieces)
+        if self.raw.gain is not None:
+            gains = self._loaded(self.raw.gain, (), key_pieces)
+        return keys, values, rope, gains
+
     def take(
-        self, q: list, q_rope: list, key_pieces: list, rope_pieces: list, angles: list
+        self, fetched: tuple, q: list, q_rope: list, key_pieces: list, rope_pieces: list, angles: list
     ) -> tuple[list[jax.Array], jax.Array]:
-        """Write the entry into the cache -> its value pieces and the scores of q, float32.
+        """Write what was fetched into the cache -> the entry's value pieces and the scores of q, float32.
 
         What is attended to is what the cache holds: rounded to its dtype.
         """
         row, group, position = self.where
         place = (row, position, group)
-        keys = self._loaded(self.new.k, (row, self.layout.k + group), key_pieces)
-        if self.raw.gain is not None:
-            keys = self._normed(keys, key_pieces)
+        keys, values, rope, gains = fetched
+        if gains:
+            keys = self._normed(keys, gains)
         if angles and self.new.k_rope is None:
             keys = _rotated(keys, angles)
         keys = self._stored(keys, self.cache.k, place, key_pieces)
-        values = keys
-        if self.new.v is not None:
-            value_pieces = pieces(self.refs.v.shape[-1])
-            loaded = self._loaded(self.new.v, (row, self.layout.v + group), value_pieces)
-            values = self._stored(loaded, self.cache.v, place, value_pieces)
+        if self.new.v is None:
+            values = keys
+        else:
+            values = self._stored(values, self.cache.v, place, pieces(self.refs.v.shape[-1]))
         if self.new.k_rope is not None:
-            rope = self._loaded(self.new.k_rope, (row, self.zero + self.layout.k_rope), rope_pieces)
             rope = _rotated(rope, angles) if angles else rope
             keys = keys + self._stored(rope, self.cache.k_rope, (row, position), rope_pieces)
         pairs = zip(q + q_rope, keys, strict=True)
@@ -377,14 +388,10 @@ class _Newest:
             found.append(plgpu.load(source, mask=valid, other=jnp.zeros((), ref.dtype)).astype(jnp.float32))
         return found
 
-    def _normed(self, parts: list[jax.Array], cut: list) -> list[jax.Array]:
-        gain, width = self.raw.gain, self.refs.k.shape[-1]
+    def _normed(self, parts: list[jax.Array], gains: list[jax.Array]) -> list[jax.Array]:
+        width = self.refs.k.shape[-1]
         scale = jax.lax.rsqrt(sum(jnp.sum(part * part) for part in parts) / width + RMS_EPS)
-        gains = [
-            plgpu.load(gain.at[pl.ds(self.zero + piece[0], piece[1])], mask=self._valid(width, piece), other=0.0)
-            for piece in cut
-        ]
-        return [part * scale * g for part, g in zip(parts, gains, strict=True)]
+        return [part * scale * gain for part, gain in zip(parts, gains, strict=True)]
 
     def _stored(self, parts: list[jax.Array], target: Any, place: tuple, cut: list) -> list[jax.Array]:
         write = self.write & (self.where[2] < self.refs.k.shape[1])

@@ -21,6 +21,7 @@ from mla_jax.model import layers
 from mla_jax.model.layers import LAYER_NORM_EPS, RMS_EPS
 
 MAX_ROWS = 8
+_WHOLE_HEAD = 128  # values of a head from which it is a piece of its own: a join's weights are then few
 MAX_PARTS = 8  # splits of attention that are joined on the way; more are joined before
 
 
@@ -65,7 +66,7 @@ def row_linear(
 ) -> jax.Array:
     """activation(norm(x) w^T + bias) + residual -> [B, N] in w's dtype, one launch; B at most MAX_ROWS.
 
-    x [B, K], or the parts (out [P, B, ..., V] float32, maxima, sums [P, B, ...]) that `flash_decode` leaves, joined and
+    x [B, K], or the parts (out [P, B, ..., V], maxima, sums [P, B, ...] float32) that `flash_decode` leaves, joined and
     flattened here to K = heads x V. activation: "none", "gelu" (tanh), or "swiglu" (silu(x w_gate^T) * (x w_up^T)).
     residual [B, N]. Sums are in float32 throughout.
     """
@@ -146,7 +147,8 @@ def _program(
     activation: str, gated: bool,
 ) -> None:  # fmt: skip
     n, width = linear.w.shape[-2:]
-    cut = pieces(width)
+    by_head = value_width >= _WHOLE_HEAD and value_width & (value_width - 1) == 0
+    cut = [(first, value_width) for first in range(0, width, value_width)] if by_head else pieces(width)
     lane = pl.program_id(0)
     zero, first = lane * 0, lane * columns
     here, valid = pl.ds(first, columns), (first + jnp.arange(columns)) < n
@@ -211,18 +213,21 @@ def _joined(parts: tuple, row: jax.Array, cut: list, width: int, value_width: in
     for offset, size in cut:
         element = first + offset + jnp.arange(size)
         mask = element < width
-        head = jnp.minimum(element, width - 1) // value_width
+        if size == value_width and offset % size == 0:  # one head: its weights are scalars
+            head = (first + offset) // value_width
+        else:
+            head = jnp.minimum(element, width - 1) // value_width
         tops, totals, values = [], [], []
         for part in range(out.shape[0]):
             split = row * 0 + part
             tops.append(plgpu.load(top.at[split, row, head]))
             totals.append(plgpu.load(total.at[split, row, head]))
-            values.append(plgpu.load(out.at[split, row, pl.ds(first + offset, size)], mask=mask, other=0.0))
+            zero = jnp.zeros((), out.dtype)
+            values.append(plgpu.load(out.at[split, row, pl.ds(first + offset, size)], mask=mask, other=zero))
         largest = functools.reduce(jnp.maximum, tops)
-        weights = [jnp.exp2(one - largest) for one in tops]
-        denominator = sum(weight * one for weight, one in zip(weights, totals, strict=True))
-        joined = sum(weight * value for weight, value in zip(weights, values, strict=True))
-        found.append(joined / jnp.maximum(denominator, 1e-30))
+        weights = [total * jnp.exp2(one - largest) for one, total in zip(tops, totals, strict=True)]
+        joined = sum(weight * value.astype(jnp.float32) for weight, value in zip(weights, values, strict=True))
+        found.append(joined / jnp.maximum(sum(weights), 1e-30))
     return found
 
 

@@ -14,11 +14,14 @@ from mla_jax import accounting
 from mla_jax.config import ModelConfig
 from mla_jax.errors import UserError
 
+_TUNED_ROWS = 16
+
 
 def measure(cfg: ModelConfig, batch: int, context: int, steps: int, repeats: int) -> dict[str, Any]:
     """Metrics of `steps` greedy steps of `batch` rows at the end of a cache of `context` positions, per step.
 
-    bfloat16 and torch.compile (mode "max-autotune", CUDA graphs) on CUDA; float32 and eager on a CPU. Raises
+    bfloat16 and torch.compile with CUDA graphs on CUDA, products tuned ("max-autotune") up to 16 rows; above, where
+    tuning chose cuBLAS for every product, after 10 s for each, cuBLAS at once. float32 and eager on a CPU. Raises
     UserError without torch or for anything but plain multi-head attention.
     """
     try:
@@ -49,7 +52,8 @@ def _time(cfg: ModelConfig, batch: int, context: int, steps: int, repeats: int, 
     device, dtype = ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)
     torch.manual_seed(0)
     model = build(cfg, batch, context).to(device=device, dtype=dtype).eval()
-    step = torch.compile(model, mode="max-autotune", fullgraph=True) if cuda else model
+    mode = "max-autotune" if batch <= _TUNED_ROWS else "reduce-overhead"
+    step = torch.compile(model, mode=mode, fullgraph=True) if cuda else model
     tokens = torch.zeros(batch, dtype=torch.long, device=device)
     positions = [torch.tensor(context - steps + i, device=device) for i in range(steps)]
 

@@ -84,7 +84,9 @@ def test_a_checkpoint_without_a_loss_is_never_among_the_best(
 ) -> None:
     write(folder, {1: 2.0, 2: None, 3: 3.0, 4: None, 5: 4.0}, keep(latest=1, best=1))
     assert folder.steps() == [1, 5]
-    assert not [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    # Orbax may also warn that a save took more than a second, which on a busy machine it does.
+    said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert not [text for text in said if "metrics" in text]
 
 
 def test_retention_goes_on_after_a_restart(folder: RunFolder) -> None:

@@ -2,11 +2,13 @@
 
 Exit codes: 0 done, or stopped on request with a checkpoint; 2 bad input, or too much for the device's memory (one
 sentence on stderr); 3 the loss stopped being a number; 4 another process of the run was lost; 130 interrupted where
-there was nothing to save.
+there was nothing to save; 1 what reads the output has gone (`| head`), or an error in mla_jax, with its traceback.
 """
 
 import os
+import select
 import sys
+from typing import TextIO
 
 from mla_jax import phases  # noqa: F401 - first, so that its clock counts the imports
 from mla_jax.errors import UserError
@@ -45,13 +47,37 @@ def console_main() -> None:
     """The console script `mla-jax`."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # stories have characters that not every terminal can write
-    code = main(sys.argv)
+    try:
+        code = _main_and_flush()
+    except BrokenPipeError:
+        gone = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
+        if not gone:
+            raise  # of another pipe or connection
+        for stream in gone:  # or Python would complain of it once more when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(1)
     if code == 130:
         # Threads that were interrupted while compiling or reading crash an orderly exit.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _main_and_flush() -> int | str | None:
+    """`main`'s exit code, once all that it printed has been read or has a reader. Raises BrokenPipeError."""
+    try:
+        code = main(sys.argv)
+    except SystemExit as leaving:  # after --help
+        code = leaving.code
+    sys.stdout.flush()
+    return code
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    poll = select.poll()
+    poll.register(stream, select.POLLERR)
+    return bool(poll.poll(0))
 
 
 if __name__ == "__main__":

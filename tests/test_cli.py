@@ -4,13 +4,16 @@ import contextlib
 import json
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import pytest
-from run_tools import listing, train_flags, write_stories
+from run_tools import REPOSITORY, listing, train_flags, write_stories
 
+from mla_jax import main as main_module
 from mla_jax import runs
 from mla_jax.main import main
 
@@ -496,3 +499,19 @@ def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch, stories_fi
     monkeypatch.setattr("mla_jax.train.loop.train", broken)
     with pytest.raises(RuntimeError, match="a defect"):
         main(["mla_jax", *train_flags(stories_file, tmp_path / "run")])
+
+
+@pytest.mark.parametrize("shell", ["--help | true", "--mode=nonsense 2>&1 | true"])
+def test_a_reader_that_goes_ends_it_without_a_word(shell: str) -> None:
+    command = f'set -o pipefail; "{sys.executable}" -m mla_jax.main {shell}'
+    done = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+
+
+def test_a_broken_pipe_elsewhere_is_an_error_like_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(argv: list[str]) -> int:
+        raise BrokenPipeError("a connection of its own")
+
+    monkeypatch.setattr("mla_jax.main.main", breaks)
+    with pytest.raises(BrokenPipeError, match="of its own"):
+        main_module.console_main()

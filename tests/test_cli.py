@@ -474,7 +474,7 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_ctrl_c_before_training_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys, stories_file, tmp_path) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mla_jax.train.setup.prepare", interrupted)

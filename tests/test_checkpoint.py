@@ -1,6 +1,8 @@
 """mla_jax.train.checkpoint: what is kept, what comes back, and what a damaged checkpoint does."""
 
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import grain
@@ -87,6 +89,39 @@ def test_a_checkpoint_without_a_loss_is_never_among_the_best(
     # Orbax may also warn that a save took more than a second, which on a busy machine it does.
     said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert not [text for text in said if "metrics" in text]
+
+
+@pytest.fixture
+def deleted() -> Iterator[list[Path]]:
+    """What this process deletes, file by file or as a tree, in this order."""
+    seen: list[Path] = []
+    listening = [True]
+
+    def listen(event: str, arguments: tuple) -> None:
+        if listening and event in ("os.remove", "os.rmdir", "shutil.rmtree"):
+            seen.append(Path(arguments[0]))
+
+    sys.addaudithook(listen)  # for good: Python removes none
+    yield seen
+    listening.clear()
+
+
+def test_a_checkpoint_loses_its_name_before_its_first_file(folder: RunFolder, deleted: list[Path]) -> None:
+    """A kill amid its removal left a checkpoint without some of its files, named as damaged at the next start."""
+    write(folder, {1: 1.0, 2: 2.0, 3: 3.0}, keep(latest=1, best=0))
+    assert {path.name for path in folder.checkpoints.iterdir()} == {"3"}
+    inside = [path.relative_to(folder.checkpoints).parts for path in deleted if path.is_relative_to(folder.checkpoints)]
+    assert ("removed.tmp",) in inside
+    assert not [parts for parts in inside if parts[0].isdigit()]
+
+
+def test_a_removal_that_was_killed_is_ended_by_the_next_start(folder: RunFolder) -> None:
+    write(folder, {1: 1.0, 2: 2.0}, keep())
+    shutil.copytree(folder.checkpoints / "1", folder.checkpoints / "removed.tmp" / "7")
+    (folder.checkpoints / "removed.tmp" / "7" / "model" / "_METADATA").unlink()
+    assert folder.steps() == [1, 2]
+    assert restore(folder, keep())[1] == 2
+    assert {path.name for path in folder.checkpoints.iterdir()} == {"1", "2"}
 
 
 def test_retention_goes_on_after_a_restart(folder: RunFolder) -> None:

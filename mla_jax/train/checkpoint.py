@@ -9,6 +9,7 @@ best N).
 import contextlib
 import itertools
 import json
+import shutil
 from typing import Any
 
 import grain
@@ -23,6 +24,9 @@ from mla_jax.restore import check_router_bias, drop_failed_reads, quiet_reads, s
 from mla_jax.runs import RunFolder
 from mla_jax.train.ema import swapped
 from mla_jax.train.state import TrainState
+
+
+_REMOVED = "removed.tmp"  # sub-folder of checkpoints that are not kept any more, on their way to being deleted
 
 
 class Checkpoints:
@@ -47,6 +51,7 @@ class Checkpoints:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
         with distributed.together("losses"):
             self._set_aside_losses()
+            self._sweep()  # what a kill left
         self._manager = ocp.CheckpointManager(
             folder.checkpoints.resolve(),
             options=ocp.CheckpointManagerOptions(
@@ -55,6 +60,9 @@ class Checkpoints:
                 best_fn=lambda metrics: metrics["valid_loss"],  # without it Orbax does not write metrics
                 best_mode="min",
                 cleanup_tmp_directories=True,
+                # One that is not kept loses its name before its first file: a kill amid its removal would leave a
+                # checkpoint that lacks files, and the next start would take it for a damaged one.
+                todelete_subdir=_REMOVED,
                 enable_async_checkpointing=True,
                 async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
             ),
@@ -65,7 +73,7 @@ class Checkpoints:
 
     def __exit__(self, *error: Any) -> None:
         with contextlib.closing(self._manager):
-            self._manager.wait_until_finished()
+            self.wait()
 
     @property
     def latest(self) -> int | None:
@@ -81,6 +89,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        self.wait()  # Orbax would do so, and what the save before has removed can go
         state = swapped(state)
         weights = {"params": state.params}
         if state.router_bias is not None:
@@ -101,6 +110,12 @@ class Checkpoints:
     def wait(self) -> None:
         """Block until every begun save is committed."""
         self._manager.wait_until_finished()
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Delete the checkpoints that are not kept any more."""
+        if distributed.is_first():
+            shutil.rmtree(self._folder.checkpoints / _REMOVED, ignore_errors=True)
 
     def restore(self, abstract: TrainState, data: grain.DatasetIterator) -> TrainState | None:
         """The newest checkpoint that can be read, with `data` moved to its place; None when there is none at all.

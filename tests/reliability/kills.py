@@ -30,17 +30,28 @@ class Place:
     """Where a kill test works: its corpus, its cache, folders of its own; `rng` decides when to kill.
 
     deadline: by time.monotonic(); trials make no further attempt after it, and say how many they made.
+    programs: a folder of compiled programs that this place shares with others; None: all caches are its own.
     """
 
     folder: Path
     rng: random.Random
     deadline: float = float("inf")
+    programs: Path | None = None
 
     def __post_init__(self) -> None:
         self.began = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.cache = self.folder / "cache"
+        self.cache = self.new_cache("cache")
         self.stories = write_stories(self.folder / "stories.txt")
+
+    def new_cache(self, name: str) -> Path:
+        """A cache folder (MLA_JAX_CACHE), empty but for the shared programs."""
+        cache = self.folder / name
+        if self.programs and not cache.exists():
+            cache.mkdir()
+            self.programs.mkdir(exist_ok=True)
+            (cache / "jax").symlink_to(self.programs)
+        return cache
 
     def goes_on(self, made: int, planned: int, share: float = 1.0) -> bool:
         """Whether another attempt is to be made: at least one is. `share`: of the time up to the deadline."""
@@ -102,8 +113,9 @@ def in_a_save(run: Path, delay: float) -> Callable[[subprocess.Popen], None]:
 def reference(place: Place) -> tuple[Path, float]:
     """An undisturbed run, and how long it takes when nothing needs compiling."""
     run = place.folder / "undisturbed"
-    call(*place.command(run), cache=place.cache)
-    shutil.rmtree(run)
+    if place.programs is None:
+        call(*place.command(run), cache=place.cache)
+        shutil.rmtree(run)
     began = time.monotonic()
     call(*place.command(run), cache=place.cache)
     return run, time.monotonic() - began
@@ -209,9 +221,9 @@ def preparation(place: Place, count: int, n_stories: int = 20_000) -> Iterator[O
     stories = write_stories(place.folder / "many.txt", n_stories)
     command = train_flags(stories, place.folder / "prepared", **{"train.steps": 1, "data.valid_fraction": 0.01})
     began = time.monotonic()
-    call(*command, cache=place.folder / "whole")
+    call(*command, cache=place.new_cache("whole"))
     whole, kills = time.monotonic() - began, 0
-    cache = place.folder / "killed"
+    cache = place.new_cache("killed")
     while place.goes_on(kills, count):
         shutil.rmtree(place.folder / "prepared", ignore_errors=True)
         shutil.rmtree(cache / "tokens", ignore_errors=True)

@@ -1,7 +1,9 @@
 """Tries every fault and writes docs/reliability.md's table: `bash launch/reliability.sh [--quick]`."""
 
 import argparse
+import contextlib
 import datetime
+import io
 import json
 import os
 import platform
@@ -17,6 +19,7 @@ import jax
 import kills
 import signals
 import storage
+from absl import logging
 from kills import Place
 from outcome import Outcome
 
@@ -86,13 +89,16 @@ def attempt(key: str, trial: Trial, place: Place) -> tuple[list[dict], str]:
     """(rows of what was tried, "" or the first line of what did not hold)."""
     rows: list[dict] = []
     began = time.monotonic()
+    said = io.StringIO()
     try:
-        for outcome in trial(place):
-            now = time.monotonic()
-            rows.append({"trial": key, **vars(outcome), "seconds": round(now - began)})
-            began = now
-            print(table(rows[-1:]).splitlines()[-1], flush=True)
+        with contextlib.redirect_stderr(said):
+            for outcome in trial(place):
+                now = time.monotonic()
+                rows.append({"trial": key, **vars(outcome), "seconds": round(now - began)})
+                began = now
+                print(table(rows[-1:]).splitlines()[-1], flush=True)
     except Exception as error:  # an assertion, a process that hangs, a file that is not there: all are findings
+        print(said.getvalue()[-10_000:], file=sys.stderr)
         traceback.print_exc()
         return rows, f"{key}: {error}"
     return rows, ""
@@ -107,6 +113,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="comma-separated trials or groups: storage, training, disk, ...")
     parser.add_argument("--rows", type=Path, help="a file: trials whose rows it holds are not tried again")
     arguments = parser.parse_args()
+    logging.set_verbosity(logging.FATAL)  # damage is reported a hundred times here, as it should be
     chosen, failed = quick_trials() if arguments.quick else trials(arguments.kills), []
     only = set(filter(None, arguments.only.split(",")))
     if unknown := only - set(chosen) - {group for group, _ in chosen.values()}:
@@ -122,7 +129,10 @@ def main() -> int:
         for key, (group, trial) in todo.items():
             spent += SHARES.get(key, 0)
             deadline = begun + 60 * arguments.minutes * spent / whole
-            found, problem = attempt(key, trial, Place(Path(folder) / group, random.Random(arguments.seed), deadline))
+            # In two minutes there is no time to compile the same step for each group anew.
+            programs = Path(folder) / "programs" if arguments.quick else None
+            place = Place(Path(folder) / group, random.Random(arguments.seed), deadline, programs)
+            found, problem = attempt(key, trial, place)
             if problem:
                 failed.append(problem)
                 print(f"FAILED {problem}", file=sys.stderr, flush=True)

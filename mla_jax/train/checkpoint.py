@@ -25,7 +25,6 @@ from mla_jax.runs import RunFolder
 from mla_jax.train.ema import swapped
 from mla_jax.train.state import TrainState
 
-
 _REMOVED = "removed.tmp"  # sub-folder of checkpoints that are not kept any more, on their way to being deleted
 
 

@@ -209,10 +209,11 @@ def test_the_question_that_neither_paper_asks() -> None:
     assert difference.found.mean == pytest.approx(0, abs=1e-9)
 
 
-def test_steps_to_a_loss_are_counted_between_evaluations() -> None:
+def test_the_share_of_a_references_steps_ends_at_its_best_loss() -> None:
     slow = [(100, 4.0), (200, 3.0)]
-    assert evidence.steps_to([(50, 4.0), (100, 2.0)], slow) == pytest.approx(100 * 75 / 200)
-    assert evidence.steps_to([(50, 2.0)], slow) == 25 and evidence.steps_to([(50, 3.5)], slow) == math.inf
+    assert evidence.share_to_best([(50, 4.0), (100, 2.0)], slow) == pytest.approx(100 * 75 / 200)
+    assert evidence.share_to_best([(50, 2.0)], slow) == 25
+    assert evidence.share_to_best([(50, 3.5)], slow) == math.inf
 
 
 def test_the_best_rank_is_chosen_by_one_seed_and_measured_on_the_others() -> None:

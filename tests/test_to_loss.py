@@ -1,7 +1,6 @@
 """mla_jax.bench.to_loss: where curves reach a loss, and the tables of steps and seconds made of rows."""
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -19,14 +18,6 @@ from mla_jax.study.plan import plan
 from mla_jax.study.rows import Rows, key_of_row
 
 CURVE = [(10, 5.0), (20, 4.0), (30, 4.0), (40, 3.0), (50, 3.5)]
-
-
-def test_a_loss_is_reached_between_evaluations_in_a_straight_line() -> None:
-    assert to_loss.steps_to(CURVE, 4.5) == 15
-    assert to_loss.steps_to(CURVE, 4.0) == 20
-    assert to_loss.steps_to(CURVE, 3.25) == 37.5
-    assert to_loss.steps_to(CURVE, 6.0) == 10  # before its first evaluation: no earlier step is known
-    assert to_loss.steps_to(CURVE, 2.9) == math.inf
 
 
 def test_the_two_losses_of_a_reference() -> None:

@@ -18,31 +18,19 @@ from mla_jax.config_files import load_config_dict
 from mla_jax.errors import UserError
 from mla_jax.rows import read_rows
 from mla_jax.study import rows as study_rows
+from mla_jax.study.curves import Curve, lowest, steps_to
 from mla_jax.study.grid import from_config_dict
 from mla_jax.study.results import Measured, Results, collect
 from mla_jax.study.tables import table
 
-Curve = Sequence[Sequence[float]]  # (step, loss), ...
 SHARE = 0.6  # of its steps at which AdamW's curve gives the first of the two losses
-
-
-def steps_to(curve: Curve, loss: float) -> float:
-    """The step at which `curve` first has `loss` or less; infinite where it never does."""
-    before = None
-    for step, value in curve:
-        if value <= loss:
-            if before is None or before[1] == value:
-                return float(step)
-            return before[0] + (before[1] - loss) / (before[1] - value) * (step - before[0])
-        before = (step, value)
-    return math.inf
 
 
 def targets(curve: Curve) -> dict[str, tuple[float, float]]:
     """{name: (loss, the step at which the curve has it)} of a reference: its loss at SHARE of its steps, its best."""
     last = curve[-1][0]
     step, loss = min(curve, key=lambda pair: abs(pair[0] - SHARE * last))
-    best = min(value for _, value in curve)
+    best = lowest(curve)
     return {f"its loss at step {step:g}": (loss, float(step)), "its best loss": (best, steps_to(curve, best))}
 
 

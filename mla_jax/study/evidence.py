@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mla_jax.study.curves import Curve, lowest, steps_to
 from mla_jax.study.results import Measured, Results, Row, relative
 from mla_jax.study.rows import best_loss
 from mla_jax.study.stats import Estimate, estimate
@@ -150,7 +151,7 @@ def share_of_steps(fast: str, slow: str) -> ClaimTest:
             if other is None:
                 continue
             shares = [
-                steps_to(p.measured[s]["curve"]["eval"], other.measured[s]["curve"]["eval"])
+                share_to_best(p.measured[s]["curve"]["eval"], other.measured[s]["curve"]["eval"])
                 for s in sorted(p.measured.keys() & other.measured.keys())
             ]
             values += shares
@@ -160,19 +161,9 @@ def share_of_steps(fast: str, slow: str) -> ClaimTest:
     return test
 
 
-def steps_to(curve: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> float:
-    """Per cent of the reference's last step at which `curve` first reaches the reference's best loss, linearly between
-    evaluations; infinite where it never does."""
-    target, last = min(loss for _, loss in reference), reference[-1][0]
-    before = None
-    for step, loss in curve:
-        if loss <= target:
-            if before is None or before[1] == loss:
-                return 100 * step / last
-            share = (before[1] - target) / (before[1] - loss)
-            return 100 * (before[0] + share * (step - before[0])) / last
-        before = (step, loss)
-    return math.inf
+def share_to_best(curve: Curve, reference: Curve) -> float:
+    """Per cent of the reference's last step at which `curve` first has the reference's best loss; infinite if never."""
+    return 100 * steps_to(curve, lowest(reference)) / reference[-1][0]
 
 
 def rope_interaction(found: Results) -> list[tuple[str, Evidence, Evidence, Evidence]]:

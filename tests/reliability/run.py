@@ -59,7 +59,7 @@ def quick_trials() -> dict[str, tuple[str, Trial]]:
         "files": ("storage", lambda place: storage.damaged_files(place, every=18)),
         "resume": ("storage", lambda place: storage.resumed_after_damage(place, 1)),
         "read_only": ("storage", storage.read_only),
-        "disk": ("storage", lambda place: storage.full_disk(place, (1,))),
+        "disk": ("storage", lambda place: storage.full_disk(place, (1,), ("run folder",))),
         "tokens": ("storage", storage.damaged_tokens),
         "export": ("storage", storage.damaged_export),
         "tokenizer": ("storage", storage.foreign_tokenizer),

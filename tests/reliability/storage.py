@@ -125,15 +125,17 @@ def resumed_after_damage(place: Place, count: int) -> Iterator[Outcome]:
     yield Outcome("a file of the newest checkpoint damaged, then resumed", made, made, detail)
 
 
-def full_disk(place: Place, sizes_mb: tuple[int, ...]) -> Iterator[Outcome]:
-    """Run folder or cache on a tmpfs that is too small. Needs the right to mount; says so where there is none."""
+def full_disk(
+    place: Place, sizes_mb: tuple[int, ...], full: tuple[str, ...] = ("run folder", "cache")
+) -> Iterator[Outcome]:
+    """What is `full` lies on a tmpfs that is too small. Needs the right to mount; says so where there is none."""
     if os.geteuid() != 0 or not shutil.which("mount"):
         yield Outcome("a full disk", 0, 0, "not tried: mounting a small tmpfs needs root")
         return
-    mount, tried, planned = place.folder / "small", 0, 2 * len(sizes_mb)
+    mount, tried, planned = place.folder / "small", 0, len(full) * len(sizes_mb)
     mount.mkdir()
     for size in sizes_mb:
-        for what in ("run folder", "cache"):
+        for what in full:
             if not place.goes_on(tried, planned):
                 continue
             done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", str(mount)], check=False)
@@ -156,7 +158,7 @@ def full_disk(place: Place, sizes_mb: tuple[int, ...]) -> Iterator[Outcome]:
             finally:
                 subprocess.run(["umount", str(mount)], check=True)
                 shutil.rmtree(place.folder / "full_run", ignore_errors=True)
-    used = ", ".join(map(str, sizes_mb[: (tried + 1) // 2]))
+    used = ", ".join(map(str, sizes_mb[: -(-tried // len(full))]))
     detail = f"tmpfs of {used} MB: done, or a sentence{unless(tried, planned)}"
     yield Outcome("a full disk", tried, tried, detail)
 

@@ -84,7 +84,7 @@ def get_config(size: str = "m") -> ConfigDict:
     d.threads = 2  # reader threads of the input pipeline
 
     c.tokenizer = t = ConfigDict()
-    t.vocab_size = 0  # a ceiling; 0 = 2048 for the embedded stories, 8192 for files
+    t.vocab_size = 0  # a ceiling; 0 = 2048 for the embedded stories, 8192 for files; no effect with init_from
     t.path = ""  # an existing sentencepiece model to use instead of training one
     t.train_bytes = 32_000_000  # at most this much of the training part is read to learn the pieces
 

@@ -137,6 +137,18 @@ def test_init_from_takes_weights_and_tokenizer_only(trained_run: Path, tmp_path:
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
 
 
+@pytest.mark.parametrize(("size", "said"), [(320, 0), (500, 1), (310, 1)])
+def test_init_from_says_that_its_tokenizer_is_used(
+    trained_run: Path, stories_file: Path, tmp_path: Path, size: int, said: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    pieces = runs.read_tokenizer(RunFolder(trained_run)).vocab_size
+    config = small_config(stories_file, **{"init_from": str(trained_run), "tokenizer.vocab_size": size})
+    assert open_run(config, tmp_path / "new").config.tokenizer.vocab_size == pieces
+    notes = [r.getMessage() for r in caplog.records if "tokenizer.vocab_size" in r.getMessage()]
+    assert len(notes) == said
+    assert all(f"is {size} and has no effect" in note and f"of {pieces} pieces." in note for note in notes)
+
+
 def test_init_from_other_shapes_names_them(trained_run: Path, stories_file: Path, tmp_path: Path) -> None:
     config = small_config(stories_file, **{"init_from": str(trained_run), "model.kv_lora_rank": 4})
     with pytest.raises(UserError, match=r"init_from is .*w_dkv \(16, 8\) instead of \(16, 4\)"):

@@ -92,17 +92,36 @@ def check_resumable(saved: Config, wanted: Config, workdir: str) -> list[str]:
 
 
 def check_vocabulary(wanted: Config, data: dict[str, Any], pieces: int) -> None:
-    """Raise UserError when `tokenizer.vocab_size` is not what the run began with; `data` is the run's data.json.
-
-    The config holds the pieces that were learned, which may be fewer than were asked for, so the ceiling is kept there.
-    """
-    asked, given = data.get("stats", {}).get("vocab_ceiling"), wanted.tokenizer.vocab_size
-    if given in (pieces, asked) or (asked is None and given > pieces):
+    """Raise UserError when `tokenizer.vocab_size` is not what the run began with; `data` is the run's data.json."""
+    if _asked_for(wanted, data, pieces):
         return
     raise UserError(
-        f"tokenizer.vocab_size is {given}, but the tokenizer of this run was learned with {asked or pieces} and its "
-        "weights are bound to it: give the old value, or start a new --workdir."
+        f"tokenizer.vocab_size is {wanted.tokenizer.vocab_size}, but the tokenizer of this run was learned with "
+        f"{data.get('stats', {}).get('vocab_ceiling') or pieces} and its weights are bound to it: give the old value, "
+        "or start a new --workdir."
     )
+
+
+def other_vocabulary(wanted: Config, data: dict[str, Any], pieces: int) -> str:
+    """What to say, if anything, when a run starts from weights whose tokenizer has another size than `wanted`.
+
+    No error: the default of tokenizer.vocab_size (8192 for files) need not be that of the run whose weights are taken.
+    """
+    if _asked_for(wanted, data, pieces):
+        return ""
+    return (
+        f"tokenizer.vocab_size is {wanted.tokenizer.vocab_size} and has no effect: the weights of "
+        f"init_from={wanted.init_from} are bound to their own tokenizer, of {pieces} pieces."
+    )
+
+
+def _asked_for(wanted: Config, data: dict[str, Any], pieces: int) -> bool:
+    """Whether `tokenizer.vocab_size` is what the tokenizer of a run was learned with, or has.
+
+    The config holds the pieces that were learned, which may be fewer than were asked for: data.json has the ceiling.
+    """
+    asked, given = data.get("stats", {}).get("vocab_ceiling"), wanted.tokenizer.vocab_size
+    return given in (pieces, asked) or (asked is None and given > pieces)
 
 
 def check_same_shapes(source: str, found: Any, wanted: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import grain
 import optax
+from absl import logging
 
 from mla_jax import config as config_lib
 from mla_jax import mesh as mesh_lib
@@ -26,7 +27,7 @@ from mla_jax.restore import abstract_params
 from mla_jax.runs import RunFolder
 from mla_jax.train.checkpoint import Checkpoints
 from mla_jax.train.precompile import Precompiler
-from mla_jax.train.resume import check_resumable, check_same_shapes, check_vocabulary
+from mla_jax.train.resume import check_resumable, check_same_shapes, check_vocabulary, other_vocabulary
 from mla_jax.train.state import TrainState, abstract_state, init_state
 
 OPENINGS = 16
@@ -78,6 +79,10 @@ def open_run(config: Config, workdir: Path) -> Setup:
         prepared = prepare(config, tokenizer, on_build=precompiler.start)
     if resumes:
         check_vocabulary(config, runs.read_data(folder), prepared.tokenizer.vocab_size)
+    elif config.init_from:
+        data = runs.read_data(runs.existing(config.init_from, "init_from"))
+        if note := other_vocabulary(config, data, prepared.tokenizer.vocab_size):
+            logging.warning("%s", note)
     config = with_vocabulary(config, prepared.tokenizer.vocab_size)
     changes: list[str] = []
     if saved is not None:

@@ -56,10 +56,13 @@ def grouped_outer(rows: jax.Array, g: jax.Array, first_block: jax.Array, interpr
 
 
 def grouped_outer_reference(rows: jax.Array, g: jax.Array, block_expert: jax.Array, n_experts: int) -> jax.Array:
-    """The plain twin: every block's product, then a sum over the blocks of each expert."""
+    """The plain twin: every block's product, then a sum over the blocks of each expert.
+
+    They are sorted, which is not said: with it XLA took minutes to compile the sum for an H100 (JAX 0.11.2), not 0.2 s.
+    """
     blocks, cotangents = (a.reshape(block_expert.shape[0], -1, a.shape[1]) for a in (rows, g))
     each = jnp.einsum("bpd,bpf->bdf", blocks, cotangents, preferred_element_type=jnp.float32)
-    return jax.ops.segment_sum(each, block_expert, n_experts, indices_are_sorted=True).astype(rows.dtype)
+    return jax.ops.segment_sum(each, block_expert, n_experts).astype(rows.dtype)
 
 
 def _product_program(rows_ref: Any, w_ref: Any, expert_ref: Any, out_ref: Any, *, depth: int, columns: int) -> None:

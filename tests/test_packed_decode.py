@@ -1,6 +1,7 @@
 """Decode on packed weights against the modules' own decode: every variant that packs, few rows and many."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -136,7 +137,23 @@ def test_which_caches_the_kernels_addresses_reach() -> None:
 def test_many_rows_of_heads_go_to_cudnn_unless_told_otherwise() -> None:
     cfg = load_config("mha_rope:m").model
     backend = Backend("bfloat16", "cudnn", decode_impl="pallas")
-    assert [packed_decode.heads_impl(cfg, backend, rows) for rows in (1, 64, 511, 512)] == [*["pallas"] * 3, "cudnn"]
-    told = load_config("mha_rope:m", **{"model.decode_impl": "pallas"}).model
-    assert packed_decode.heads_impl(told, backend, 1024) == "pallas"
-    assert packed_decode.heads_impl(cfg, Backend("bfloat16", "xla", decode_impl="pallas"), 1024) == "pallas"
+
+    def impl(rows: int, cfg: Any = cfg, backend: Backend = backend, cache_dtype: Any = jnp.bfloat16) -> str:
+        return packed_decode.heads_impl(cfg, backend, rows, cache_dtype)
+
+    assert [impl(rows) for rows in (1, 64, 511, 512)] == [*["pallas"] * 3, "cudnn"]
+    assert impl(1024, cfg=load_config("mha_rope:m", **{"model.decode_impl": "pallas"}).model) == "pallas"
+    assert impl(1024, backend=Backend("bfloat16", "xla", decode_impl="pallas")) == "pallas"
+
+
+def test_no_cache_is_converted_whole_at_every_step() -> None:
+    """512 rows of float32 heads (`sample.cache_dtype=float32`): the kernel reads them as they are, cuDNN cannot."""
+    cfg = load_config("mha_rope:m", **{"model.n_layers": 1, "model.vocab_size": 512, "tokenizer.vocab_size": 512}).model
+    backend = Backend("bfloat16", "cudnn", decode_impl="pallas")
+    params = abstract_params(Transformer(cfg, PLAIN))
+    variables = jax.eval_shape(lambda p: serving.serving_variables(cfg, {"params": p}, backend), params)
+    store = jax.eval_shape(lambda: init_cache(cfg, 512, 512, jnp.float32))
+    tokens, start = jax.ShapeDtypeStruct((512, 1), jnp.int32), jax.ShapeDtypeStruct((512,), jnp.int32)
+    decode = functools.partial(Transformer(cfg, backend).apply, method="decode")
+    text = lower_for_h100(decode, variables, tokens, start, store)
+    assert TRITON_CALL in text and "512x512x8x64xbf16" not in text

@@ -131,7 +131,7 @@ def decode_impl(model: Transformer, batch: int) -> str:
     cfg, backend = model.cfg, model.backend
     if cfg.attention == "mla" or not packs(cfg, backend):
         return backend.decode_impl
-    return packed_decode.heads_impl(cfg, backend, batch)
+    return packed_decode.heads_impl(cfg, backend, batch, backend.jnp_dtype)
 
 
 def estimated_bytes(config: Config, batch: int, context: int, dtype: str) -> int:

@@ -5,6 +5,7 @@ which rotates, normalises and writes the new entry on the way. The modules' own 
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +31,14 @@ def applies(backend: Backend, length: int, store: cache.Cache) -> bool:
     return decode_attention.applies(backend, length, store[0]) and not cache.is_int8(store[0])
 
 
-def heads_impl(cfg: ModelConfig, backend: Backend, batch: int) -> str:
-    """Whose attention over heads: `backend.decode_impl`, or cuDNN for many rows where the choice is ours."""
-    crowded = batch * cfg.n_kv_heads >= _CUDNN_FROM
-    return (
-        "cudnn" if crowded and cfg.decode_impl == "auto" and backend.attention_impl == "cudnn" else backend.decode_impl
-    )
+def heads_impl(cfg: ModelConfig, backend: Backend, batch: int, cache_dtype: Any) -> str:
+    """Whose attention over heads: `backend.decode_impl`, or cuDNN for many rows where the choice is ours.
+
+    A cache in another dtype stays with the kernel, which reads it as it is: for cuDNN all of it would be converted at
+    every step.
+    """
+    ours = cfg.decode_impl == "auto" and backend.attention_impl == "cudnn" and cache_dtype == backend.jnp_dtype
+    return "cudnn" if ours and batch * cfg.n_kv_heads >= _CUDNN_FROM else backend.decode_impl
 
 
 def angles(cfg: ModelConfig, start: jax.Array) -> jax.Array | None:
@@ -127,7 +130,7 @@ def _over_heads(
 ) -> tuple[Parts, cache.HeadCache]:
     batch, heads, groups, width = y.shape[0], cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
     rows = q_and_k = y.reshape(batch, -1, width)
-    impl = heads_impl(cfg, backend, batch)
+    impl = heads_impl(cfg, backend, batch, store.k.dtype)
     raw, kernel = Raw(), impl == "pallas"
     if turn is not None and kernel and rotates(width) and batch <= row_linear.MAX_ROWS:
         raw = Raw(turn)

@@ -142,13 +142,21 @@ def test_the_penalty_takes_from_what_was_seen() -> None:
     assert penalised[list(SEEN)].sum() < 0.9 * plain[list(SEEN)].sum()
 
 
-@pytest.mark.parametrize("top_k", [0, 1, 3])
-def test_temperature_0_is_greedy_of_equals_the_lowest_and_never_a_surplus_row(top_k: int) -> None:
-    method = Method(0.0, top_k, 0.5, 0.5)
+@pytest.mark.parametrize(("temperature", "top_k"), [(0.0, 0), (0.0, 1), (0.0, 3), (1e-40, 3), (1e-50, 0)])
+def test_temperature_0_is_greedy_of_equals_the_lowest_and_never_a_surplus_row(temperature: float, top_k: int) -> None:
+    """So is what float32 rounds to 0 or divides by to infinity."""
+    method = Method(temperature, top_k, 0.5, 0.5)
     assert method.form == GREEDY.form
     for logits in (random_logits(8, jnp.float32), with_ties(8)):
         ids = draw(logits, jax.vmap(jax.random.key)(jnp.arange(8)), method.form, method.values, N_TOKENS)
         np.testing.assert_array_equal(ids, np.asarray(logits)[:, :N_TOKENS].argmax(axis=1))
+
+
+def test_the_coldest_draw_is_the_likeliest_token() -> None:
+    method, logits = Method(1e-30, 0), 1e6 * random_logits(8, jnp.float32)
+    ids = draw(logits, jax.vmap(jax.random.key)(jnp.arange(8)), method.form, method.values, N_TOKENS)
+    assert method.form.draws
+    np.testing.assert_array_equal(ids, np.asarray(logits)[:, :N_TOKENS].argmax(axis=1))
 
 
 def test_greedy_meets_the_penalty_too() -> None:
@@ -180,7 +188,7 @@ NAN, INF = float("nan"), float("inf")
     [
         *[("temperature", x) for x in (-0.1, NAN, INF)],
         *[("top_k", x) for x in (-1, 2**31)],
-        *[("top_p", x) for x in (0.0, -0.5, 1.5, NAN)],
+        *[("top_p", x) for x in (0.0, 1e-50, -0.5, 1.5, NAN)],
         *[("min_p", x) for x in (-0.1, 1.1, NAN)],
         *[("repetition_penalty", x) for x in (0.0, -1.0, NAN, INF)],
     ],

@@ -18,6 +18,7 @@ from mla_jax.model.backend import Backend
 from mla_jax.sample import threshold
 
 MASKED = -1e30
+_COLDEST = 1e-30  # below, float32 logits over the temperature overflow, or the temperature itself is 0 in float32
 
 
 class Form(NamedTuple):
@@ -45,8 +46,8 @@ class Values:
 class Method:
     """How tokens are drawn; the defaults of the last three are their off positions. Raises UserError when built.
 
-    temperature: logits are divided by it; 0 is greedy (the likeliest, of equals the lowest id; the rest is ignored,
-      but for the penalty).
+    temperature: logits are divided by it; 0 (and what float32 cannot tell from it, below 1e-30) is greedy: the
+      likeliest, of equals the lowest id; the rest is ignored, but for the penalty.
     top_k: keep the k likeliest tokens; 0 keeps all.
     top_p: then keep the fewest likeliest tokens whose probabilities, renormalised, add up to top_p (Holtzman et al.
       2019, arXiv 1904.09751); 1 keeps all.
@@ -68,8 +69,8 @@ class Method:
             raise UserError(f"temperature is {self.temperature}; it must be 0 (greedy) or more: e.g. 0.8.")
         if not 0 <= self.top_k < 2**31:
             raise UserError(f"top_k is {self.top_k}; it must be 0 (all tokens) or more, below 2^31: e.g. 40.")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (all tokens): e.g. 0.95.")
+        if not 1e-6 <= self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}; it must be between 1e-6 and 1 (all tokens): e.g. 0.95.")
         if not 0 <= self.min_p <= 1:
             raise UserError(f"min_p is {self.min_p}; it must be between 0 (all tokens) and 1: e.g. 0.05.")
         if not 0 < self.repetition_penalty < math.inf:
@@ -80,7 +81,7 @@ class Method:
     @property
     def form(self) -> Form:
         """Hashable: a static argument of the jitted sampler."""
-        draws = self.temperature > 0
+        draws = self.temperature >= _COLDEST
         return Form(
             draws,
             draws and self.top_k > 0,

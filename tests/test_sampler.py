@@ -19,6 +19,7 @@ from tiny import NAMED, QUICK, quick_jit, random_params, reference_model, tiny_c
 from mla_jax import config as config_lib
 from mla_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mla_jax.errors import UserError
+from mla_jax.model import serving
 from mla_jax.sample import loop, reference, request
 from mla_jax.sample import sampler as sampler_module
 from mla_jax.sample.loop import Vocabulary
@@ -148,6 +149,34 @@ def test_a_row_is_bit_equal_whoever_its_mates_are(mates: list[str], seeds: list[
 def _among_itself() -> sampler_module.Completion:
     settings = {"seed": [77] * 4, "logprobs": True} | EVERYTHING
     return tiny_sampler("mla_rope").generate_with_details([PROMPTS[2]] * 4, 16, **settings)[0]
+
+
+PACKED = [("mla_rope", 2, EVERYTHING)]
+PACKED += [
+    pytest.param(name, rows, method, marks=pytest.mark.slow)
+    for name in ("mla_rope", "mha_rope")
+    for rows, method in ((1, EVERYTHING), (9, EVERYTHING), (9, {"temperature": 0, "top_k": 0}))
+]
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(("name", "rows", "method"), PACKED)
+def test_packed_weights_and_kernels_draw_the_same_and_rows_know_nothing_of_each_other(
+    name: str, rows: int, method: dict
+) -> None:
+    """As on a GPU, the kernels as plain JAX: tokens as by the modules; to the last bit whoever the mates are."""
+    plain = tiny_sampler(name)
+    backend = dataclasses.replace(plain.model.backend, decode_impl="pallas", interpret=True)
+    packed = Sampler(plain.model.clone(backend=backend), plain.variables, tokenizer(), plain.config)
+    assert serving.COLLECTION in packed.variables and serving.COLLECTION not in plain.variables
+    prompts, seeds = [PROMPTS[i % 4] for i in range(rows)], [7 * i for i in range(rows)]
+    settings = {"logprobs": True, **method}
+    found = packed.generate_with_details(prompts, 12, seed=seeds, **settings)
+    for ours, twins in zip(found, plain.generate_with_details(prompts, 12, seed=seeds, **settings), strict=True):
+        assert ours.tokens == twins.tokens
+        np.testing.assert_allclose(ours.logprobs, twins.logprobs, atol=1e-5)
+    mates = packed.generate_with_details([*prompts[1:], prompts[0]], 12, seed=[*seeds[1:], seeds[0]], **settings)
+    assert [*mates[-1:], *mates[:-1]] == found
 
 
 def test_seeds_may_be_given_one_a_row() -> None:

@@ -93,8 +93,52 @@ def test_packed_decode_is_the_modules_decode(variant: str, rows: int) -> None:
 def test_what_has_no_packed_form_keeps_its_modules(name: str, knobs: dict) -> None:
     cfg = tiny_config(name, **knobs).model
     assert not serving.packs(cfg, FAST)
+    assert serving.packs(tiny_config().model, FAST)
+    assert not serving.packs(tiny_config().model, dataclasses.replace(FAST, mesh=jax.sharding.AbstractMesh((), ())))
     variables = variables_of(random_params(Transformer(cfg, PLAIN)))
     assert serving.COLLECTION not in serving.serving_variables(cfg, variables, FAST)
+
+
+def test_only_what_is_multiplied_is_converted() -> None:
+    """Gains, the router with its bias and the position table stay float32, which is what the model computes with."""
+    cfg = tiny_config("moe_mla_rope", **{"model.position": "learned", "model.qk_rope_head_dim": 0}).model
+    backend = dataclasses.replace(FAST, dtype="bfloat16")
+    variables = variables_of(abstract_params(Transformer(cfg, PLAIN)), jax.eval_shape(lambda: initial_router_bias(cfg)))
+    served = jax.eval_shape(lambda v: serving.serving_variables(cfg, v, backend), variables)
+    named = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(served)}
+    kept = {name for name, leaf in named.items() if leaf.dtype == jnp.float32}
+    assert all(("gain" in name) or ("router" in name) or ("position" in name) for name in kept)
+    assert all(named[name].dtype == jnp.float32 for name in named if "gain" in name or "router" in name)
+    assert "['params']['position_embedding']" in kept and "['router']['bias']" in kept
+    assert named["['params']['embedding']"].dtype == jnp.bfloat16
+
+
+def test_absorbing_loses_no_precision() -> None:
+    """Queries in the latent space, bfloat16: the absorbed matrix is nearer to the truth than its two factors."""
+    cfg = tiny_config("mla").model
+    params, backend = random_params(Transformer(cfg, PLAIN)), dataclasses.replace(FAST, dtype="bfloat16")
+    gain, attention = params["layer_0"]["attention_norm"]["gain"], params["layer_0"]["attention"]
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((64, cfg.d_model)), jnp.bfloat16)
+
+    def latents(x: jax.Array, dtype: Any) -> jax.Array:
+        q = jnp.einsum("bd,dhn->bhn", (x * gain).astype(dtype), attention["w_q"].astype(dtype))
+        return jnp.einsum("bhn,chn->bhc", q, attention["w_uk"].astype(dtype)).reshape(len(x), -1)
+
+    packed = x @ serving.pack(cfg, params, backend).layers[0].w_in.w[: cfg.n_heads * cfg.kv_lora_rank].T
+    with jax.default_matmul_precision("highest"):
+        exact = latents(x.astype(jnp.float32), jnp.float32)
+    ours, modules = (float(jnp.linalg.norm(a - exact)) for a in (packed, latents(x, jnp.bfloat16)))
+    assert 0 < ours < modules < 0.02 * float(jnp.linalg.norm(exact))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["joint, views", "joint, gpt", "joint, learned", "mha, turned in the kernel"])
+@pytest.mark.parametrize("rows", [2, row_linear.MAX_ROWS + 1])
+def test_a_step_in_bfloat16_is_no_further_from_float32_than_the_modules(variant: str, rows: int) -> None:
+    plain = decode_twice(variant, PLAIN, rows, False)[0]
+    by_modules = decode_twice(variant, dataclasses.replace(PLAIN, dtype="bfloat16"), rows, False)[0]
+    packed = decode_twice(variant, dataclasses.replace(FAST, dtype="bfloat16"), rows, True)[0]
+    assert float(jnp.linalg.norm(packed - plain)) <= 1.1 * float(jnp.linalg.norm(by_modules - plain))
 
 
 def test_what_a_step_reads_is_the_packed_weights_and_the_tables() -> None:

@@ -176,6 +176,7 @@ def test_which_caches_the_kernels_addresses_reach() -> None:
     for rows, fits in ((2048, True), (2049, False), (4097, True)):
         store = jax.eval_shape(lambda rows=rows: init_cache(cfg, rows, 4096, jnp.int8))
         assert decode_attention.applies(FAST, 1, store[0]) == fits
+        assert not packed_decode.applies(FAST, 1, store)  # int8 entries are written by the modules
 
 
 def test_many_rows_of_heads_go_to_cudnn_unless_told_otherwise() -> None:

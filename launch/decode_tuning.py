@@ -22,7 +22,7 @@ from mla_jax.bench.points import Point
 from mla_jax.config_files import load_config
 from mla_jax.kernels import blocks as blocks_lib
 from mla_jax.kernels import row_linear
-from mla_jax.kernels.flash_decode import Blocks
+from mla_jax.kernels.operands import Blocks
 from mla_jax.kernels.row_linear import RowBlocks
 from mla_jax.rows import append_row, result_row
 

@@ -16,7 +16,7 @@ from mla_jax.bench import decode, kernels, memory, plan, points, report
 from mla_jax.bench.settings import QUICK_MODEL
 from mla_jax.bench.timing import Timing, measure
 from mla_jax.config_files import load_config
-from mla_jax.kernels.flash_decode import Blocks
+from mla_jax.kernels.operands import Blocks
 from mla_jax.model.backend import Backend
 from mla_jax.model.cache import init_cache
 from mla_jax.model.serving import serving_variables

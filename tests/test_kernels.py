@@ -14,9 +14,10 @@ from tiny import quick_jit
 
 from mla_jax.kernels import blocks as blocks_lib
 from mla_jax.kernels import flash_decode as engine
-from mla_jax.kernels.flash_decode import Blocks, Entry, combine, pieces
+from mla_jax.kernels.flash_decode import combine
 from mla_jax.kernels.head_decode import head_decode, head_decode_reference
 from mla_jax.kernels.latent_decode import latent_decode, latent_decode_reference
+from mla_jax.kernels.operands import Blocks, Entry, pieces
 
 SCALE = 0.2
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")

@@ -10,9 +10,9 @@ import numpy as np
 
 from mla_jax.bench.timing import measure
 from mla_jax.kernels import blocks as blocks_lib
-from mla_jax.kernels.flash_decode import Blocks, Entry
 from mla_jax.kernels.head_decode import head_decode, head_decode_reference
 from mla_jax.kernels.latent_decode import latent_decode, latent_decode_reference
+from mla_jax.kernels.operands import Blocks, Entry
 
 _CALLS = 20  # of a kernel in one program
 

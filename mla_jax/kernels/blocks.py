@@ -18,7 +18,7 @@ A multiprocessor has 227 KiB and 65,536 registers, so that 4 programs of the fir
 
 import dataclasses
 
-from mla_jax.kernels.flash_decode import Blocks
+from mla_jax.kernels.operands import Blocks
 
 _MULTIPROCESSORS = 132  # H100; only the number of splits depends on it
 _MAX_SPLITS = 64

@@ -5,126 +5,23 @@ It walks over them with an online softmax in float32 (Milakov & Gimelshein 2018)
 and the sum that it was normalised by, which `combine` joins (Flash-Decoding, Dao et al. 2023). Positions at and past a
 row's length are not loaded. With `v=None` the loaded keys are also the values: that is what makes a latent cache cheap.
 
-Triton takes blocks whose sizes are powers of two, so widths are cut into such pieces of at least 16 (`pieces`).
 jax.experimental.pallas.triton is deprecated as of JAX 0.11 in favour of Mosaic GPU, which needs sm90: this one runs
 from sm80 on.
 """
 
-import dataclasses
 import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from mla_jax.model.layers import RMS_EPS
+from mla_jax.kernels.new_entry import Newest, angles_of, rotary_pieces, rotated
+from mla_jax.kernels.operands import MIN_BLOCK, Blocks, Entry, Layout, Operands, Raw, addressable, pieces
 
 MASKED = -1e30  # finite, so that a difference of two is not NaN
-_MIN_BLOCK = 16  # the smallest side of a tensor-core product
-_REACH_32 = 2**31  # elements that signed 32 bits count, from 0 on
-
-
-@dataclasses.dataclass(frozen=True)
-class Blocks:
-    """How the work is cut. positions: cache positions per step of a program, a power of two from 16 on; splits:
-    programs that share a row; warps, stages: of a program, and of its software pipeline; late_sum: the weights are
-    summed over positions once, at a program's end, instead of at every step, which costs registers."""
-
-    positions: int
-    splits: int
-    warps: int
-    stages: int
-    late_sum: bool = False
-
-
-@struct.dataclass
-class Operands:
-    """B rows, G groups of Q query heads, S positions; widths K (keys), V (values), R (rotary).
-
-    q [B, G Q, K], q_rope [B, G Q, R] | None (or more rows: see Layout), k [B, S, G, K], v [B, S, G, V] | None (then the
-    values are the keys), k_rope [B, S, R] | None (all heads share it), k_scale and v_scale [B, S] float32 | None (of
-    int8 k and v; one that is both k and v has k_scale only), lengths [B] int32: how many positions of a row count.
-    """
-
-    q: jax.Array
-    q_rope: jax.Array | None
-    k: jax.Array
-    v: jax.Array | None
-    k_rope: jax.Array | None
-    k_scale: jax.Array | None
-    v_scale: jax.Array | None
-    lengths: jax.Array
-
-
-@struct.dataclass
-class Entry:
-    """What each row's newest position adds to the cache: k [B, G, K], v [B, G, V] | None, k_rope [B, 1, R] | None."""
-
-    k: jax.Array
-    v: jax.Array | None
-    k_rope: jax.Array | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Heads, and the first rows of operands that are views of one larger array (the output of a merged product).
-
-    groups G, heads Q of each; q, q_rope: row of head 0 in Operands; k, v, k_rope: row of group 0 in Entry.
-    """
-
-    groups: int
-    heads: int
-    q: int = 0
-    q_rope: int = 0
-    k: int = 0
-    v: int = 0
-    k_rope: int = 0
-
-
-@struct.dataclass
-class Raw:
-    """What is still to be done to queries and to a new entry, and is done here on the way.
-
-    turn [B, W] float32 | None, cosines and then sines: rotate q_rope and the entry's k_rope (or, without these, q and
-    the entry's k), by half-split pairs; the width W must be a multiple of 32. gain [K] float32 | None: the entry's k is
-    divided by its root mean square and multiplied by this (the latent norm).
-    """
-
-    turn: jax.Array | None = None
-    gain: jax.Array | None = None
-
-
-def pieces(width: int) -> list[tuple[int, int]]:
-    """`width` as [(offset, size)]: sizes are powers of two, none below 16. Only the last may reach past the width."""
-    found, offset = [], 0
-    while offset < width:
-        size = max(_MIN_BLOCK, 1 << ((width - offset).bit_length() - 1))
-        found.append((offset, size))
-        offset += size
-    return found
-
-
-def addressable(arrays: Any) -> bool:
-    """Whether every array of a tree can be addressed by the kernel.
-
-    Pallas' Triton lowering counts elements in signed 32 bits up to 2^32 bytes and in 64 bits from there on, so that
-    only arrays of single bytes have sizes between.
-    """
-
-    def reached(leaf: jax.Array) -> bool:
-        elements = math.prod(leaf.shape)
-        return elements <= _REACH_32 or elements * leaf.dtype.itemsize > 2**32
-
-    return all(map(reached, jax.tree.leaves(arrays)))
-
-
-def rotates(width: int) -> bool:
-    """Whether `Raw` can rotate vectors of this width: halves must be whole blocks."""
-    return width % (2 * _MIN_BLOCK) == 0
 
 
 def flash_decode(
@@ -153,7 +50,7 @@ def flash_decode(
         )
     batch, groups, heads = operands.q.shape[0], layout.groups, layout.heads
     width = (operands.k if operands.v is None else operands.v).shape[-1]
-    head_block = min(64, max(_MIN_BLOCK, pl.next_power_of_2(heads)))
+    head_block = min(64, max(MIN_BLOCK, pl.next_power_of_2(heads)))
     head_blocks = pl.cdiv(heads, head_block)
     splits = blocks.splits
     log2_scale = softmax_scale * math.log2(math.e)  # exp2 is the instruction that the hardware has
@@ -220,11 +117,11 @@ def _program(
 
     load = functools.partial(_load, lane * 0)
     first_row = group * heads + first_head
-    angles = _angles(raw, row, lane * 0)
+    angles = angles_of(raw, row, lane * 0)
     turned = raw.turn is not None
     rope_width = 0 if refs.q_rope is None else refs.q_rope.shape[-1]
     key_pieces, rope_pieces = (
-        _rotary_pieces(width) if turned and last else pieces(width)
+        rotary_pieces(width) if turned and last else pieces(width)
         for width, last in ((key_width, not rope_width), (rope_width, True))
     )
     q = [load(refs.q, (row, pl.ds(layout.q + first_row, head_block)), head_valid, piece) for piece in key_pieces]
@@ -234,10 +131,10 @@ def _program(
     newest = None
     if new is not None:  # all that comes from memory is asked for before anything is waited for
         write = (split == 0) if head_blocks == 1 else (split == 0) & (lane % head_blocks == 0)
-        newest = _Newest(refs, new, raw, cache, layout, (row, group, length), lane * 0, write, q[0].dtype)
+        newest = Newest(refs, new, raw, cache, layout, (row, group, length), lane * 0, write, q[0].dtype)
         fetched = newest.fetch(key_pieces, rope_pieces)
     if turned:
-        q, q_rope = (q, _rotated(q_rope, angles)) if rope_width else (_rotated(q, angles), q_rope)
+        q, q_rope = (q, rotated(q_rope, angles)) if rope_width else (rotated(q, angles), q_rope)
 
     size = blocks.positions
     share = pl.cdiv(pl.cdiv(length, blocks.splits), size) * size  # of the row's own length: splits are balanced
@@ -298,108 +195,6 @@ def _program(
         plgpu.store(target, (value * scale[:, None]).astype(out_ref.dtype), mask=mask)
     plgpu.store(top_ref.at[split, row, group, head_slice], top, mask=head_valid)
     plgpu.store(total_ref.at[split, row, group, head_slice], total, mask=head_valid)
-
-
-def _rotary_pieces(width: int) -> list[tuple[int, int]]:
-    """As `pieces`, of the first half and then alike of the second: what `_rotated` turns."""
-    half = pieces(width // 2)
-    return half + [(width // 2 + offset, size) for offset, size in half]
-
-
-def _angles(raw: Raw, row: jax.Array, zero: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
-    """cos and sin of a row, cut as the halves of what they turn."""
-    if raw.turn is None:
-        return []
-    half = raw.turn.shape[-1] // 2
-    starts = [[pl.ds(zero + first + offset, size) for first in (0, half)] for offset, size in pieces(half)]
-    return [tuple(plgpu.load(raw.turn.at[row, here]) for here in pair) for pair in starts]
-
-
-def _rotated(parts: list[jax.Array], angles: list[tuple[jax.Array, jax.Array]]) -> list[jax.Array]:
-    """Pieces [..., W_i] by `_rotary_pieces`, turned in float32: (a, b) -> (a cos - b sin, b cos + a sin)."""
-    n, dtype = len(parts) // 2, parts[0].dtype
-    halves = [(a.astype(jnp.float32), b.astype(jnp.float32)) for a, b in zip(parts[:n], parts[n:], strict=True)]
-    firsts = [a * c - b * s for (a, b), (c, s) in zip(halves, angles, strict=True)]
-    seconds = [b * c + a * s for (a, b), (c, s) in zip(halves, angles, strict=True)]
-    return [part.astype(dtype) for part in firsts + seconds]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Newest:
-    """The newest position's entry. where: row, group, position; write: whether this program stores it."""
-
-    refs: Operands
-    new: Entry
-    raw: Raw
-    cache: Entry
-    layout: Layout
-    where: tuple
-    zero: jax.Array
-    write: jax.Array
-    dtype: Any
-
-    def fetch(self, key_pieces: list, rope_pieces: list) -> tuple[list, list, list, list]:
-        """Key, value, rotary key and gains as they are in memory, float32."""
-        row, group, _ = self.where
-        keys = self._loaded(self.new.k, (row, self.layout.k + group), key_pieces)
-        values, rope, gains = [], [], []
-        if self.new.v is not None:
-            values = self._loaded(self.new.v, (row, self.layout.v + group), pieces(self.refs.v.shape[-1]))
-        if self.new.k_rope is not None:
-            rope = self._loaded(self.new.k_rope, (row, self.zero + self.layout.k_rope), rope_pieces)
-        if self.raw.gain is not None:
-            gains = self._loaded(self.raw.gain, (), key_pieces)
-        return keys, values, rope, gains
-
-    def take(
-        self, fetched: tuple, q: list, q_rope: list, key_pieces: list, rope_pieces: list, angles: list
-    ) -> tuple[list[jax.Array], jax.Array]:
-        """Write what was fetched into the cache -> the entry's value pieces and the scores of q, float32.
-
-        What is attended to is what the cache holds: rounded to its dtype.
-        """
-        row, group, position = self.where
-        place = (row, position, group)
-        keys, values, rope, gains = fetched
-        if gains:
-            keys = self._normed(keys, gains)
-        if angles and self.new.k_rope is None:
-            keys = _rotated(keys, angles)
-        keys = self._stored(keys, self.cache.k, place, key_pieces)
-        if self.new.v is None:
-            values = keys
-        else:
-            values = self._stored(values, self.cache.v, place, pieces(self.refs.v.shape[-1]))
-        if self.new.k_rope is not None:
-            rope = _rotated(rope, angles) if angles else rope
-            keys = keys + self._stored(rope, self.cache.k_rope, (row, position), rope_pieces)
-        pairs = zip(q + q_rope, keys, strict=True)
-        return values, sum(jnp.sum(a.astype(jnp.float32) * k[None, :], axis=1) for a, k in pairs)
-
-    def _valid(self, width: int, piece: tuple[int, int]) -> jax.Array:
-        return (piece[0] + jnp.arange(piece[1])) < width
-
-    def _loaded(self, ref: Any, index: tuple, cut: list) -> list[jax.Array]:
-        """A vector in float32, zeros where a piece reaches past its width."""
-        found = []
-        for offset, size in cut:
-            source = ref.at[(*index, pl.ds(self.zero + offset, size))]
-            valid = self._valid(ref.shape[-1], (offset, size))
-            found.append(plgpu.load(source, mask=valid, other=jnp.zeros((), ref.dtype)).astype(jnp.float32))
-        return found
-
-    def _normed(self, parts: list[jax.Array], gains: list[jax.Array]) -> list[jax.Array]:
-        width = self.refs.k.shape[-1]
-        scale = jax.lax.rsqrt(sum(jnp.sum(part * part) for part in parts) / width + RMS_EPS)
-        return [part * scale * gain for part, gain in zip(parts, gains, strict=True)]
-
-    def _stored(self, parts: list[jax.Array], target: Any, place: tuple, cut: list) -> list[jax.Array]:
-        write = self.write & (self.where[2] < self.refs.k.shape[1])
-        rounded = [part.astype(target.dtype) for part in parts]
-        for part, (offset, size) in zip(rounded, cut, strict=True):
-            valid = self._valid(target.shape[-1], (offset, size))
-            plgpu.store(target.at[(*place, pl.ds(self.zero + offset, size))], part, mask=valid & write)
-        return [part.astype(self.dtype).astype(jnp.float32) for part in rounded]
 
 
 def _load(

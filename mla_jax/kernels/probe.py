@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mla_jax.kernels import blocks as blocks_lib
-from mla_jax.kernels.flash_decode import Entry, Layout, Operands, Raw, combine, flash_decode
+from mla_jax.kernels.flash_decode import combine, flash_decode
 from mla_jax.kernels.latent_decode import latent_decode, latent_decode_reference
+from mla_jax.kernels.operands import Entry, Layout, Operands, Raw
 from mla_jax.kernels.row_draw import row_draw
 from mla_jax.kernels.row_linear import Linear, NormWeights, row_linear, row_linear_reference
 from mla_jax.model import layers

@@ -16,7 +16,8 @@ from flax import struct
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from mla_jax.kernels.flash_decode import combine, pieces
+from mla_jax.kernels.flash_decode import combine
+from mla_jax.kernels.operands import pieces
 from mla_jax.model import layers
 from mla_jax.model.layers import LAYER_NORM_EPS, RMS_EPS
 

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mla_jax.kernels.flash_decode import Entry, addressable
 from mla_jax.kernels.head_decode import head_decode
 from mla_jax.kernels.latent_decode import latent_decode
+from mla_jax.kernels.operands import Entry, addressable
 from mla_jax.model import cache
 from mla_jax.model.backend import Backend
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from mla_jax.config import ModelConfig
 from mla_jax.kernels import blocks as blocks_lib
 from mla_jax.kernels import row_linear
-from mla_jax.kernels.flash_decode import Entry, Layout, Operands, Raw, flash_decode, rotates
+from mla_jax.kernels.flash_decode import flash_decode
+from mla_jax.kernels.operands import Entry, Layout, Operands, Raw, rotates
 from mla_jax.kernels.row_linear import Linear, NormWeights
 from mla_jax.model import cache, decode_attention, layers
 from mla_jax.model.backend import Backend

@@ -6,7 +6,7 @@
 #   headline  joint MLA r = d/2 with RoPE, MHA and MLA r = d, size m, at 1024 x 512, 16 x 512, 1 x 512, 64 x 4096; MHA by
 #             cuDNN, both by plain XLA, all sampling methods together
 #   memory    the largest batch at 4,096 positions
-#   torch     our torch decode loop beside our own steps, batch 1, 1024, 16, 128 (needs torch, as the next one)
+#   torch     our torch decode loop beside our own steps, batch 16, 128, 1, 1024 (needs torch, as the next one)
 #   hf        Hugging Face generate beside the whole call of ours, batch 1 and 128
 #   prefill   beside the forward pass of training
 #   correct   kernels in bfloat16 against float32 references, beyond 2^31 elements too
@@ -49,7 +49,7 @@ for part in $parts; do
     memory) bench 60 --suite=memory "${pair[@]}" ;;
     torch)
       XLA_PYTHON_CLIENT_PREALLOCATE=false \
-        bench 330 --suite=peers --only=steps --point=mha_rope --batch=1 --batch=1024 --batch=16 --batch=128
+        bench 330 --suite=peers --only=steps --point=mha_rope --batch=16 --batch=128 --batch=1 --batch=1024
       ;;
     hf)
       for label in deepseek llama "ours, whole call"; do

@@ -283,6 +283,13 @@ FOLDERS = {
         lambda f: edit(f / "config.json", lambda c: c.update(hidden_size=64)),
         "config.json",
     ),
+    "untied_without_a_head": (
+        lambda f: (
+            (f / "mla_jax.json").unlink() or edit(f / "config.json", lambda c: c.update(tie_word_embeddings=False))
+        ),
+        "tie_word_embeddings is False",
+        "lm_head.weight",
+    ),
     "manifest_cut": (lambda f: (f / "mla_jax.json").write_text('{"format": 1'), "mla_jax.json is damaged"),
     "manifest_newer": (lambda f: edit(f / "mla_jax.json", lambda c: c.update(format=9)), "format 9", "upgrade"),
     "manifest_without_files": (lambda f: edit(f / "mla_jax.json", lambda c: c.pop("files")), "mla_jax.json is damaged"),

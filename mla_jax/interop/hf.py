@@ -98,6 +98,7 @@ def load(folder: str | os.PathLike, tokenizer: str | os.PathLike | None = None) 
     config = _config(hf_config, told)
     found = _tokenizer(folder, tokenizer, config, told)
     tensors = tensor_files.read(folder)
+    hf_config.check_head(tensors)
     loaded = weights.to_params(config.model, tensors, str(folder), hf_config.interleaved)
     params, router_bias = jax.tree.map(jnp.asarray, loaded)  # None, without experts, is no leaf
     model = Transformer(config.model, backend_lib.choose(config.model))

@@ -1,6 +1,7 @@
 """config.json of a Hugging Face folder -> knobs of `model`; whatever our model would not compute is refused."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,12 @@ class HFConfig:
         if type(value) is not bool:
             self.fail("rope_interleave", value, "it must be true or false")
         return value
+
+    def check_head(self, tensors: Collection[str]) -> None:
+        """Raise UserError for a model whose output matrix is its own and is not there: transformers would draw one."""
+        tied = self.content.get("tie_word_embeddings", True)
+        if tied is not True and "lm_head.weight" not in tensors:
+            self.fail("tie_word_embeddings", tied, "so there must be an lm_head.weight, and there is none")
 
 
 def model_knobs(config: HFConfig) -> dict[str, Any]:

@@ -46,6 +46,8 @@ def restore_weights(folder: "RunFolder", model: Transformer, step: int) -> dict[
     drop_failed_reads()
     good = next((s for s in reversed(folder.steps()) if s != step and _is_whole(folder.checkpoints / str(s))), None)
     remedy = "copy the run folder again" if good is None else f"the newest good one is {good}, --step={good} reads it"
+    if (path.parent / checksums.NAME).is_file() and _is_whole(path.parent):  # then no other one will fit either
+        remedy = "its files are as they were written, so config.json is of another run: copy the run folder again"
     raise UserError(f"checkpoint {path.parent} cannot be restored ({reason}): {remedy}.")
 
 

@@ -97,6 +97,16 @@ def test_the_error_names_the_newest_good_checkpoint(copy: RunFolder) -> None:
         runs.load_run(copy.path)
 
 
+def test_whole_weights_that_do_not_fit_the_config_send_nobody_to_another_checkpoint(copy: RunFolder) -> None:
+    content = json.loads(copy.config.read_text())
+    content["config"]["model"]["d_ff"] += 8
+    copy.config.write_text(json.dumps(content))
+    with pytest.raises(
+        UserError, match=r"10 cannot be restored .* config\.json is of another run: copy the run"
+    ):
+        runs.load_run(copy.path, step=10)
+
+
 def flip_a_bit(folder: RunFolder, step: int) -> None:
     """In the largest file of the weights, which TensorStore would load without a word."""
     path = max((folder.checkpoints / str(step) / "model").rglob("*"), key=lambda p: p.stat().st_size * p.is_file())

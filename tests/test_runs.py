@@ -101,9 +101,7 @@ def test_whole_weights_that_do_not_fit_the_config_send_nobody_to_another_checkpo
     content = json.loads(copy.config.read_text())
     content["config"]["model"]["d_ff"] += 8
     copy.config.write_text(json.dumps(content))
-    with pytest.raises(
-        UserError, match=r"10 cannot be restored .* config\.json is of another run: copy the run"
-    ):
+    with pytest.raises(UserError, match=r"10 cannot be restored .* config\.json is of another run: copy the run"):
         runs.load_run(copy.path, step=10)
 
 

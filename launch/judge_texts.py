@@ -13,8 +13,9 @@ from pathlib import Path
 
 from mla_jax.errors import UserError
 from mla_jax.judge import sentences
-from mla_jax.judge.evaluate import RunToJudge, run
+from mla_jax.judge.evaluate import run
 from mla_jax.judge.settings import JudgeSettings
+from mla_jax.judge.study_folder import RunToJudge
 
 CUT_WORDS = 30
 

@@ -1,7 +1,8 @@
 """The one bridge from ml-collections' ConfigDict to a frozen, validated, hashable `Config`.
 
 Nothing past the bridge sees a ConfigDict. The dataclasses declare names and types only: defaults live in
-`configs/base.py`, rules in `config_rules.py`, and the values of knobs that an old run folder lacks in `migrations.py`.
+`configs/base.py`, rules in `config_bounds.py` and `config_rules.py`, and the values of knobs that an old run folder
+lacks in `migrations.py`.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mla_jax import config_derive, config_rules, migrations
+from mla_jax import config_bounds, config_derive, config_rules, migrations
 from mla_jax.bench.settings import BenchSettings
 from mla_jax.errors import UserError
 from mla_jax.judge.settings import JudgeSettings
@@ -226,7 +227,7 @@ def from_config_dict(config_dict: ConfigDict) -> Config:
 def from_dict(content: dict[str, Any]) -> Config:
     """As `from_config_dict`, from plain nested dictionaries (JSON)."""
     config = build(Config, content, prefix="")
-    config_rules.check_choices(config)
+    config_bounds.check_choices(config)
     config = config_derive.resolve(config)
     validate(config)
     return config

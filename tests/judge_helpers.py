@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mla_jax.judge.evaluate import RunToJudge, run
+from mla_jax.judge.evaluate import run
 from mla_jax.judge.settings import JudgeSettings
+from mla_jax.judge.study_folder import RunToJudge
 
 KEY = "sk-do-not-write-me-4711"
 ENVIRONMENT = {"OPENAI_API_KEY": KEY}

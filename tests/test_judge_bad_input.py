@@ -5,7 +5,8 @@ from fault_server import FaultServer
 from judge_helpers import ENVIRONMENT, STORIES, make_run, settings, study
 
 from mla_jax.errors import UserError
-from mla_jax.judge.evaluate import RunToJudge, run
+from mla_jax.judge.evaluate import run
+from mla_jax.judge.study_folder import RunToJudge
 
 
 @pytest.fixture(autouse=True)

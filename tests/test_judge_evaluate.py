@@ -9,7 +9,7 @@ from judge_helpers import KEY, STORIES, judged, make_run, rows, study
 
 from mla_jax.errors import UserError
 from mla_jax.judge import controls
-from mla_jax.judge.evaluate import RunToJudge, shared_held_out
+from mla_jax.judge.study_folder import RunToJudge, shared_held_out
 
 
 @pytest.fixture(autouse=True)

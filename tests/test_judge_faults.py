@@ -14,8 +14,8 @@ from judge_helpers import KEY, STORIES, judged, rows, settings, study
 
 from mla_jax.errors import UserError
 from mla_jax.judge import judging, tasks
-from mla_jax.judge.evaluate import RunToJudge
 from mla_jax.judge.rubric import RUBRICS
+from mla_jax.judge.study_folder import RunToJudge
 
 
 @pytest.fixture(autouse=True)

@@ -8,12 +8,12 @@ from judge_helpers import make_run, make_stories, rows, settings
 
 from mla_jax.errors import UserError
 from mla_jax.judge import controls, tasks
-from mla_jax.judge.evaluate import _save_stories, _study
 from mla_jax.judge.findings import find
 from mla_jax.judge.report import write_report
 from mla_jax.judge.rubric import RUBRICS
 from mla_jax.judge.store import write_rows
 from mla_jax.judge.study import load_study
+from mla_jax.judge.study_folder import identity, save_stories
 
 STORIES = make_stories(400)
 SEEN = {controls.REAL: 8.0, controls.SENTENCES_SHUFFLED: 6.5, controls.WORDS_SHUFFLED: 2.0}
@@ -39,7 +39,7 @@ def write_study(
     s = settings(**({"repeats": 2, "repeat_share": 0.2, "num_controls": 40, "num_prompts": 60} | changes))
     runs = [make_run(name, STORIES) for name in names]
     controls_rows = controls.build_controls(STORIES, s.num_controls, s.seed)
-    _save_stories(out, _study(s, runs), runs, STORIES, controls_rows, s, "command")
+    save_stories(out, identity(s, runs), runs, STORIES, controls_rows, s, "command")
     stories = rows(out / "stories.jsonl")
     rng, rubric, found = np.random.default_rng(seed), RUBRICS[s.rubric], []
     for task in tasks.plan(stories, s):

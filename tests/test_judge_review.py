@@ -9,7 +9,7 @@ from fault_server import FaultServer
 from judge_helpers import rows, settings, study
 
 from mla_jax.errors import UserError
-from mla_jax.judge import evaluate, judging, tasks
+from mla_jax.judge import evaluate, judging, study_folder, tasks
 from mla_jax.judge.client import Answer
 from mla_jax.judge.rubric import get_rubric
 from mla_jax.judge.settings import knobs, validate
@@ -94,4 +94,4 @@ def test_lost_stories_are_noticed(tmp_path: Path) -> None:
 def test_an_output_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="which cannot be made"):
-        evaluate._make(tmp_path / "file" / "out")
+        study_folder.make(tmp_path / "file" / "out")

@@ -9,8 +9,9 @@ from typing import Any
 
 from mla_jax import runs
 from mla_jax.data.corpus import open_corpus
-from mla_jax.judge.evaluate import Generate, RunToJudge, run
+from mla_jax.judge.evaluate import run
 from mla_jax.judge.settings import JudgeSettings, validate
+from mla_jax.judge.study_folder import Generate, RunToJudge
 from mla_jax.rows import result_row
 from mla_jax.sample.sampler import Sampler
 

@@ -1,7 +1,8 @@
-"""How far the judging is: a bar on a terminal, plain lines elsewhere."""
+"""How far the judging is: a bar on a terminal, plain lines elsewhere; and what else is said to the user."""
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -43,3 +44,10 @@ class JudgeProgress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def say(lines: Sequence[str]) -> None:
+    """Lines for the user, on stderr; empty ones are left out."""
+    for line in lines:
+        if line:
+            print(f"judge: {line}", file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mla_jax import config_rules
+from mla_jax import config_bounds
 from mla_jax.config import Config
 from mla_jax.config_files import load_config
 from mla_jax.errors import UserError
@@ -46,7 +46,7 @@ class Point:
     def available(self) -> bool:
         """Whether this mla_jax has what the point needs."""
         knob, _, value = self.needs.partition("=")
-        return not self.needs or value in config_rules.CHOICES.get(knob, ())
+        return not self.needs or value in config_bounds.CHOICES.get(knob, ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +195,7 @@ def _check_equal(study: Study) -> None:
             continue
         config = study.config(point, point.seeds[0])
         for field in _EQUAL:
-            value = config_rules.get(config, field)
+            value = config_bounds.get(config, field)
             first, other = seen.setdefault(field, (point.name, value))
             if value != other:
                 raise UserError(

@@ -39,6 +39,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # source -> functions ("" = all of it), and the tests that are to notice
 TARGETS: dict[str, tuple[tuple[str, ...], str]] = {
     "mla_jax/config.py": ((), "tests/test_config.py"),
+    "mla_jax/config_bounds.py": ((), "tests/test_config.py"),
     "mla_jax/config_rules.py": ((), "tests/test_config.py"),
     "mla_jax/config_derive.py": ((), "tests/test_config.py"),
     "mla_jax/migrations.py": ((), "tests/test_config.py"),

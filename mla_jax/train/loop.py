@@ -1,13 +1,10 @@
 """The training loop: from a config and a work folder to a run folder."""
 
-import contextlib
 import dataclasses
 import json
 import os
 import time
-import uuid
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +21,7 @@ from mla_jax.data.pipeline import train_iterator
 from mla_jax.evaluation import EvalResult, evaluate
 from mla_jax.peers import peers_needed
 from mla_jax.phases import StartClock
-from mla_jax.rows import read_result, read_rows, result_row
-from mla_jax.runs import RunFolder, check_lock, lock
+from mla_jax.rows import read_result, result_row
 from mla_jax.train import step as steps
 from mla_jax.train.checkpoint import Checkpoints
 from mla_jax.train.clock import Clock
@@ -33,13 +29,15 @@ from mla_jax.train.ema import swapped
 from mla_jax.train.expert_meter import ExpertMeter
 from mla_jax.train.metrics import MetricsWriter, NoWriter, Progress
 from mla_jax.train.optim import make_optimizer, schedule
+from mla_jax.train.result import Best, best_so_far, final_metrics
 from mla_jax.train.resume import flatten
 from mla_jax.train.rollback import BadStep, NonFiniteLoss, Rollbacks, stop_message
-from mla_jax.train.setup import Setup, open_run, starting_state, write_run_files
+from mla_jax.train.setup import Setup, held, open_run, starting_state, write_run_files
 from mla_jax.train.startup import print_startup
 from mla_jax.train.state import TrainState, abstract_state
 from mla_jax.train.stop import StopOnSignal
 from mla_jax.train.summary import leave_behind
+from mla_jax.train.trace import Trace
 
 DATA_WAIT_FROM_STEP = 50  # earlier steps compile and fill the prefetch buffer
 
@@ -75,7 +73,7 @@ def train(
     setup = distributed.first_then_others("open", lambda: open_run(config, Path(workdir)))
     distributed.check_same("data", {"data": setup.prepared.fingerprint, "checkpoints": setup.folder.steps()})
     start_clock.mark("data")
-    with _held(setup.folder):
+    with held(setup.folder):
         for line in setup.changes:
             logging.warning("Resuming with a changed config: %s", line)
         print_startup(console, setup.config, setup.backend, setup.prepared.stats)
@@ -89,20 +87,6 @@ def train(
             if distributed.is_first():
                 write_run_files(setup)
             return training.run(deadline)
-
-
-@contextlib.contextmanager
-def _held(folder: RunFolder) -> Iterator[None]:
-    """The run folder, held by process 0 for all of them."""
-    mark = distributed.exchange("mark", uuid.uuid4().hex)[0]
-    with contextlib.ExitStack() as stack:
-        with distributed.together("lock"):
-            if distributed.is_first():
-                stack.enter_context(lock(folder, mark))
-        with distributed.together("locked"):
-            if not distributed.is_first():
-                check_lock(folder, mark)
-        yield
 
 
 class _Training:
@@ -131,7 +115,8 @@ class _Training:
         self.learning_rate = schedule(config.optim)
         self.pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
         self.clock = Clock(config.train.batch_size * config.train.seq_len)
-        self.best = _best_so_far(setup, self.start)
+        self.trace = Trace(setup.folder.path / "profile", config.train.profile_steps)
+        self.best = best_so_far(setup.folder, self.start)
         self.last: tuple[int, EvalResult] | None = None
         self.startup: dict[str, float] = {}
         self.skipped = 0
@@ -168,13 +153,13 @@ class _Training:
                     done = self._roll_back(bad)
                     continue
                 if (reason := self.stopping) and done in self.checkpoints.steps and done < total:
+                    self.trace.end(self.state)
                     self.checkpoints.wait()
                     self.progress.say(f"stopped at step {done} by {reason}; the same command continues.")
                     return TrainResult(None, done, reason)
             if self.start >= total:
                 self._evaluate(self.start)
-            if 21 <= total - self.start < 21 + cfg.profile_steps:
-                self._stop_profile()  # the run ended inside the trace
+            self.trace.end(self.state)
             self.checkpoints.wait()
         return TrainResult(self._finish(), total, None)
 
@@ -182,7 +167,7 @@ class _Training:
         """Step number `done`, with what is due after it; returns it. Raises BadStep under the policy rollback."""
         cfg, total = self.config.train, self.config.train.steps
         batch = self.place(self.clock.timed_next(self.data, count=done - self.start > DATA_WAIT_FROM_STEP))
-        self._profile(done - self.start)
+        self.trace.at(done - self.start, self.state)
         first = "total" not in self.startup
         if first:
             self.start_clock.mark("batch")
@@ -216,7 +201,7 @@ class _Training:
         done = int(self.state.step)
         self.pending.clear()
         self.writer.cut(done)
-        self.best, self.last = _best_so_far(self.setup, done), None
+        self.best, self.last = best_so_far(self.setup.folder, done), None
         self.progress.say(
             f"step {bad.step} was bad (loss {bad.metrics['loss']:.4g}, gradient norm {bad.metrics['grad_norm']:.4g}): "
             f"rolled back to step {done}; the batches in between are skipped (rollback {self.rollbacks.total})."
@@ -292,8 +277,8 @@ class _Training:
         if experts := self.experts.eval_values(self.state.router_bias):
             self.writer.write("experts", done, experts)
         self.last = (done, result)
-        if result.loss < self.best[1]:
-            self.best = (done, result.loss, result.bits_per_byte)
+        if result.loss < self.best.loss:
+            self.best = Best(done, result.loss, result.bits_per_byte)
         seconds = time.perf_counter() - began
         figures = f"validation loss {result.loss:.4f} · {result.bits_per_byte:.4f} bits per byte"
         self.progress.say(f"step {done} · {figures} · {seconds:.1f} s")
@@ -305,38 +290,13 @@ class _Training:
         self.checkpoints.save(self.state, self.data, {"valid_loss": self.last[1].loss} if fresh else None)
         self.clock.restart()
 
-    def _profile(self, since_start: int) -> None:
-        wanted = self.config.train.profile_steps
-        if wanted and since_start == 21:
-            jax.block_until_ready(self.state)
-            jax.profiler.start_trace(str(self.setup.folder.path / "profile"))
-        if wanted and since_start == 21 + wanted:
-            self._stop_profile()
-
-    def _stop_profile(self) -> None:
-        jax.block_until_ready(self.state)
-        jax.profiler.stop_trace()
-
     def _finish(self) -> dict[str, Any]:
         setup, (done, result) = self.setup, self.last
-        metrics = {
-            "valid_loss": result.loss,
-            "perplexity": result.perplexity,
-            "bits_per_byte": result.bits_per_byte,
-            "best_valid_loss": self.best[1],
-            "best_bits_per_byte": self.best[2],
-            "best_step": self.best[0],
-            "step": done,
-            "tokens_per_s": self.clock.median_tokens_per_s(),
-            "data_wait": self.clock.data_wait(),
-            "startup_s": self.startup,
-            "params": accounting.params(self.config.model)["total"],
-            "kv_bytes_per_token": accounting.kv_bytes(self.config.model),
-            "mha_kv_bytes_per_token": accounting.mha_kv_bytes(self.config.model),
-            **{f"baseline_{name}": value for name, value in setup.baselines.items()},
-        }
-        if (mfu := self._mfu(metrics["tokens_per_s"])) is not None:
-            metrics["mfu"] = mfu
+        tokens_per_s = self.clock.median_tokens_per_s()
+        speed = {"tokens_per_s": tokens_per_s, "data_wait": self.clock.data_wait(), "startup_s": self.startup}
+        if (mfu := self._mfu(tokens_per_s)) is not None:
+            speed["mfu"] = mfu
+        metrics = final_metrics(self.config, done, result, self.best, setup.baselines, speed)
         tokenizer = setup.prepared.tokenizer
         row = result_row(setup.folder.name, self.config.hash, metrics, setup.prepared.fingerprint, tokenizer.sha256)
         variables = mesh_lib.gather(swapped(self.state).variables, setup.backend.mesh)
@@ -344,10 +304,3 @@ class _Training:
             leave_behind(setup, variables, json.loads(json.dumps(row)), self.console)
         distributed.exchange("finished", "")  # process 0 serves the others' farewell: wait for its samples
         return row
-
-
-def _best_so_far(setup: Setup, start: int) -> tuple[int, float, float]:
-    """(step, loss, bits per byte) of the best evaluation up to the step resumed from, from metrics.jsonl."""
-    rows = [r for r in read_rows(setup.folder.metrics) if r["kind"] == "eval" and r["step"] <= start]
-    best = min(rows, key=lambda r: r["loss"], default=None)
-    return (best["step"], best["loss"], best["bits_per_byte"]) if best else (0, float("inf"), float("inf"))

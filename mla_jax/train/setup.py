@@ -1,10 +1,13 @@
 """Opening a run: data, tokenizer, resolved config, model and starting state. Fails before anything is written."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
 import shutil
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,8 @@ import optax
 from absl import logging
 
 from mla_jax import config as config_lib
+from mla_jax import distributed, runs
 from mla_jax import mesh as mesh_lib
-from mla_jax import runs
 from mla_jax.config import Config
 from mla_jax.data.pipeline import baselines
 from mla_jax.data.prepare import Prepared, prepare
@@ -24,7 +27,7 @@ from mla_jax.model import backend as backend_lib
 from mla_jax.model.initial import init_params
 from mla_jax.model.transformer import Transformer
 from mla_jax.restore import abstract_params
-from mla_jax.runs import RunFolder
+from mla_jax.runs import RunFolder, check_lock, lock
 from mla_jax.train.checkpoint import Checkpoints
 from mla_jax.train.precompile import Precompiler
 from mla_jax.train.resume import check_resumable, check_same_shapes, check_vocabulary, other_vocabulary
@@ -134,6 +137,20 @@ def starting_state(
             params = mesh_lib.spread(params, where)
         return init_state(setup.model, optimizer, params, source.router_bias)
     return init_state(setup.model, optimizer, init_params(setup.model, setup.config.train.seed))
+
+
+@contextlib.contextmanager
+def held(folder: RunFolder) -> Iterator[None]:
+    """The run folder, held by process 0 for all of them. Raises UserError where another run holds it."""
+    mark = distributed.exchange("mark", uuid.uuid4().hex)[0]
+    with contextlib.ExitStack() as stack:
+        with distributed.together("lock"):
+            if distributed.is_first():
+                stack.enter_context(lock(folder, mark))
+        with distributed.together("locked"):
+            if not distributed.is_first():
+                check_lock(folder, mark)
+        yield
 
 
 def write_run_files(setup: Setup) -> None:

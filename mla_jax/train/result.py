@@ -1,0 +1,44 @@
+"""What a run came to: its best evaluation so far, and the figures of its result row."""
+
+from typing import Any, NamedTuple
+
+from mla_jax import accounting
+from mla_jax.config import Config
+from mla_jax.evaluation import EvalResult
+from mla_jax.rows import read_rows
+from mla_jax.runs import RunFolder
+
+
+class Best(NamedTuple):
+    """The evaluation with the lowest loss (nats per token), and its step; step 0 before the first."""
+
+    step: int = 0
+    loss: float = float("inf")
+    bits_per_byte: float = float("inf")
+
+
+def best_so_far(folder: RunFolder, start: int) -> Best:
+    """The best evaluation up to step `start`, where training goes on, from metrics.jsonl."""
+    rows = [r for r in read_rows(folder.metrics) if r["kind"] == "eval" and r["step"] <= start]
+    best = min(rows, key=lambda r: r["loss"], default=None)
+    return Best(best["step"], best["loss"], best["bits_per_byte"]) if best else Best()
+
+
+def final_metrics(
+    config: Config, step: int, result: EvalResult, best: Best, baselines: dict[str, float], speed: dict[str, Any]
+) -> dict[str, Any]:
+    """The result row's metrics. step, result: the last evaluation; speed: tokens_per_s, data_wait, startup_s, mfu."""
+    return {
+        "valid_loss": result.loss,
+        "perplexity": result.perplexity,
+        "bits_per_byte": result.bits_per_byte,
+        "best_valid_loss": best.loss,
+        "best_bits_per_byte": best.bits_per_byte,
+        "best_step": best.step,
+        "step": step,
+        "params": accounting.params(config.model)["total"],
+        "kv_bytes_per_token": accounting.kv_bytes(config.model),
+        "mha_kv_bytes_per_token": accounting.mha_kv_bytes(config.model),
+        **{f"baseline_{name}": value for name, value in baselines.items()},
+        **speed,
+    }

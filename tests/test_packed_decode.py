@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 from gpu_lowering import TRITON_CALL, lower_for_h100
 from tiny import abstract_params, quick_jit, random_params, random_tokens, tiny_config
 
+from mla_jax.bench.decode import nbytes
 from mla_jax.config_files import load_config
 from mla_jax.kernels import row_linear
 from mla_jax.model import decode_attention, packed_decode, serving
@@ -149,6 +151,22 @@ def test_what_a_step_reads_is_the_packed_weights_and_the_tables() -> None:
     assert any(leaf is served["params"]["embedding"] for leaf in jax.tree.leaves(read))
     assert len(jax.tree.leaves(read)) == len(jax.tree.leaves(served["serving"])) + 2
     assert serving.read_at_decode(variables) is variables
+
+
+@pytest.mark.parametrize(
+    ("name", "megabytes"),
+    [("mha_rope:m", (65, 58, 66)), ("mla_rope:m", (66, 84, 92)), ("mla_rope:xl", (319, 648, 665))],
+)
+def test_what_packing_takes_is_what_the_docs_say(name: str, megabytes: tuple[int, ...]) -> None:
+    """Weights, packed ones beside them, what a step reads of both: docs/how-to/benchmark.md."""
+    cfg = load_config(name, **{"model.vocab_size": 8192, "tokenizer.vocab_size": 8192}).model
+    backend, params = Backend("bfloat16", "xla", decode_impl="pallas"), abstract_params(Transformer(cfg, PLAIN))
+    served = jax.eval_shape(lambda p: serving.serving_variables(cfg, {"params": p}, backend), params)
+    parts = (served["params"], served[serving.COLLECTION], serving.read_at_decode(served))
+    assert tuple(round(nbytes(part) / 1e6) for part in parts) == megabytes
+    plain, packed, read = (f"{number} MB" for number in megabytes)
+    text = (Path(__file__).parents[1] / "docs" / "how-to" / "benchmark.md").read_text()
+    assert f"| `{name}` | {plain} | {packed} | {plain}, {read} |" in text
 
 
 @pytest.mark.parametrize(

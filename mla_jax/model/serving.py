@@ -6,7 +6,9 @@ and it copies matrices that it multiplies side by side into one at every step. B
 
 Packing also absorbs: DeepSeek-V2 (arXiv 2405.04434, section 2.1.2) notes that w_uk can be absorbed into the queries'
 matrix and w_uv into the output's. At decode that is exact and, for small models, faster than the factors: fewer
-launches for more bytes.
+launches for more bytes: [D, H C] for w_q and w_uk, whose factors have D H N + C H N numbers.
+
+Packed weights stand beside the matrices that prefill goes on reading: docs/how-to/benchmark.md has what that takes.
 """
 
 from typing import Any

@@ -27,7 +27,7 @@ FAST = dataclasses.replace(PLAIN, decode_impl="pallas", interpret=True)
 
 # Widths of 32 are turned and cut as views in the kernel, others beforehand.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "joint, views": ("mla_rope", {"kv_lora_rank": 32, "qk_rope_head_dim": 32}),
+    "joint, views": ("mla_rope", {"kv_lora_rank": 32, "qk_rope_head_dim": 32, "n_layers": 2}),
     "joint, slices": ("mla_rope", {"kv_lora_rank": 24, "qk_rope_head_dim": 4}),
     "joint, no norm": ("mla_rope", {"kv_lora_rank": 32, "qk_rope_head_dim": 32, "latent_norm": "none"}),
     "joint, learned": ("mla", {"kv_lora_rank": 16}),
@@ -36,7 +36,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mha, turned before": ("mha_rope", {}),
     "mha, gpt": ("mha", {"block": "gpt"}),
     "gqa": ("gqa", {"n_kv_heads": 2, "head_dim": 32}),
-    "experts": ("moe_mla_rope", {"kv_lora_rank": 32, "qk_rope_head_dim": 32}),
+    "experts": (
+        "moe_mla_rope",
+        {"kv_lora_rank": 32, "qk_rope_head_dim": 32, "n_layers": 2, "first_k_dense": 1},
+    ),
 }
 OFTEN = (
     ("joint, views", 2),
@@ -50,7 +53,7 @@ OFTEN = (
 def decode_twice(variant: str, backend: Backend, rows: int, packed: bool) -> tuple[jax.Array, Any]:
     """Two steps after a ragged prefill -> logits of the second [rows, vocab], cache."""
     name, knobs = VARIANTS[variant]
-    config = tiny_config(name, **{f"model.{key}": value for key, value in ({"n_layers": 2} | knobs).items()})
+    config = tiny_config(name, **{f"model.{key}": value for key, value in ({"n_layers": 1} | knobs).items()})
     model = Transformer(config.model, backend)
     variables = variables_of(random_params(model), initial_router_bias(config.model))
     if packed:

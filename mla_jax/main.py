@@ -33,8 +33,9 @@ def main(argv: list[str]) -> int:
             raise
         reason = " ".join(str(error).split("RESOURCE_EXHAUSTED", 1)[1].split()).strip(": .")[:160]
         print(
-            f"mla_jax: the device has too little memory ({reason}): raise --config.train.microbatches, lower "
-            "--config.train.batch_size or --config.train.seq_len, or choose a smaller --config.model.",
+            f"mla_jax: the device has too little memory ({reason}): in training raise --config.train.microbatches, "
+            "lower --config.train.batch_size or --config.train.seq_len, or choose a smaller --config.model; in "
+            "sampling ask for fewer or shorter stories at a time.",
             file=sys.stderr,
         )
         return 2

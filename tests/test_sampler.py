@@ -377,6 +377,7 @@ def test_a_completion_ends_before_a_stop_string() -> None:
         (["fox"], {"repetition_penalty": 0}, "repetition_penalty is 0.0"),
         (["fox"], {"stop": "."}, "stop is '.'"),
         (["fox"], {"stop": ["a", ""]}, "stop is ['a', '']"),
+        (["fox"], {"stop": ["a", 13]}, "stop is ['a', 13]"),
         (["fox"], {"cache_dtype": "int4"}, "cache_dtype is 'int4'"),
         (["fox", "key"], {"seed": [1]}, "seed has 1 numbers for 2 prompts"),
         (["fox"], {"seed": [2**32]}, "seed is 4294967296"),

@@ -53,7 +53,7 @@ def build(
         raise UserError(f"prompts is {repr(prompts)[:60]}; it must be a list of strings: e.g. ['Once upon a time'].")
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1: e.g. 256.")
-    if isinstance(stop, str) or not all(stop):
+    if isinstance(stop, str) or not all(isinstance(string, str) and string for string in stop):
         raise UserError(f"stop is {stop!r}; it must be a list of strings that are not empty: e.g. ['\\n'].")
     if cache_dtype not in CACHE_DTYPES:
         raise UserError(f"cache_dtype is {cache_dtype!r}; it must be one of {' | '.join(CACHE_DTYPES)}: use auto.")

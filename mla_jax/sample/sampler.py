@@ -70,7 +70,8 @@ class Sampler:
     """
 
     def __init__(self, model: Transformer, variables: Any, tokenizer: Tokenizer, config: Config):
-        """variables: `Run.variables` or `TrainState.variables`."""
+        """variables: `Run.variables` or `TrainState.variables`. What decoding reads is made of them here, once: other
+        weights need another Sampler."""
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.variables = serving_variables(model.cfg, variables, model.backend)
         self._vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.separator_id)

@@ -8,7 +8,7 @@
 #   Python 3.12 / jax 0.12.0.1  the locked set for 3.12 and newer
 #
 # PYTHON311, PYTHON312 name the interpreters (default: python3.11, python3.12). Environments are kept in .matrix/
-# (git-ignored, 1 GB each); about 7 minutes a set on 2 CPU cores. Exit code 0 when all sets pass; every set is tried.
+# (git-ignored, 1 GB each); 10 to 20 minutes a set on 2 CPU cores. Exit code 0 when all sets pass; every set is tried.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 

@@ -5,6 +5,7 @@
 #
 #   headline  joint MLA r = d/2 with RoPE, MHA and MLA r = d, size m, at 1024 x 512, 16 x 512, 1 x 512, 64 x 4096; MHA by
 #             cuDNN, both by plain XLA, all sampling methods together
+#   per_head  latents per head, r = d/2 and r = d, at 1024 x 512
 #   memory    the largest batch at 4,096 positions
 #   torch     our torch decode loop beside our own steps, batch 16, 128, 1, 1024 (needs torch, as the next one)
 #   hf        Hugging Face generate beside the whole call of ours, batch 1 and 128
@@ -17,7 +18,7 @@ set -uo pipefail
 out=${1:?usage: gpu_bench.sh OUT_DIR [MINUTES [PART ...]]}
 minutes=${2:-10}
 shift $(($# < 2 ? $# : 2))
-parts=${*:-headline memory torch hf prefill correct sweep grid}
+parts=${*:-headline per_head memory torch hf prefill correct sweep grid}
 python=${PYTHON:-python3}
 began=$SECONDS
 mkdir -p "$out"
@@ -46,6 +47,7 @@ for part in $parts; do
       bench 150 --suite=decode "${pair[@]}" --point="mla r=d" --batch=1024 --batch=1 --batch=16 --context=512
       bench 70 --suite=decode "${pair[@]}" --point="mla r=d" --batch=64 --context=4096
       ;;
+    per_head) bench 60 --suite=decode --point="per_head r=d/2" --point="per_head r=d" --only=plain --batch=1024 --context=512 ;;
     memory) bench 60 --suite=memory "${pair[@]}" ;;
     torch)
       XLA_PYTHON_CLIENT_PREALLOCATE=false \
@@ -61,7 +63,7 @@ for part in $parts; do
     sweep) bench 120 --suite=kernels --only=sweep ;;
     grid) bench 600 --suite=decode ;;
     *)
-      echo "gpu_bench.sh: $part is no part: headline memory torch hf prefill correct sweep grid." >&2
+      echo "gpu_bench.sh: $part is no part: headline per_head memory torch hf prefill correct sweep grid." >&2
       exit 2
       ;;
   esac

@@ -84,13 +84,10 @@ def run(
     steps: int,
     repeats: int,
     method: Method = GREEDY,
-    padding: int = 0,
     **knobs: Any,
 ) -> dict[str, Any]:
     """Metrics of decoding `batch` rows at the end of a cache of `context` positions. knobs: of `model`.
 
-    padding: rows that are decoded too and do not count: XLA turns products with one row into sums that store their
-    terms, and two rows may be faster than one.
     Time per step (ms and its spread), tokens/s, bytes that a step has to move (weights once, the cache's filled part
     once, counted from the arrays) and the rate that makes. Raises what JAX raises where it does not fit.
     """
@@ -98,7 +95,7 @@ def run(
     model = for_context(point, context).model(**knobs)
     variables = random_variables(model)
     vocabulary = loop.Vocabulary(model.cfg.vocab_size, -1)  # nothing ends a row
-    held = [filled_cache(model, batch + padding, context)]
+    held = [filled_cache(model, batch, context)]
     cache_bytes, weight_bytes = nbytes(held[0]), nbytes(read_at_decode(variables))
 
     def prepare() -> loop.SamplerState:
@@ -115,7 +112,7 @@ def run(
     seconds = timing.median_s / steps
     return {
         **timing.metrics(steps),
-        "decode_impl": decode_impl(model, batch + padding),
+        "decode_impl": decode_impl(model, batch),
         "dtype": model.backend.dtype,
         "tokens_per_s": batch / seconds,
         "cache_bytes": cache_bytes,

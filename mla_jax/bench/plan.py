@@ -38,8 +38,6 @@ def decode_jobs(points: list[Point], settings: BenchSettings) -> list[Job]:
     for b, c in headline or grid[:1]:
         if FULL_RANK in by_name:
             jobs.append(_decode(by_name[FULL_RANK], b, c, settings))
-    if (1, 512) in headline:
-        jobs += [_decode(p, 1, 512, settings, "beside a padding row", padding=1) for p in first]
     for b, c in [shape for shape in ((1024, 512), (1, 512), (64, 4096)) if shape in headline] or grid[:1]:
         for point in first:
             jobs.append(_decode(point, b, c, settings, "all methods", method=decode.ALL_METHODS))

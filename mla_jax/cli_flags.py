@@ -99,6 +99,8 @@ def parse(argv: list[str]) -> flags.FlagValues:
 
 def _flag_sentence(error: flags.Error, values: flags.FlagValues) -> str:
     if isinstance(error, flags.UnrecognizedFlagError):
+        if "." in error.flagname:
+            return f"--{error.flagname} is not a flag: knobs of the config are set by --config.SECTION.KNOB=VALUE."
         known = [name for name in values if name != "help"]
         return f"--{error.flagname} is not a flag{suggest(error.flagname, known)}: --help lists them."
     text = " ".join(str(error).split()).removesuffix(".").removeprefix("ERROR:: ").replace("flag --", "--")

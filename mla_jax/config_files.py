@@ -130,6 +130,9 @@ def apply_overrides(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict
     return config
 
 
+_ABBREVIATIONS = {"lr": "learning_rate", "batch": "batch_size", "epochs": "steps", "layers": "n_layers"}
+
+
 def check_knob(config: ConfigDict, dotted: str) -> None:
     """Raise UserError, suggesting the nearest, unless `dotted` names a knob (a leaf) of the config."""
     node: Any = config
@@ -138,9 +141,10 @@ def check_knob(config: ConfigDict, dotted: str) -> None:
             leaves = list(_leaves(config))
             prefix = ".".join(dotted.split(".")[:depth])
             near = [leaf for leaf in leaves if leaf.startswith(f"{prefix}.")] if prefix else leaves
-            raise UserError(
-                f"--config.{dotted} is not a knob{suggest(dotted, near or leaves)}: configs/base.py lists them all."
-            )
+            last = dotted.rpartition(".")[2]
+            same = [leaf for leaf in leaves if leaf.rpartition(".")[2] == _ABBREVIATIONS.get(last, last)]
+            hint = f" (did you mean {same[0]}?)" if same else suggest(dotted, near or leaves)
+            raise UserError(f"--config.{dotted} is not a knob{hint}: configs/base.py lists them all.")
         node = node[name]
     if isinstance(node, ConfigDict):
         raise UserError(f"--config.{dotted} is a section, not a knob: set one of {', '.join(node)}.")

@@ -109,6 +109,7 @@ FLAGS = [
     (("--config=smoke", "--workdir=W", "--config.optim.beta1=x"), "beta1 is 'x'", "a number"),
     (("--config=smoke", "--workdir=W", "--config.sample.prompts=no quotes"), "prompts"),
     (("--config=smoke", "--workdir=W", "--steps=5"), "--steps", "did you mean step"),
+    (("--config=smoke", "--workdir=W", "--train.steps=5"), "--train.steps", "--config.SECTION.KNOB"),
     (("--config=smoke", "--workdir=W", "--top_k=5"), "--top_k", "sample.top_k"),
     (("--config=smoke", "--workdir=W", "--data.path=x"), "--data.path", "--config.data.path"),
     (("--config=smoke", "--workdir=W", "stray"), "'stray'"),

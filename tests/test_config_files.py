@@ -84,6 +84,8 @@ def test_a_colon_splits_name_and_size() -> None:
         ({"train": 1}, "is a section, not a knob"),
         ({"train.steps.x": 1}, "--config.train.steps.x is not a knob"),
         ({"modle.d_model": 1}, "(did you mean model.d_model?)"),
+        ({"train.learning_rate": 1}, "(did you mean optim.learning_rate?)"),
+        ({"optim.lr": 1}, "(did you mean optim.learning_rate?)"),
         ({"": 1}, "is not a knob"),
     ],
 )

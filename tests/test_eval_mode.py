@@ -37,8 +37,11 @@ def test_a_finished_run_started_again_is_left_as_it_is(
         return {name: digest for name, digest in listing(run).items() if "tensorboard" not in name}
 
     before = kept()
-    assert main(["mla_jax", *map(str, train_flags(stories_file, run))]) == 0
-    assert "this run is finished" in capfd.readouterr().out
+    changed = "--config.optim.learning_rate=0.5"
+    assert main(["mla_jax", *map(str, train_flags(stories_file, run)), changed]) == 0
+    said, warned = capfd.readouterr()
+    assert "this run is finished" in said and "Nothing was trained" in said and "-> 0.5" in said
+    assert "Resuming" not in warned
     after = kept()
     for name in ("result.json", "metrics.jsonl", "samples.txt", "report.md"):
         assert after[name] == before[name], name

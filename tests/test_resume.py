@@ -8,7 +8,7 @@ from tiny import tiny_config
 
 from mla_jax import config as config_lib
 from mla_jax.errors import UserError
-from mla_jax.train.resume import check_resumable, check_same_shapes, differences, flatten
+from mla_jax.train.resume import check_resumable, check_same_shapes, check_steps, differences, flatten
 
 SAVED = tiny_config("mla_rope")
 ALLOWED = {
@@ -111,6 +111,15 @@ def test_another_variant_is_refused_with_its_differences() -> None:
         check_resumable(SAVED, tiny_config("mha"), "runs/x")
     for words in ("model.attention (was 'mla', now 'mha')", "model.position (was 'rope', now 'learned')"):
         assert words in str(error.value)
+
+
+def test_fewer_steps_than_were_done_are_refused_unless_it_is_finished() -> None:
+    """The reports would be of weights from the middle of a longer schedule."""
+    fewer = config_lib.replace(SAVED, **{"train.steps": 5})
+    with pytest.raises(UserError, match=r"train.steps is 5, but this run stands at step 6 .* give at least 6"):
+        check_steps(fewer, 6, finished=False)
+    check_steps(fewer, 6, finished=True)  # which is said, and changes nothing
+    check_steps(fewer, 5, finished=False)
 
 
 def test_differences_are_name_old_new() -> None:

@@ -28,7 +28,7 @@ class BenchSettings:
     max_minutes: float  # no job starts later; 0 = no limit
 
 
-# `--quick`: every suite on a CPU in a minute. Its figures mean nothing but that the benchmark runs.
+# `--quick`: a suite on a CPU in seconds. Its figures mean nothing but that the benchmark runs.
 QUICK = {
     "bench.batches": (2,),
     "bench.contexts": (32,),

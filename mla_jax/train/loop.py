@@ -74,8 +74,6 @@ def train(
     distributed.check_same("data", {"data": setup.prepared.fingerprint, "checkpoints": setup.folder.steps()})
     start_clock.mark("data")
     with held(setup.folder):
-        for line in setup.changes:
-            logging.warning("Resuming with a changed config: %s", line)
         print_startup(console, setup.config, setup.backend, setup.prepared.stats)
         with (
             Checkpoints(setup.folder, setup.config.checkpoint, setup.config) as checkpoints,
@@ -84,6 +82,8 @@ def train(
             training = _Training(setup, checkpoints, console, start_clock)
             if training.start >= setup.config.train.steps and (row := read_result(setup.folder.result)):
                 return training.already_finished(row)
+            for line in setup.changes:
+                logging.warning("Resuming with a changed config: %s", line)
             if distributed.is_first():
                 write_run_files(setup)
             return training.run(deadline)
@@ -126,9 +126,13 @@ class _Training:
 
     def already_finished(self, row: dict[str, Any]) -> TrainResult:
         """Say so and leave the run folder as it is."""
+        changes = "; ".join(self.setup.changes)
+        changes = (
+            f" Nothing was trained with what is new ({changes}): for that give another --workdir." if changes else ""
+        )
         self.console.print(
             f"this run is finished (step {self.start}; {self.setup.folder.report}): raise --config.train.steps to "
-            "train it further.",
+            f"train it further.{changes}",
             highlight=False,
             markup=False,
             soft_wrap=True,

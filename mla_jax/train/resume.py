@@ -91,6 +91,18 @@ def check_resumable(saved: Config, wanted: Config, workdir: str) -> list[str]:
     return [f"{name}: {old!r} -> {new!r}" for name, old, new in changed]
 
 
+def check_steps(wanted: Config, done: int, finished: bool) -> None:
+    """Raise UserError when a run that is not `finished` has more steps `done` than wanted.
+
+    It would be reported as finished with weights from the middle of another schedule.
+    """
+    if wanted.train.steps < done and not finished:
+        raise UserError(
+            f"train.steps is {wanted.train.steps}, but this run stands at step {done} and is not finished: give at "
+            f"least {done}, start a new --workdir, or sample from it as it is."
+        )
+
+
 def check_vocabulary(wanted: Config, data: dict[str, Any], pieces: int) -> None:
     """Raise UserError when `tokenizer.vocab_size` is not what the run began with; `data` is the run's data.json."""
     if _asked_for(wanted, data, pieces):

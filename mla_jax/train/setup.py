@@ -30,7 +30,7 @@ from mla_jax.restore import abstract_params
 from mla_jax.runs import RunFolder, check_lock, lock
 from mla_jax.train.checkpoint import Checkpoints
 from mla_jax.train.precompile import Precompiler
-from mla_jax.train.resume import check_resumable, check_same_shapes, check_vocabulary, other_vocabulary
+from mla_jax.train.resume import check_resumable, check_same_shapes, check_steps, check_vocabulary, other_vocabulary
 from mla_jax.train.state import TrainState, abstract_state, init_state
 
 OPENINGS = 16
@@ -90,6 +90,7 @@ def open_run(config: Config, workdir: Path) -> Setup:
     changes: list[str] = []
     if saved is not None:
         changes = check_resumable(saved, config, str(workdir))
+        check_steps(config, max(folder.steps()), finished=folder.result.exists())
         found = runs.read_data(folder)["fingerprint"]
         if found != prepared.fingerprint:
             raise UserError(

@@ -81,8 +81,8 @@ startup() { # Targets: 40 s cold, 12 s warm (the line "start-up"); tokens/s over
 }
 flags() { # One that pays belongs into docs/how-to/speed.md and the launch scripts.
     local name set
-    for set in none --xla_gpu_enable_triton_gemm=false --xla_gpu_enable_latency_hiding_scheduler=true --xla_gpu_triton_gemm_any=true \
-        --xla_gpu_enable_command_buffer=; do
+    for set in none --xla_gpu_enable_triton_gemm=false --xla_gpu_enable_latency_hiding_scheduler=true \
+        --xla_gpu_triton_gemm_any=true --xla_gpu_enable_command_buffer=; do
         name=flags_$(echo "$set" | tr -dc a-z_ | cut -c 1-40)
         XLA_FLAGS="${XLA_FLAGS:-} ${set#none}" ours 70 "$name" "${gpt[@]}" --variant ""
     done

@@ -192,7 +192,8 @@ def _identity(point: points.Point) -> tuple[str, str]:
 
 def _line(m: dict[str, Any]) -> str:
     label = f" ({m['label']})" if m["label"] else ""
-    text = f"{m['suite']:<8}{m['point']}{label}, {m['batch']} x {m['context']}: "
+    shape = f"{m['batch']} x {m['context']}" if m["batch"] else f"{m['context']} positions"
+    text = f"{m['suite']:<8}{m['point']}{label}, {shape}: "
     if m.get("skipped") or m.get("failed"):
         return text + (m.get("skipped") or m["failed"])
     if "correct" in m:
@@ -200,5 +201,7 @@ def _line(m: dict[str, Any]) -> str:
     parts = [f"{m['ms']:.4g} ms"] if "ms" in m else []
     parts += [f"{m['tokens_per_s']:,.0f} tokens/s"] if m.get("tokens_per_s") else []
     parts += [f"{m['of_copy']:.1%} of copy bandwidth"] if m.get("of_copy") else []
-    parts += [f"{m['largest_batch']:,} rows in closed form, ran {m['ran_batch']}"] if "largest_batch" in m else []
+    if "largest_batch" in m:
+        tried = f"{m['ran_batch']:,} rows ran" if m["ran_batch"] is not None else f"none was tried: {m['note']}"
+        parts.append(f"{m['largest_batch']:,} rows in closed form, {tried}")
     return text + ", ".join(parts)

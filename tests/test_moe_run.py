@@ -1,5 +1,6 @@
 """A run with experts from end to end: its metrics and plots, resuming, sampling, tracing, and a lost bias."""
 
+import io
 import json
 import shutil
 from html.parser import HTMLParser
@@ -15,7 +16,7 @@ from run_tools import small_config, write_stories
 from mla_jax import eval_mode, rows, runs
 from mla_jax.errors import UserError
 from mla_jax.main import main
-from mla_jax.sample import expert_trace, sample_mode
+from mla_jax.sample import expert_page, expert_trace, sample_mode
 from mla_jax.train import expert_report
 from mla_jax.train.expert_meter import ExpertMeter, max_over_mean
 from mla_jax.train.loop import train
@@ -128,28 +129,43 @@ def test_a_checkpoint_that_lost_its_bias_is_refused_in_a_sentence(
 
 
 class Page(HTMLParser):
-    """Counts tags; complains of those that are not closed."""
+    """Counts tags and gathers the tokens' attributes; complains of tags that are not closed, and of what would load."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.open, self.count, self.titles = [], {}, []
+        self.open, self.count, self.tokens, self.text = [], {}, [], []
 
     def handle_starttag(self, tag: str, attributes: list) -> None:
         self.count[tag] = self.count.get(tag, 0) + 1
-        if tag not in ("meta", "br"):
+        if tag not in ("meta", "br", "input"):
             self.open.append(tag)
-        self.titles += [value for name, value in attributes if name == "title"]
+        if tag == "span":
+            self.tokens.append(dict(attributes))
         assert not any(name.startswith("on") or name in ("src", "href") for name, _ in attributes)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "span" in self.open:
+            self.text.append(data)
+
+
+def page_of(text: str) -> Page:
+    page = Page()
+    page.feed(text)
+    assert not page.open and "script" not in page.count and page.count["style"] == 1
+    assert "@import" not in text and "url(" not in text
+    return page
 
 
 def test_traced_samples_name_the_experts_of_every_token(moe_run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(moe_run, copy)
     given = {"prompts": ("the <b>little</b> fox",), "num_samples": 2, "max_new_tokens": 8}
-    sample_mode.run(str(copy), given, 4, rich.console.Console(quiet=True), trace_experts=True)
+    console = rich.console.Console(record=True, quiet=False, file=io.StringIO())
+    sample_mode.run(str(copy), given, 4, console, trace_experts=True)
+    rich_text = console.export_text()
     content = json.loads((copy / "experts" / "trace.json").read_text())
     assert (content["n_routed_experts"], content["top_k"], content["step"]) == (6, 2, 4)
     n_tokens = 0
@@ -164,11 +180,46 @@ def test_traced_samples_name_the_experts_of_every_token(moe_run: Path, tmp_path:
     assert np.asarray(content["coactivation"]).shape == (1, 6, 6)
     assert np.asarray(content["coactivation"]).sum() == n_tokens * 4
     text = (copy / "experts" / "trace.html").read_text()
-    page = Page()
-    page.feed(text)
-    assert not page.open
-    assert page.count["span"] == len(page.titles) == 2 * n_tokens
-    assert "script" not in page.count and "&lt;" in text and "<b>" not in text
+    page = page_of(text)
+    assert page.count["span"] == len(page.tokens) == 2 * n_tokens
+    assert page.count["details"] == 2 and "&lt;" in text and "<b>" not in text
+    assert page.tokens[0]["data-x"].split() == [str(e) for e in content["texts"][0]["experts"][0][0]]
+    assert "trace.html" in rich_text and len(content["texts"]) == 2
+
+
+def test_odd_tokens_and_layers_behind_a_dense_one_are_shown_as_what_they_are(moe_run: Path) -> None:
+    """Markup, line breaks, bytes of a character that has no piece, characters that turn or hide text."""
+    run = runs.load_run(moe_run, 4)
+    prompt = '<script>alert("x")</script> & a\nb\u202e\u2028\x00 <0xC3> é'
+    trace = expert_trace.trace(run, [(prompt, "")])
+    ids = run.tokenizer.encode(prompt)
+    assert [run.tokenizer.piece(i) for i in ids] == trace[0].tokens[1:]
+    raw = run.tokenizer.encode("\N{SNOWMAN}")
+    assert [run.tokenizer.piece(i) for i in raw] == ["<0xE2>", "<0x98>", "<0x83>"]
+    odd = expert_trace.Trace(["s", *prompt, "<0xE2>"], 1, np.zeros((1, len(prompt) + 2, 1), int), np.ones((1, 99, 1)))
+    page = page_of(expert_trace.render("a <name>", [odd], 3, first_layer=1))
+    shown = "".join(page.text)
+    assert '<script>alert("x")</script> & a↵\nb[U+202E][U+2028][U+0000] <0xC3> é<0xE2>' in shown
+    text = expert_trace.render("a <name>", [odd], 3, first_layer=1)
+    assert "<summary>layer 1</summary>" in text and "a &lt;name&gt;" in text
+    assert text.count(" disabled>") == 2  # experts 1 and 2 saw nothing
+
+
+def luminance(colour: str) -> float:
+    """WCAG 2: relative luminance of "#rrggbb"."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    return float(np.dot([0.2126, 0.7152, 0.0722], [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4
+                                                   for p in parts]))  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_experts_colour_can_be_read_on(scheme: str) -> None:
+    ink = luminance(expert_page.INK[scheme])
+    colours = [expert_page.colour(expert, scheme) for expert in range(256)]
+    for colour in colours:
+        pair = sorted((luminance(colour), ink))
+        assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5, colour
+    assert len(set(colours[:128])) == 128
 
 
 def test_coactivation_by_hand() -> None:

@@ -153,6 +153,11 @@ class Tokenizer:
                 raise IndexError(f"id {i} is outside the tokenizer's vocabulary of {self.vocab_size}")
         return self._processor.decode(ids)
 
+    def piece(self, token: int) -> str:
+        """One token, to be read alone: its text, or "<0xE2>" for a byte that is no character by itself."""
+        text = self.decode([token])
+        return self._processor.id_to_piece(int(token)) if text == "\N{REPLACEMENT CHARACTER}" else text
+
     def _encode_marked(self, text: str) -> list[int]:
         first, *others = self._processor.encode(text.split(_SPACE_MARK))
         return first + [i for part in others for i in (*self._mark_ids, *part)]

@@ -4,7 +4,6 @@ python -m mla_jax.main --mode sample --workdir runs/x --trace_experts        wri
 """
 
 import dataclasses
-import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +15,9 @@ import numpy as np
 
 from mla_jax.errors import UserError
 from mla_jax.runs import Run, write_text
+from mla_jax.sample import expert_page
 
 _WIDTH = 64  # texts are padded to multiples of it, so that few shapes are compiled
-TOP_PAIRS = 12  # of each two neighbouring layers, on the page; the JSON has all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +54,7 @@ def trace(run: Run, texts: Sequence[tuple[str, str]]) -> list[Trace]:
         padded = np.full((1, min(-(-len(ids) // _WIDTH) * _WIDTH, limit)), run.tokenizer.separator_id, np.int32)
         padded[0, : len(ids)] = ids  # what comes after a token changes nothing for it: attention is causal
         aux = jax.device_get(router(run.variables, jnp.asarray(padded)))
-        pieces = ["⏎ story"] + [run.tokenizer.decode([token]) for token in ids[1:]]
+        pieces = ["⏎ story"] + [run.tokenizer.piece(token) for token in ids[1:]]
         chosen, weight = (a[:, 0, : len(ids)] for a in (aux.expert_idx, aux.expert_weight))
         traces.append(Trace(pieces, min(len(given), len(ids)), np.asarray(chosen), np.asarray(weight)))
     return traces
@@ -82,7 +81,8 @@ def write(run: Run, traces: Sequence[Trace]) -> tuple[Path, Path]:
     try:
         folder.mkdir(exist_ok=True)
         write_text(data, json.dumps(_content(run, traces), ensure_ascii=False))
-        write_text(page, render(run.folder.name, traces, run.config.model.n_routed_experts))
+        model = run.config.model
+        write_text(page, render(run.folder.name, traces, model.n_routed_experts, model.first_k_dense))
     except OSError as error:
         raise UserError(f"{folder} cannot be written to ({error.strerror}): make room, or copy the run.") from None
     return data, page
@@ -110,54 +110,6 @@ def _content(run: Run, traces: Sequence[Trace]) -> dict[str, Any]:
     }
 
 
-_STYLE = """
-body { font: 16px/1.7 Georgia, serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222; }
-h1, h2, summary { font-family: sans-serif; } summary { cursor: pointer; font-weight: bold; }
-span { border-radius: 3px; padding: 1px 0; white-space: pre-wrap; } .given { text-decoration: underline dotted; }
-table { border-collapse: collapse; font: 13px sans-serif; } td, th { padding: 2px 10px; text-align: right; }
-p.note { color: #666; font: 13px sans-serif; }
-"""
-
-
-def render(name: str, traces: Sequence[Trace], n_experts: int) -> str:
-    """The page: no script, nothing fetched. Each layer shows every text, a token in the colour of its first expert."""
-    n_layers = traces[0].experts.shape[0]
-    parts = [
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
-        f"<title>Experts of {html.escape(name)}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>Experts of {html.escape(name)}</h1>",
-        '<p class="note">A token has the colour of the expert that was chosen first in that layer; rest the pointer on '
-        "it for all of them and their weights. What was given is underlined.</p>",
-    ]
-    pairs = coactivation(traces, n_experts)
-    for layer in range(n_layers):
-        parts.append(f"<details{' open' if layer in (0, n_layers - 1) else ''}><summary>layer {layer}</summary>")
-        parts += [f"<p>{_text(each, layer, n_experts)}</p>" for each in traces]
-        if layer + 1 < n_layers:
-            parts.append(_pair_table(pairs[layer], loads(traces, n_experts)[layer : layer + 2], layer, traces))
-        parts.append("</details>")
-    return "\n".join([*parts, "</body></html>\n"])
-
-
-def _text(each: Trace, layer: int, n_experts: int) -> str:
-    spans = []
-    for t, token in enumerate(each.tokens):
-        chosen, weight = each.experts[layer, t], each.weights[layer, t]
-        title = ", ".join(f"{e} ({w:.2f})" for e, w in zip(chosen, weight, strict=True))
-        kind = ' class="given"' if t < each.n_prompt else ""
-        colour = f"hsl({int(360 * chosen[0] / n_experts)} 75% {82 if chosen[0] % 2 else 74}%)"
-        spans.append(f'<span{kind} style="background:{colour}" title="{title}">{html.escape(token)}</span>')
-    return "".join(spans)
-
-
-def _pair_table(pairs: np.ndarray, load: np.ndarray, layer: int, traces: Sequence[Trace]) -> str:
-    """The pairs that occur most beyond what independent choices would give."""
-    n_tokens = sum(len(each.tokens) for each in traces)
-    expected = np.outer(load[0], load[1]) / n_tokens
-    order = np.argsort(-(pairs - expected).reshape(-1))[:TOP_PAIRS]
-    rows = "".join(
-        f"<tr><td>{i}</td><td>{j}</td><td>{pairs[i, j]}</td><td>{expected[i, j]:.1f}</td></tr>"
-        for i, j in zip(*np.unravel_index(order, pairs.shape), strict=True)
-    )
-    head = f"<tr><th>layer {layer}</th><th>layer {layer + 1}</th><th>tokens</th><th>if independent</th></tr>"
-    return f"<table>{head}{rows}</table>"
+def render(name: str, traces: Sequence[Trace], n_experts: int, first_layer: int = 0) -> str:
+    """The page of `expert_page`; first_layer: the model's layer that is the first with experts."""
+    return expert_page.page(name, traces, loads(traces, n_experts), coactivation(traces, n_experts), first_layer)

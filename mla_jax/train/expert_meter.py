@@ -10,20 +10,30 @@ def max_over_mean(load: np.ndarray) -> np.ndarray:
     return load.max(axis=-1) / np.maximum(load.mean(axis=-1), 1e-9)
 
 
+class _Sums:
+    """Sums over steps, of the size of one: an evaluation may be many steps away."""
+
+    def __init__(self) -> None:
+        self.steps, self.load, self.largest, self.entropy, self.loss = 0, 0.0, 0.0, 0.0, 0.0
+
+    def add(self, load: np.ndarray, entropy: np.ndarray, loss: float) -> None:
+        self.steps += 1
+        self.load, self.largest = self.load + load, self.largest + max_over_mean(load)
+        self.entropy, self.loss = self.entropy + entropy, self.loss + loss
+
+
 class ExpertMeter:
     """Sums over the steps since the last log and since the last evaluation. Silent for a model without experts."""
 
     def __init__(self) -> None:
-        self._log: list[dict[str, Any]] = []
-        self._eval: list[dict[str, Any]] = []
+        self._log, self._eval = _Sums(), _Sums()
 
     def add(self, metrics: dict[str, Any]) -> None:
         """metrics: of one train step, on the host."""
         if "expert_load" in metrics:
-            row = {name: np.asarray(metrics[name], np.float64) for name in ("expert_load", "router_entropy")}
-            row["router_loss"] = float(metrics["router_loss"])
-            self._log.append(row)
-            self._eval.append(row)
+            load, entropy = (np.asarray(metrics[name], np.float64) for name in ("expert_load", "router_entropy"))
+            for sums in (self._log, self._eval):
+                sums.add(load, entropy, float(metrics["router_loss"]))
 
     def train_values(self) -> dict[str, Any]:
         """For a "train" row; {} without experts.
@@ -31,17 +41,16 @@ class ExpertMeter:
         expert_max_load: max/mean load of each step, mean over the steps since the last log, of each layer [L_moe];
         expert_max_load_worst: its largest layer; expert_dead: experts that no token of these steps went to.
         """
-        rows, self._log = self._log, []
-        if not rows:
+        sums, self._log = self._log, _Sums()
+        if not sums.steps:
             return {}
-        largest = np.mean([max_over_mean(row["expert_load"]) for row in rows], axis=0)
-        total = np.sum([row["expert_load"] for row in rows], axis=0)
+        largest = sums.largest / sums.steps
         return {
             "expert_max_load": _rounded(largest),
             "expert_max_load_worst": float(largest.max()),
-            "expert_dead": int((total == 0).sum()),
-            "router_entropy": float(np.mean([row["router_entropy"] for row in rows])),
-            "router_loss": float(np.mean([row["router_loss"] for row in rows])),
+            "expert_dead": int((sums.load == 0).sum()),
+            "router_entropy": float(np.mean(sums.entropy)) / sums.steps,
+            "router_loss": sums.loss / sums.steps,
         }
 
     def eval_values(self, router_bias: Any) -> dict[str, Any]:
@@ -50,17 +59,16 @@ class ExpertMeter:
         load [L_moe][E]: share of the layer's choices times E (1 is even); max_load, entropy (nats), bias_max (largest
         |router_bias|) and bias_std [L_moe]; dead [L_moe]: experts without a token.
         """
-        rows, self._eval = self._eval, []
-        if not rows:
+        sums, self._eval = self._eval, _Sums()
+        if not sums.steps:
             return {}
-        total = np.sum([row["expert_load"] for row in rows], axis=0)
         bias = np.asarray(router_bias, np.float64)
         return {
-            "steps": len(rows),
-            "load": _rounded(total / np.maximum(total.mean(axis=-1, keepdims=True), 1e-9)),
-            "max_load": _rounded(np.mean([max_over_mean(row["expert_load"]) for row in rows], axis=0)),
-            "dead": (total == 0).sum(axis=-1).tolist(),
-            "entropy": _rounded(np.mean([row["router_entropy"] for row in rows], axis=0)),
+            "steps": sums.steps,
+            "load": _rounded(sums.load / np.maximum(sums.load.mean(axis=-1, keepdims=True), 1e-9)),
+            "max_load": _rounded(sums.largest / sums.steps),
+            "dead": (sums.load == 0).sum(axis=-1).tolist(),
+            "entropy": _rounded(sums.entropy / sums.steps),
             "bias_max": _rounded(np.abs(bias).max(axis=-1)),
             "bias_std": _rounded(bias.std(axis=-1)),
         }

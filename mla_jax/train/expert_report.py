@@ -58,7 +58,7 @@ def balance(folder: RunFolder, after: int = 500, window: int = 50) -> dict[str, 
 
 
 def table(folders: list[RunFolder], after: int = 500, window: int = 50) -> str:
-    """One line a run. Raises UserError for a folder that is no run."""
+    """One line a run, "-" for what a run was too short for. Raises UserError for a folder that is no run."""
     lines = [
         f"| run | balance | max/mean load, worst layer and {window} steps after step {after} | dead experts | "
         "best validation loss | steps |",
@@ -73,8 +73,10 @@ def table(folders: list[RunFolder], after: int = 500, window: int = 50) -> str:
         if not found:
             lines.append(f"| {folder.name} | no experts | - | - | - | - |")
             continue
+        shown = "-" if np.isnan(found["max_load"]) else f"{found['max_load']:.3f}"
+        dead = "-" if found["dead"] is None else found["dead"]
         lines.append(
-            f"| {folder.name} | {', '.join(how) or 'none'} | {found['max_load']:.3f} | {found['dead']} | "
+            f"| {folder.name} | {', '.join(how) or 'none'} | {shown} | {dead} | "
             f"{found['valid_loss']:.4f} | {found['steps']} |"
         )
     return "\n".join(lines)

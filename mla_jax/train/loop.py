@@ -204,6 +204,7 @@ class _Training:
         self.state = self.checkpoints.restore(abstract_state(self.setup.model, self.optimizer), elsewhere)
         done = int(self.state.step)
         self.pending.clear()
+        self.experts = ExpertMeter()  # what it gathered was undone
         self.writer.cut(done)
         self.best, self.last = best_so_far(self.setup.folder, done), None
         self.progress.say(

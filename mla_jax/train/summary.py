@@ -79,7 +79,7 @@ def finish(
     samples: (prompt, completion) pairs.
     """
     plot = plot_loss(folder, baselines)
-    expert_plot = plot_experts(folder) if config.model.ffn == "moe" else None
+    expert_plot = plot_experts(folder, config.model.first_k_dense) if config.model.ffn == "moe" else None
     stories = "\n\n".join(f"{prompt}|{completion}" for prompt, completion in samples)
     write_text(folder.samples, stories + "\n")
     write_text(folder.result, json.dumps(row, indent=1))

@@ -7,8 +7,11 @@ import subprocess
 import sys
 import tempfile
 
-SOURCE = os.environ.get("MLA_JAX_SOURCE", "..")  # a checkout, a wheel or git+https://...
+# A checkout, a wheel or git+https://...; on Colab, write one of them here.
+SOURCE = os.environ.get("MLA_JAX_SOURCE", "..")
 if importlib.util.find_spec("mla_jax") is None:
+    if SOURCE == ".." and not os.path.exists("../pyproject.toml"):
+        raise SystemExit("mla_jax is not installed and not beside this notebook: say in SOURCE where it is to be had.")
     installed = [d.metadata["Name"] for d in importlib.metadata.distributions()]
     pinned = {name: importlib.metadata.version(name) for name in installed if name and name.lower().startswith("jax")}
     with tempfile.NamedTemporaryFile("w", suffix=".txt", delete=False) as constraints:

@@ -40,6 +40,18 @@ def test_a_study_from_end_to_end(tmp_path):
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_report_says_what_the_server_did_not_take(tmp_path, capsys):
+    """A temperature that the server never saw is not the judge's."""
+    with FaultServer(rejects=["temperature", "json_schema"], keep=True) as server:
+        text = study(server, tmp_path / "simple").read_text()
+    assert not any("temperature" in body for body in server.bodies[-5:])
+    said = "What was asked otherwise than set: the server does not take 'temperature': asked without it"
+    assert said in text and "the server does not take json_schema replies: asked more simply" in text
+    assert "does not take 'temperature'" in capsys.readouterr().err
+    with FaultServer() as server:  # and nothing of the kind about one that takes everything
+        assert "asked otherwise" not in study(server, tmp_path / "whole").read_text()
+
+
 def test_the_judge_never_learns_who_wrote_a_story(tmp_path):
     with FaultServer(keep=True) as server:
         runs = [make_run("mla_rope_secret", STORIES), make_run("mha_secret", STORIES)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from fault_server import PASSING, PERMANENT, FaultServer, hidden_quality
-from judge_helpers import KEY, STORIES, judged, rows, settings, study
+from judge_helpers import KEY, STORIES, judged, make_run, rows, settings, study
 
 from mla_jax.errors import UserError
 from mla_jax.judge import judging, tasks
@@ -141,6 +141,21 @@ def test_the_budget_stops_cleanly_and_a_larger_one_goes_on(tmp_path, capsys):
         report = study(server, tmp_path, budget_usd=1.0)
     assert judged(tmp_path)[: len(first)] == first and len(judged(tmp_path)) > 50
     assert "Unfinished" not in report.read_text()
+
+
+def test_a_spent_budget_still_takes_what_the_cache_has(tmp_path):
+    """Answers that were paid for cost nothing: they are done whatever the order of judging is."""
+    one = (400 + 2 * 40) / 1e6
+    with FaultServer() as server:
+        study(server, tmp_path / "paid", num_prompts=20, repeats=1)
+        known, asked = len(judged(tmp_path / "paid")), server.requests.total()
+        runs = [make_run("a", STORIES), make_run("b", STORIES)]
+        study(server, tmp_path / "more", runs, num_prompts=20, repeats=1, budget_usd=5.5 * one, concurrency=1)
+    rows = judged(tmp_path / "more")
+    assert sum(r["cached"] for r in rows) == known  # every one of them
+    new = [r for r in rows if not r["cached"]]
+    assert 1 <= len(new) < 20 and server.requests.total() - asked == len(new)
+    assert sum(r["cost_usd"] for r in rows) <= 5.5 * one
 
 
 def test_a_server_that_stops_answering_stops_the_run_and_is_asked_again(tmp_path):

@@ -33,7 +33,8 @@ def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_env: Path):
     """Run a notebook's code cells in an empty folder; returns its variables."""
     import matplotlib
 
-    matplotlib.use("Agg")
+    before = matplotlib.get_backend()
+    matplotlib.use("svg")  # stands for a notebook's own backend
     from matplotlib import pyplot as plt
 
     monkeypatch.chdir(tmp_path)
@@ -42,10 +43,12 @@ def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_env: Path):
     def run(name: str) -> dict[str, Any]:
         variables: dict[str, Any] = {"__name__": "notebook"}
         exec(compile(build.script(FOLDER / f"{name}.py"), name, "exec"), variables)
+        assert matplotlib.get_backend() == "svg"  # with another one, a notebook would show no figure any more
         return variables
 
     yield run
     plt.close("all")
+    matplotlib.use(before)
 
 
 def y_data(axes: Any, line: int = 0) -> np.ndarray:
@@ -70,6 +73,11 @@ def test_the_first_cell_pins_every_jax_package(tmp_path, monkeypatch) -> None:
     calls = []
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr("subprocess.run", lambda command, check: calls.append(command))
+    monkeypatch.delenv("MLA_JAX_SOURCE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="say in SOURCE"):  # as on Colab, where only the notebook was opened
+        exec((FOLDER / "_first_cell.py").read_text(encoding="utf-8"), {})
+    monkeypatch.chdir(FOLDER)
     exec((FOLDER / "_first_cell.py").read_text(encoding="utf-8"), {})
     ((*_, option, constraints, source),) = calls
     pinned = Path(constraints).read_text().splitlines()
@@ -87,6 +95,8 @@ def test_02_the_two_forms_agree_and_the_bars_are_the_cache(execute, trained_run:
     assert widths == [1024, 256, 512, 256, 288, 320]
     curves = [y_data(found["spectrum_axes"], i) for i in range(len(found["spectrum_axes"].lines))]
     assert len(curves) == 2 and all(c[0] == 1 and (np.diff(c) <= 0).all() and (c > 0).all() for c in curves)
+    latents = [row for row in found["spectra"] if row["entry"] == "c_kv"]
+    assert [len(c) for c in curves] == [row["width"] for row in latents]  # every direction is drawn
 
 
 @pytest.mark.slow
@@ -106,7 +116,14 @@ def test_03_reads_a_study(execute, tmp_path: Path) -> None:
     losses = {row["name"]: row["metrics"]["best_valid_loss"] for row in rows}
     drawn = {line.label: line.y[0] for line in found["pareto"]}
     assert drawn == pytest.approx(losses) and set(losses) == {"mha", "mla_rope"}
-    assert len(found["figure"].axes[0].lines) == 2
+    marks = [mark.lines[0].get_xydata()[0].tolist() for mark in found["pareto_figure"].axes[0].containers]
+    assert marks == [[row["study"]["kv_numbers"], pytest.approx(losses[row["name"]])] for row in rows]
+    from matplotlib import pyplot as plt
+
+    assert {found["figure"].number, found["pareto_figure"].number} <= set(plt.get_fignums())  # a notebook shows these
+    curves = {row["name"]: [loss for _, loss in row["curve"]["eval"]] for row in rows}
+    assert {line.get_label(): list(line.get_ydata()) for line in found["figure"].axes[0].lines} == curves
+    assert all(path.read_text() for path in (tmp_path / "studies/notebook/logs").glob("*.txt"))  # not in the notebook
     assert found["difference"].mean == pytest.approx(100 * (losses["mla_rope"] / losses["mha"] - 1))
 
 
@@ -128,6 +145,9 @@ def test_04_shows_experts(execute) -> None:
 @pytest.mark.slow
 def test_05_judges_the_model(execute, tmp_path: Path) -> None:
     found = execute("05_judge_your_model")
+    judged = [json.loads(line) for line in (tmp_path / "runs/notebook_01/judged/rows.jsonl").read_text().splitlines()]
+    judged = {row["name"]: row["metrics"]["overall"] for row in judged if "overall" in row["metrics"]}
+    assert found["scores"] == judged
     assert list(found["scores"].values()) == [bar.get_width() for bar in found["axes"].patches]
     assert any("real" in name for name in found["scores"]) and "notebook_01" in " ".join(found["scores"])
     assert all(1 <= score <= 10 for score in found["scores"].values())

@@ -137,6 +137,9 @@ def test_the_plan_in_words_counts_what_is_left() -> None:
     first = plan(made, rows_of()).tasks[0]
     rows = rows_of(row(first))
     text = describe(made, plan(made, rows), rows, cost_model(made, []))
+    assert "an estimate from" in text and "another device" not in text  # whose device is not known
+    assert "another device, gpu:" in describe(made, plan(made, rows), rows, cost_model(made, []), "gpu")
+    assert "another" not in describe(made, plan(made, rows), rows, cost_model(made, []), made.plan_device)
     assert text.count("| to do |") == 6 and text.count("| done |") == 1
     assert text.count("waits for its learning rate") == 2
     total, left = (float(text.splitlines()[-1].split()[i]) for i in (0, 4))

@@ -315,7 +315,10 @@ def test_time_counts_shares_and_projects_the_full_schedule() -> None:
     assert text.startswith(f"{(60 + 20 + 2 * 60 + 20) / 60:.1f} device minutes in 5 runs")
     assert re.search(r"\| mha \| headline \| cpu x86_64 \| 1,000,000 \| 40 \| 0\.9 \|", text)  # 3.277e9 / 1e6 / 3600
     assert re.search(r"\| s_mha .*\| 20 \| at most 910\.2 \|", text) and "took turns" in text
-    assert f"{report.TIME}\n\n{text}" in report.markdown(collect(made, rows), [])
+    whole = report.markdown(collect(made, rows), [])
+    assert f"{report.TIME}\n\n{text}" in whole
+    words = whole.partition("## Words")[2]
+    assert all(f"**{w}" in words for w in ("paired", "smallest", "n**", "undecided", "cannot be as stated", "p, Holm"))
 
 
 def test_rows_that_come_back_are_merged(tmp_path) -> None:

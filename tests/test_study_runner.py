@@ -3,6 +3,7 @@
 import fcntl
 import json
 import math
+import re
 import subprocess
 import time
 import types
@@ -164,7 +165,12 @@ def test_study_flags_belong_to_the_study_and_a_study_is_not_trained(tmp_path, ca
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys) -> None:
     assert main(["mla_jax", "--mode=study", "--config=study_smoke", "--dry_run", f"--workdir={tmp_path / 'x'}"]) == 0
     out = capsys.readouterr().out
+    assert "(an estimate from the study's stated figures" in out
     assert "minutes in all" in out and out.count("| to do |") >= 10 and not (tmp_path / "x").exists()
+    assert main(["mla_jax", "--mode=study", "--config=study_optimizer", "--dry_run"]) == 0
+    assert re.search(
+        "Minutes on NVIDIA .*\n\nThis machine has another device, cpu .*expect other", capsys.readouterr().out
+    )
 
 
 def test_a_study_stops_goes_on_and_is_complete(tmp_path, capsys, run_env, monkeypatch) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from mla_jax import figures
 from mla_jax.bench.points import FULL_RANK, MHA
 
 Row = dict[str, Any]
@@ -103,11 +104,6 @@ def _line(m: dict[str, Any], columns: list[tuple[str, str, str]]) -> str:
 def plots(rows: list[Row], folder: Path) -> list[Path]:
     """tokens_over_batch.png, roofline.png (rate over copy bandwidth by bytes a step) and, where rows of runs carry a
     loss, cache_over_loss.png; only those that have something to show."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     decode = [r["metrics"] for r in rows if r["metrics"]["suite"] == "decode" and r["metrics"].get("tokens_per_s")]
     plain = [m for m in decode if not m["label"] and not m["xla_flags"]]
     drawn = []
@@ -115,7 +111,7 @@ def plots(rows: list[Row], folder: Path) -> list[Path]:
     def figure(name: str, series: dict[str, list[tuple[float, float]]], x: str, y: str, log: bool = True) -> None:
         if not series:
             return
-        fig, axes = pyplot.subplots(figsize=(7, 4.5))
+        fig, axes = figures.subplots(figsize=(7, 4.5))
         for label, values in series.items():
             axes.plot(*zip(*sorted(values), strict=True), marker="o", label=label)
         if log:
@@ -126,9 +122,7 @@ def plots(rows: list[Row], folder: Path) -> list[Path]:
         axes.set_ylabel(y)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-        fig.tight_layout()
         fig.savefig(folder / f"{name}.png", dpi=120)
-        pyplot.close(fig)
         drawn.append(folder / f"{name}.png")
 
     by_batch: dict[str, list[tuple[float, float]]] = {}

@@ -5,6 +5,7 @@ Prints the mean score of corpus stories spoiled in five ways at four strengths, 
 
 import argparse
 
+from .. import figures
 from ..world.dice import Dice
 from ..world.generate import stories
 from .checker import check_many, summarize
@@ -22,21 +23,14 @@ def calibrate(texts: list[str], seed: int = 0) -> dict[str, list[dict[str, float
 
 def draw(table: dict[str, list[dict[str, float]]], path: str) -> None:
     """One line a corruption: strength against score."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 4))
+    figure, axes = figures.subplots(figsize=(6, 4))
     for name, rows in table.items():
         axes.plot((0.0, *STRENGTHS), [row["score"] for row in rows], marker="o", label=name)
     axes.set_xlabel("strength of the corruption")
     axes.set_ylabel("checker score")
     axes.set_ylim(0, 1.02)
     axes.legend()
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def main() -> None:

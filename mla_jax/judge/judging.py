@@ -84,9 +84,9 @@ class _Run:
             if known is not None:
                 self._write(T.answered_row(row, known, True, self.s, self.rubric))
                 await asyncio.sleep(0)
-            else:
+            elif not self.stop:  # once the budget is spent, what is in the cache is still done: it is free
                 await self._ask(task, asked, key, row)
-            if self.stop:
+            if isinstance(self.stop, UserError):
                 return
 
     async def _ask(self, task: T.Task, asked: list, key: str, row: dict[str, Any]) -> None:
@@ -156,7 +156,8 @@ def judge(
     """Makes the judgements `todo` and appends a row for each to `file` as soon as it is there.
 
     Returns:
-      "done", or "budget" when the next judgement might have cost more than `budget_usd` allows.
+      "done", or "budget" when a judgement might have cost more than `budget_usd` allows: from there on only what
+      is in the cache is done.
 
     Raises:
       UserError: wrong key, unknown model, spent quota, or `give_up_after` judgements in a row without an

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from mla_jax import figures
 from mla_jax.judge import controls, markdown
 from mla_jax.judge.findings import Findings, find
 from mla_jax.judge.statistics import Interval
@@ -88,11 +89,8 @@ def _number(value: float) -> float | None:
 
 def _plot(path: Path, study: Study, findings: Findings) -> None:
     """Overall scores with intervals, runs above controls."""
-    from matplotlib.figure import Figure  # no pyplot: works without a display and inside any program
-
     shown = [s for s in findings.scores if s.intervals[0].n and not s.refused]
-    figure = Figure(figsize=(7, 1.2 + 0.35 * max(len(shown), 1)), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = figures.subplots(figsize=(7, 1.2 + 0.35 * max(len(shown), 1)))
     for y, score in enumerate(reversed(shown)):
         i = score.intervals[0]
         color = "tab:gray" if score.source.startswith(controls.PREFIX) else "tab:blue"

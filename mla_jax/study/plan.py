@@ -152,15 +152,22 @@ def cost_model(study: Study, rows: Iterable[dict[str, Any]], device: str | None 
     )
 
 
-def describe(study: Study, made: Plan, rows: Rows, cost: CostModel) -> str:
-    """The plan as Markdown: every run in its order with its minutes, what waits and why, and sums by priority."""
-    source = f"measured on {cost.measured} runs" if cost.measured else "not measured yet: the study's stated figures"
+def describe(study: Study, made: Plan, rows: Rows, cost: CostModel, here: str = "") -> str:
+    """The plan as Markdown: every run in its order with its minutes, what waits and why, and sums by priority.
+
+    here: the device of this machine, to be told apart from the one that the minutes are for.
+    """
+    source = f"measured: {cost.measured} runs on that device"
+    if not cost.measured:
+        source = "an estimate from the study's stated figures: no run of it was measured on that device yet"
+    elsewhere = [f"This machine has another device, {here}: expect other times here.", ""]
     lines = [
         f"# Plan of study {study.name}",
         "",
         f"Minutes on {cost.device} at {cost.flops_per_s:.3g} FLOP/s and {1e3 * cost.step_s:.0f} ms a step, "
         f"{cost.experts:.1f} times that with experts, and {cost.overhead_s:.0f} s a run beside its steps ({source}).",
         "",
+        *(elsewhere if here not in ("", cost.device) else []),
         "| # | point | tier | priority | seed | learning rate | minutes | status |",
         "|---|---|---|---|---|---|---|---|",
     ]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mla_jax import figures
 from mla_jax.study import series
 from mla_jax.study.results import Results
 from mla_jax.study.series import Line
@@ -14,16 +15,10 @@ MANY = 8  # more lines have their legend beside the axes
 
 def write(found: Results, folder: Path) -> list[tuple[str, str]]:
     """Draw what there are rows for; returns (file name, caption)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, caption, figure in _figures(found):
         figure.savefig(folder / f"{name}.png", dpi=110)
-        plt.close(figure)
         written.append((f"{name}.png", caption))
     return written
 
@@ -81,14 +76,14 @@ def _curves(lines: list[Line]) -> Any:
 def draw(
     lines: list[Line], x_label: str, y_label: str, log_x: int = 0, log_y: bool = False, marks: bool = False,
     title: str = "", whole_x: bool = False, y_limits: tuple[float, float] | None = None,
+    subplots: Callable = figures.subplots,
 ) -> Any:  # fmt: skip
     """A figure of lines with their bands; a line of one point is a mark with an error bar.
 
     log_x: base, 0 = linear. whole_x: ticks at whole numbers only. y_limits: what of y is shown; None = all.
+    subplots: who makes the figure; a notebook gives pyplot's, whose figures it shows.
     """
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8 + 2.5 * (len(lines) > MANY), 5), layout="constrained")
+    figure, axes = subplots(figsize=(8 + 2.5 * (len(lines) > MANY), 5), layout="constrained")
     for number, line in enumerate(lines):
         color, mark = f"C{number % 10}", MARKS[(number // 10 + number) % len(MARKS)]
         if len(line.x) == 1:
@@ -118,10 +113,8 @@ def draw(
 
 def heat_maps(loads: list[tuple[str, Any]]) -> Any:
     """Load of every expert (columns) in every layer (rows), a map a point."""
-    from matplotlib import pyplot as plt
-
     height = 1.2 + 0.9 * len(loads)
-    figure, axes = plt.subplots(len(loads), 1, figsize=(8, height), layout="constrained", squeeze=False)
+    figure, axes = figures.subplots(len(loads), squeeze=False, figsize=(8, height))
     image = None
     for (name, load), axis in zip(loads, axes[:, 0], strict=True):
         image = axis.imshow(load, aspect="auto", cmap="viridis", vmin=0, vmax=max(2.0, float(load.max())))

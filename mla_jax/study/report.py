@@ -9,6 +9,20 @@ from mla_jax.study.results import Results, collect
 from mla_jax.study.rows import Rows
 
 TIME = "## Time"  # heads the last section
+WORDS = """\
+* **point, tier**: a model with its settings, trained with some seeds; points of one tier share size, data and steps.
+* **n**, or a number in brackets: how many seeds a figure is the mean of.
+* **± and [low, high], 95 % interval**: where the mean over all seeds lies, as far as these few can tell; an interval
+  made like this holds it in 19 of 20 studies.
+* **paired**: seed by seed (or story by story) the difference is taken first, and then the mean. Equal seeds see the
+  same batches, so what they do to both models cancels out.
+* **smallest**: the smallest difference that a study of this size and scatter would show four times out of five. A
+  finding of "no difference" is worth no more than this.
+* **confirmed, contradicted**: the whole interval lies inside the claim's range, or outside of it. **undecided**: it
+  lies on both sides, or there is none. **cannot be as stated**: arithmetic or the paper's own equations rule the
+  claim out, and no training could change that. **not judged**: the study is too small to say anything about papers.
+* **p, Holm**: how often chance alone would show such a difference, made larger because several were looked at.
+* **diverged**: the loss stopped being a number; that is a result."""
 
 
 def write(study: Study, rows: Rows, folder: Path) -> Path:
@@ -37,6 +51,7 @@ def markdown(found: Results, pictures: list[tuple[str, str]]) -> str:
     parts += ["## How many directions the cache uses", tables.effective_ranks(found)]
     parts += ["## Samples", tables.samples(found)]
     parts += ["## Plots", "\n\n".join(f"{caption}\n\n![{caption}](plots/{name})" for name, caption in pictures)]
+    parts += ["## Words", WORDS]
     parts += [TIME, tables.time_used(found)]
     return "\n\n".join(_without_empty_sections(parts)) + "\n"
 

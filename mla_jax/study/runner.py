@@ -250,9 +250,9 @@ def _in_words(row: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _log(path: Path) -> Iterator[rich.console.Console]:
-    """A console that writes to a file: the terminal has a line a run."""
+    """A console that writes to a file, in a notebook too: what the user sees has a line a run."""
     with path.open("a", encoding="utf-8") as file:
-        yield rich.console.Console(file=file, width=120)
+        yield rich.console.Console(file=file, width=120, force_jupyter=False)
 
 
 def forget_programs() -> None:

@@ -30,11 +30,11 @@ def singular_values(vectors: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(values, 0.0))
 
 
-def cache_spectra(run: Run, tokens: np.ndarray) -> list[dict[str, Any]]:
+def cache_spectra(run: Run, tokens: np.ndarray, kept: int | None = KEPT) -> list[dict[str, Any]]:
     """Rows {layer, entry, width, effective_rank, singular_values} of the cache that `tokens` [B, T] fill.
 
     An entry is a field of the layer's cache (k, v, c_kv, k_rope, ...), heads side by side. singular_values: the
-    largest, relative to the first.
+    `kept` largest (None: all of them), relative to the first.
     """
     batch, length = tokens.shape
     store = init_cache(run.config.model, batch, length, jnp.float32)
@@ -57,7 +57,7 @@ def cache_spectra(run: Run, tokens: np.ndarray) -> list[dict[str, Any]]:
                     "entry": field.name,
                     "width": vectors.shape[1],
                     "effective_rank": round(effective_rank(values), 2),
-                    "singular_values": [float(f"{value:.3g}") for value in relative[:KEPT]],
+                    "singular_values": [float(f"{value:.3g}") for value in relative[:kept]],
                 }
             )
     return rows

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import rich.console
 
+from mla_jax import devices
 from mla_jax.errors import UserError
 from mla_jax.runs import write_text
 from mla_jax.study import report
@@ -19,7 +20,8 @@ def dry_run(study: Study, workdir: str | None, console: rich.console.Console) ->
     """Print the plan: every run, its minutes on the study's device, and whether a row of it is there."""
     rows = gather(Path(workdir) if workdir else None)
     cost = cost_model(study, rows.by_key.values())
-    console.print(describe(study, plan(study, rows), rows, cost), highlight=False, markup=False, soft_wrap=True)
+    text = describe(study, plan(study, rows), rows, cost, devices.device_name())
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def report_only(study: Study, workdir: str, console: rich.console.Console) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mla_jax import figures
 from mla_jax.rows import read_rows
 from mla_jax.runs import RunFolder
 
@@ -18,23 +19,20 @@ def plot_experts(folder: RunFolder, first_layer: int = 0) -> Path | None:
     rows = [row for row in read_rows(folder.metrics) if row["kind"] == "experts"]
     if not rows:
         return None
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib import cm, colormaps, colors
 
     load, steps = np.asarray(rows[-1]["load"]), [row["step"] for row in rows]
     largest = np.asarray([row["max_load"] for row in rows])
     layers = [first_layer + index for index in range(len(load))]
     size = (8, 9 + 0.2 * max(0, len(load) - 8))
-    figure, (heat, lines, history) = plt.subplots(3, 1, figsize=size, layout="constrained")
+    figure, (heat, lines, history) = figures.subplots(3, figsize=size)
     _heat_map(heat, load, layers)
     heat.set(ylabel="layer", title=f"{folder.name}: load of the {rows[-1]['steps']} steps up to step {steps[-1]}")
-    cmap = plt.get_cmap("viridis", len(load))  # layers have an order
+    cmap = colormaps["viridis"].resampled(len(load))  # layers have an order
     for index in range(len(load)):
         lines.plot(steps, largest[:, index], marker=".", color=cmap(index))
-    norm = matplotlib.colors.BoundaryNorm(np.arange(len(load) + 1) + first_layer - 0.5, len(load))
-    figure.colorbar(matplotlib.cm.ScalarMappable(norm, cmap), ax=lines, label="layer", ticks=layers)
+    norm = colors.BoundaryNorm(np.arange(len(load) + 1) + first_layer - 0.5, len(load))
+    figure.colorbar(cm.ScalarMappable(norm, cmap), ax=lines, label="layer", ticks=layers)
     lines.axhline(1.5, linestyle=":", color="gray")
     lines.set(ylabel="largest over mean load", title="balance of each layer (dotted: 1.5)", yscale="log")
     top = max(2.0, 1.15 * float(largest.max()))
@@ -51,7 +49,6 @@ def plot_experts(folder: RunFolder, first_layer: int = 0) -> Path | None:
     folder.plots.mkdir(exist_ok=True)
     path = folder.plots / "experts.png"
     figure.savefig(path, dpi=120)
-    plt.close(figure)
     return path
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import rich.console
 import rich.table
 
-from mla_jax import accounting
+from mla_jax import accounting, figures
 from mla_jax.config import Config
 from mla_jax.model import backend as backend_lib
 from mla_jax.model.backend import Backend
@@ -23,13 +23,8 @@ from mla_jax.train.setup import Setup
 
 def plot_loss(folder: RunFolder, baselines: dict[str, float]) -> Path:
     """plots/loss.png from metrics.jsonl: training and validation loss over steps, with the unigram baseline."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     rows = read_rows(folder.metrics)
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, axes = figures.subplots(figsize=(7, 4.5))
     for kind, style in (("train", {"alpha": 0.6}), ("eval", {"marker": "o"})):
         points = [(row["step"], row["loss"]) for row in rows if row["kind"] == kind]
         if points:
@@ -40,7 +35,6 @@ def plot_loss(folder: RunFolder, baselines: dict[str, float]) -> Path:
     folder.plots.mkdir(exist_ok=True)
     path = folder.plots / "loss.png"
     figure.savefig(path, dpi=120)
-    plt.close(figure)
     return path
 
 

@@ -1,0 +1,27 @@
+"""sample_mode: what is said beside the stories."""
+
+import shutil
+from pathlib import Path
+
+import rich.console
+
+from mla_jax.sample import sample_mode
+
+pytest_plugins = ["run_fixtures"]
+
+
+def said(run: Path, step: int | None = None) -> str:
+    console = rich.console.Console(record=True, width=200)
+    sample_mode.run(str(run), {"prompts": ("Once",), "num_samples": 1, "max_new_tokens": 2}, step, console)
+    return console.export_text()
+
+
+def test_a_run_that_is_still_trained_says_whose_weights_wrote(trained_run: Path, run_env: Path, tmp_path: Path) -> None:
+    assert "weights of" not in said(trained_run)  # finished: its last
+    of_five = said(trained_run, step=5)
+    assert "weights of step 5 of 10" in of_five and "not finished" not in of_five
+    training = tmp_path / "run"
+    shutil.copytree(trained_run, training)
+    shutil.rmtree(training / "checkpoints" / "10")
+    (training / "result.json").unlink()
+    assert f"weights of step 5 of 10 of {training}, which is not finished" in said(training)

@@ -102,7 +102,8 @@ def experts(config: "Config") -> None:
         fail(config, f"model.{name}", rule, remedy)
 
     if m.ffn == "dense":
-        for name in ("n_routed_experts", "n_shared_experts", "top_k", "d_expert", "first_k_dense"):
+        sizes = ("n_routed_experts", "n_shared_experts", "top_k", "d_expert", "first_k_dense")
+        for name in (*sizes, "router_aux_weight", "router_sequence_weight", "router_z_weight"):
             if getattr(m, name):
                 refuse(name, "ffn=dense has no experts", "set it to 0, or --config.model.ffn=moe")
         return

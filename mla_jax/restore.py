@@ -44,7 +44,9 @@ def restore_weights(folder: "RunFolder", model: Transformer, step: int) -> dict[
     except Exception as error:  # Orbax and TensorStore raise many types for a damaged or missing file
         reason = short_reason(error)
     drop_failed_reads()
-    good = next((s for s in reversed(folder.steps()) if s != step and _is_whole(folder.checkpoints / str(s))), None)
+    others = (folder.checkpoints / str(s) for s in reversed(folder.steps()) if s != step)
+    experts = model.cfg.n_moe_layers > 0
+    good = next((path.name for path in others if _is_whole(path) and not (experts and _lacks_bias(path))), None)
     remedy = "copy the run folder again" if good is None else f"the newest good one is {good}, --step={good} reads it"
     if (path.parent / checksums.NAME).is_file() and _is_whole(path.parent):  # then no other one will fit either
         remedy = "its files are as they were written, so config.json is of another run: copy the run folder again"
@@ -65,6 +67,14 @@ def _is_whole(checkpoint: Path) -> bool:
     except checksums.Mismatch:
         return False
     return (checkpoint / "model").is_dir()
+
+
+def _lacks_bias(checkpoint: Path) -> bool:
+    try:
+        check_router_bias(checkpoint / "model")
+    except Exception:  # Orbax raises many types for metadata that cannot be read: no good checkpoint either
+        return True
+    return False
 
 
 def short_reason(error: Exception) -> str:

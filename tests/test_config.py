@@ -227,6 +227,7 @@ BAD = [
     ("model.latent", "shared", "joint | per_head"),
     ("model.position", "alibi", "none | learned | rope"),
     ("model.n_routed_experts", 4, "dense"),
+    ("model.router_aux_weight", 0.5, "ffn=dense has no experts"),
     ("model.ffn", "mlp", "dense | moe"),
     ("model.d_model", 0, "at least 1"),
     ("model.d_model", 512.0, "type int"),

@@ -124,8 +124,14 @@ def test_a_checkpoint_that_lost_its_bias_is_refused_in_a_sentence(
         path.unlink()
     assert main(["mla_jax", "--mode=sample", f"--workdir={copy}", "--step=4"]) == 2
     error = capsys.readouterr().err
-    assert "it has no router_bias, without which a model with experts routes differently" in error
+    assert "it has no router_bias, without which a model with experts routes differently): the newest good one" in error
     assert "Traceback" not in error
+    shutil.rmtree(copy / "checkpoints" / "2" / "model")
+    shutil.copytree(item, copy / "checkpoints" / "2" / "model")
+    for path in (copy / "checkpoints" / "2").glob("*sum*"):
+        path.unlink()
+    assert main(["mla_jax", "--mode=sample", f"--workdir={copy}", "--step=4"]) == 2
+    assert "routes differently): copy the run folder again." in capsys.readouterr().err  # the other one has none either
 
 
 class Page(HTMLParser):

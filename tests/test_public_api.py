@@ -1,8 +1,8 @@
 """The public names of mla_jax stay what they are, whatever submodules have been imported; devices; the loop's clock."""
 
-import collections
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -43,7 +43,6 @@ def test_throughput_is_read_after_the_newest_step_has_ended() -> None:
     """Read before, the clock would divide N steps by the time of N - 1."""
     order: list[str] = []
     loop = object.__new__(_Training)
-    loop.pending = collections.deque([(1, {})])
 
     class Stop(Exception):
         pass
@@ -54,7 +53,7 @@ def test_throughput_is_read_after_the_newest_step_has_ended() -> None:
             raise Stop
 
     loop.clock = Clock()
-    loop._drain = lambda keep: order.append(f"drain {keep}")
+    loop.pending = types.SimpleNamespace(drain=lambda keep: order.append(f"drain {keep}"))
     with pytest.raises(Stop):
         loop._log(1, {})
     assert order == ["drain 0", "clock"]

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import time
-from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,9 @@ from mla_jax.train import step as steps
 from mla_jax.train.checkpoint import Checkpoints
 from mla_jax.train.clock import Clock
 from mla_jax.train.ema import swapped
-from mla_jax.train.expert_meter import ExpertMeter
 from mla_jax.train.metrics import MetricsWriter, NoWriter, Progress
 from mla_jax.train.optim import make_optimizer, schedule
+from mla_jax.train.pending import Pending
 from mla_jax.train.result import Best, best_so_far, final_metrics
 from mla_jax.train.resume import flatten
 from mla_jax.train.rollback import BadStep, NonFiniteLoss, Rollbacks, stop_message
@@ -90,7 +89,7 @@ def train(
 
 
 class _Training:
-    """The loop's working parts. Metrics are fetched one step late, so that the device never waits for the host."""
+    """The loop's working parts."""
 
     def __init__(self, setup: Setup, checkpoints: Checkpoints, console: rich.console.Console, start_clock: StartClock):
         config = setup.config
@@ -113,16 +112,14 @@ class _Training:
         self.eval_step = lambda variables, batch: eval_step(variables, place_eval(batch))
         self.logit_probe = steps.make_logit_probe(setup.model, config)
         self.learning_rate = schedule(config.optim)
-        self.pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
+        self.pending = Pending(config.train, checkpoints)
         self.clock = Clock(config.train.batch_size * config.train.seq_len)
         self.trace = Trace(setup.folder.path / "profile", config.train.profile_steps)
         self.best = best_so_far(setup.folder, self.start)
         self.last: tuple[int, EvalResult] | None = None
         self.startup: dict[str, float] = {}
-        self.skipped = 0
         self.stopping: str | None = None
         self.rollbacks = Rollbacks()
-        self.experts = ExpertMeter()
 
     def already_finished(self, row: dict[str, Any]) -> TrainResult:
         """Say so and leave the run folder as it is."""
@@ -176,13 +173,13 @@ class _Training:
         if first:
             self.start_clock.mark("batch")
         self.state, metrics = self.train_step(self.state, batch, self.seed)
-        self.pending.append((done, metrics))
+        self.pending.add(done, metrics)
         self.clock.steps += 1
         if first:
             self._report_startup(metrics)
             if cfg.log_every > 1:
                 self.clock.restart()  # compiled now: the first figures should not count that
-        self._drain(keep=1)
+        self.pending.drain(keep=1)
         if done % cfg.log_every == 0 or done == total:
             self._log(done, batch)
         if done % cfg.eval_every == 0 or done == total:
@@ -203,8 +200,7 @@ class _Training:
         elsewhere = train_iterator(self.setup.prepared, self.config, *self.part)
         self.state = self.checkpoints.restore(abstract_state(self.setup.model, self.optimizer), elsewhere)
         done = int(self.state.step)
-        self.pending.clear()
-        self.experts = ExpertMeter()  # what it gathered was undone
+        self.pending.forget()
         self.writer.cut(done)
         self.best, self.last = best_so_far(self.setup.folder, done), None
         self.progress.say(
@@ -227,35 +223,18 @@ class _Training:
         cfg = self.config.checkpoint
         return done % cfg.every == 0 or done in cfg.keep_steps or done == self.config.train.steps
 
-    def _drain(self, keep: int) -> None:
-        """Fetch metrics of all but the newest `keep` steps and look for non-finite ones."""
-        while len(self.pending) > keep:
-            done, device_metrics = self.pending.popleft()
-            fetched = jax.device_get(device_metrics)
-            self.metrics = {name: float(value) for name, value in fetched.items() if not value.ndim}
-            self.experts.add(fetched)
-            if self.metrics["finite"]:
-                continue
-            if self.config.train.on_nonfinite == "rollback":
-                raise BadStep(done, self.metrics)
-            if self.config.train.on_nonfinite == "stop":
-                good = self.checkpoints.latest
-                raise NonFiniteLoss(stop_message(done, self.metrics, good, self.config.train))
-            self.skipped += 1
-            logging.warning("Step %d: loss or gradient is bad; update skipped (%d so far).", done, self.skipped)
-
     def _log(self, done: int, batch: dict[str, Any]) -> None:
-        self._drain(keep=0)  # before the clock is read: the newest step is still running
+        self.pending.drain(keep=0)  # before the clock is read: the newest step is still running
         tokens_per_s = self.clock.tokens_per_s()
         mfu = self._mfu(tokens_per_s)
-        values = {name: self.metrics[name] for name in ("loss", "grad_norm", "param_norm")}
-        values |= self.experts.train_values()
+        values = {name: self.pending.latest[name] for name in ("loss", "grad_norm", "param_norm")}
+        values |= self.pending.experts.train_values()
         values |= {
             "attn_logit_max": float(self.logit_probe(self.state.variables, batch)),
             "learning_rate": float(self.learning_rate(done - 1)),
             "tokens_per_s": tokens_per_s,
             "data_wait": self.clock.data_wait(),
-            "skipped": self.skipped,
+            "skipped": self.pending.skipped,
             "rollbacks": self.rollbacks.total,
         }
         if mfu is not None:
@@ -272,14 +251,14 @@ class _Training:
         return tokens_per_s * flops / (peak * self.n_devices) if peak else None
 
     def _evaluate(self, done: int) -> None:
-        self._drain(keep=0)
+        self.pending.drain(keep=0)
         began = time.perf_counter()
         valid, cfg = self.setup.prepared.valid, self.config
         variables = swapped(self.state).variables  # of the averaged weights, where there is an average
         result = evaluate(self.eval_step, variables, valid, cfg.train.seq_len, cfg.eval.batch_size)
         values = {"loss": result.loss, "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
         self.writer.write("eval", done, values)
-        if experts := self.experts.eval_values(self.state.router_bias):
+        if experts := self.pending.experts.eval_values(self.state.router_bias):
             self.writer.write("experts", done, experts)
         self.last = (done, result)
         if result.loss < self.best.loss:
@@ -290,7 +269,7 @@ class _Training:
         self.clock.restart()
 
     def _save(self, done: int) -> None:
-        self._drain(keep=0)  # never save a state whose finiteness is not known
+        self.pending.drain(keep=0)  # never save a state whose finiteness is not known
         fresh = self.last is not None and self.last[0] == done
         self.checkpoints.save(self.state, self.data, {"valid_loss": self.last[1].loss} if fresh else None)
         self.clock.restart()

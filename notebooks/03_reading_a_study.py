@@ -86,8 +86,8 @@ figure = plots.draw(
 # intervals over seeds, and not of the paired difference, which is narrower.
 # %%
 pareto = series.pareto(found, "headline")
-labels = "numbers in the cache per token and layer (log)", "validation loss (nats per token)"
-pareto_figure = plots.draw(pareto, *labels, log_x=2, marks=True, subplots=plt.subplots)
+labels = "numbers in the cache per token and layer", "validation loss (nats per token)"
+pareto_figure = plots.draw(pareto, *labels, marks=True, subplots=plt.subplots)
 # %% [markdown]
 # ## Story by story
 # The same held-out stories, each compared with itself: how other *stories* would move the difference. It says nothing

@@ -52,24 +52,10 @@ def where_of(shifted: Batch, document_mask: bool) -> Where:
     return Where(shifted["positions"], shifted["segment_ids"]) if document_mask else Where()
 
 
-def make_train_step(
-    model: Transformer, optimizer: optax.GradientTransformation, config: Config
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """(state, {tokens, segment_ids [B, T+1]}[, dropout's seed]) -> (state, metrics), donating the state.
-
-    metrics, float32 []: loss (nats per token over the batch: cross-entropy alone), grad_norm (before clipping),
-    param_norm, finite; with experts also router_loss (weighted, part of what is differentiated), and of each layer
-    expert_load [L_moe, E] (tokens of the batch) and router_entropy [L_moe].
-    Microbatches accumulate sums of losses and gradients and the count of targets, and divide once, so that their
-    number changes nothing but rounding (auxiliary router losses excepted: they are those of each microbatch).
-    The router bias moves once, by the load of the whole batch. finite is 0 for a bad step (train/rollback.py);
-    `train.on_nonfinite=skip` then keeps the old state, bias included.
-    """
+def _make_loss_sum(model: Transformer, config: Config) -> Callable[..., tuple[jax.Array, Sums]]:
+    """(params, router_bias, microbatch, dropout's key) -> (what is differentiated, `Sums`)."""
     n_tokens, document_mask = config.tokenizer.vocab_size, config.data.document_mask
-    seed, parts, chunks = config.train.seed, config.train.microbatches, config.train.loss_chunks
-    cfg = config.model
-    mesh = model.backend.mesh
-    where = None if mesh is None else shardings(model, abstract_state(model, optimizer))
+    chunks = config.train.loss_chunks
 
     def loss_sum(params: Any, router_bias: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
         shifted = shift(batch, document_mask)
@@ -90,7 +76,11 @@ def make_train_step(
         router = RouterSums(router_loss, aux.router.expert_load, aux.router.router_entropy * count)
         return total + router_loss, Sums(total, count, router, logit_max)
 
-    gradient = jax.grad(loss_sum, has_aux=True)
+    return loss_sum
+
+
+def _accumulated(gradient: Callable[..., tuple[Any, Sums]], parts: int, mesh: Any) -> Callable[..., tuple[Any, Sums]]:
+    """`gradient` over `parts` microbatches, one after the other, each with a key of its own: sums of all of them."""
 
     def whole_batch(params: Any, router_bias: Any, batch: Batch, key: jax.Array) -> tuple[Any, Sums]:
         if parts == 1:
@@ -108,6 +98,28 @@ def make_train_step(
             lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(gradient, params, router_bias, first, key)
         )
         return jax.lax.scan(add, zeros, (jnp.arange(parts), split))[0]
+
+    return whole_batch
+
+
+def make_train_step(
+    model: Transformer, optimizer: optax.GradientTransformation, config: Config
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """(state, {tokens, segment_ids [B, T+1]}[, dropout's seed]) -> (state, metrics), donating the state.
+
+    metrics, float32 []: loss (nats per token over the batch: cross-entropy alone), grad_norm (before clipping),
+    param_norm, finite; with experts also router_loss (weighted, part of what is differentiated), and of each layer
+    expert_load [L_moe, E] (tokens of the batch) and router_entropy [L_moe].
+    Microbatches accumulate sums of losses and gradients and the count of targets, and divide once, so that their
+    number changes nothing but rounding (auxiliary router losses excepted: they are those of each microbatch).
+    The router bias moves once, by the load of the whole batch. finite is 0 for a bad step (train/rollback.py);
+    `train.on_nonfinite=skip` then keeps the old state, bias included.
+    """
+    seed, cfg, mesh = config.train.seed, config.model, model.backend.mesh
+    where = None if mesh is None else shardings(model, abstract_state(model, optimizer))
+
+    gradient = jax.grad(_make_loss_sum(model, config), has_aux=True)
+    whole_batch = _accumulated(gradient, config.train.microbatches, mesh)
 
     def train_step(state: TrainState, batch: Batch, seed: jax.Array | int = seed) -> tuple[TrainState, Metrics]:
         # rbg: the device's own generator makes dropout cheap; still a pure function of (seed, step).

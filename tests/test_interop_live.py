@@ -21,6 +21,7 @@ from mla_jax.config_files import load_config
 from mla_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mla_jax.interop import hf
 from mla_jax.model.cache import init_cache
+from mla_jax.model.moe import MoE
 from mla_jax.runs import Run
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -130,6 +131,30 @@ def test_transformers_computes_the_same(family: str, seed: int, tokenizer: Token
     back = hf.load(folder)
     assert_trees_equal(dict(back.params), dict(run.params))
     assert_trees_equal({"bias": back.router_bias}, {"bias": run.router_bias})
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_layer_of_experts_is_transformers_own(seed: int, tokenizer: Tokenizer, tmp_path: Path, capsys) -> None:
+    """Shared and routed experts alone, each layer on random inputs; the bias as large as differences of scores."""
+    config = random_config("deepseek_moe", seed, tokenizer.vocab_size)
+    run = untrained_run(tmp_path / "run", config, tokenizer, seed)
+    assert float(np.abs(run.router_bias).max()) > 0.05
+    plain = {"attn_implementation": "eager"}
+    if int(transformers.__version__.partition(".")[0]) >= 5:
+        plain["experts_implementation"] = "eager"
+    folder = hf.export(run, tmp_path / "out")
+    model, largest, first = transformers.AutoModelForCausalLM.from_pretrained(folder, **plain), 0.0, 0.0
+    module = MoE(config.model, run.model.backend)
+    x = np.random.default_rng(seed).standard_normal((3, 40, config.model.d_model)).astype(np.float32)
+    for index, bias in enumerate(run.router_bias):
+        layer = config.model.first_k_dense + index
+        ours, _ = jax.jit(module.apply)({"params": run.params[f"layer_{layer}"]["ffn"]}, x, jnp.asarray(bias))
+        with torch.no_grad():
+            theirs = model.model.layers[layer].mlp(torch.tensor(x)).numpy()
+        largest, first = max(largest, float(np.abs(ours - theirs).max())), max(first, float(np.abs(theirs).max()))
+    with capsys.disabled():
+        print(f"\nlayer of experts {seed}: values up to {first:.2f}, largest difference {largest:.1e}", end=" ")
+    assert largest < 1e-4
 
 
 @pytest.mark.parametrize("family", ["deepseek_moe", "llama_gqa", "gpt2"])

@@ -1,44 +1,19 @@
 """mla_jax.main, cli: bad input gives one sentence on stderr, exit code 2, no traceback, and nothing is written."""
 
-import contextlib
-import json
 import shutil
-import stat
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import pytest
-from run_tools import REPOSITORY, listing, train_flags, write_stories
+from run_tools import REPOSITORY, edit_json, listing, train_flags, write_stories
 
 from mla_jax import main as main_module
-from mla_jax import runs
 from mla_jax.main import main
 
-pytest_plugins = ["run_fixtures"]
+pytest_plugins = ["run_fixtures", "refusals"]
 pytestmark = pytest.mark.usefixtures("run_env")
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture) -> Callable[..., str]:
-    """Run a command line that must be refused; returns the sentence, after looking for `words` in it."""
-
-    def check(*arguments: object, words: tuple[str, ...] = ()) -> str:
-        capsys.readouterr()
-        code = main(["mla_jax", *map(str, arguments)])
-        out, err = capsys.readouterr()
-        assert code == 2, f"exit code {code}: {out}{err}"
-        lines = [line for line in err.splitlines() if line.startswith("mla_jax: ")]
-        assert len(lines) == 1 and err.rstrip() == lines[0], err
-        assert lines[0].endswith(".") and len(lines[0]) > 30, lines[0]
-        assert "Traceback" not in out + err
-        for word in words:
-            assert word in lines[0], f"{word!r} is not in: {lines[0]}"
-        return lines[0]
-
-    return check
 
 
 CONFIG_VALUES = [
@@ -173,169 +148,6 @@ def test_a_bad_flag_is_refused(refused, tmp_path: Path, arguments: tuple, w: tup
     assert listing(tmp_path) == before
 
 
-DATA_FILES = [
-    ({"data.path": "none.txt"}, "data.path", "no such file"),
-    ({"data.path": "nothing"}, "data.path", "a folder without story files"),
-    ({"data.path": "packed.txt"}, "data.path", "gzip", ".gz"),
-    ({"data.path": "broken.parquet"}, "data.path", "parquet"),
-    ({"data.path": "empty.txt"}, "data.path", "empty"),
-    ({"data.path": "binary.txt"}, "data.path", "binary.txt", "NUL"),
-    ({"data.path": "latin1.txt"}, "data.path", "UTF-8", "invalid_utf8=replace"),
-    ({"data.path": "broken.jsonl"}, "data.path", "line 2", "JSON"),
-    ({"data.path": "no_text.jsonl"}, "data.path", "line 1", "text"),
-    ({"data.path": "cut.txt.gz"}, "data.path", "gzip"),
-    ({"data.path": "one.txt"}, "validation", "data.valid_path"),
-    ({"data.path": "blank.txt"}, "no stories"),
-    ({"data.path": "stories.txt", "data.valid_path": "none.txt"}, "data.valid_path", "no such file"),
-    ({"data.path": "stories.txt", "tokenizer.path": "none.model"}, "none.model", "does not exist"),
-    ({"data.path": "stories.txt", "tokenizer.path": "stories.txt"}, "stories.txt", "sentencepiece"),
-    ({"data.path": "stories.txt", "data.cache_dir": "stories.txt"}, "stories.txt", "data.cache_dir"),
-]
-
-
-@pytest.mark.parametrize(("files", "w"), [(row[0], row[1:]) for row in DATA_FILES], ids=lambda v: str(v)[:60])
-def test_a_bad_data_file_is_refused(refused, stories_file: Path, tmp_path: Path, files: dict, w: tuple) -> None:
-    write_stories(tmp_path / "stories.txt")
-    (tmp_path / "nothing").mkdir()
-    (tmp_path / "packed.txt").write_bytes(b"\x1f\x8b\x08\x00 packed")
-    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
-    (tmp_path / "empty.txt").touch()
-    (tmp_path / "blank.txt").write_text("\n<|endoftext|>\n \n")
-    (tmp_path / "one.txt").write_text("Only one story.")
-    (tmp_path / "binary.txt").write_bytes(b"a\0b" * 100)
-    (tmp_path / "latin1.txt").write_bytes("caf\u00e9\n".encode("latin-1") * 9)
-    (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
-    (tmp_path / "no_text.jsonl").write_text('{"tale": "a"}\n')
-    (tmp_path / "cut.txt.gz").write_bytes(b"\x1f\x8b\x08\x00 cut")
-    before = listing(tmp_path)
-    knobs = {"data.cache_dir": str(tmp_path / "cache")} | {name: f"{tmp_path}/{file}" for name, file in files.items()}
-    refused(*train_flags(stories_file, tmp_path / "run", **knobs), words=w)
-    assert listing(tmp_path) == before
-
-
-def test_a_line_of_100_megabytes_is_refused(refused, stories_file: Path, tmp_path: Path) -> None:
-    (tmp_path / "line.txt").write_bytes(b"word " * 20_000_000)
-    flags = train_flags(stories_file, tmp_path / "run", **{"data.path": f"{tmp_path}/line.txt"})
-    refused(*flags, words=("data.path", "story 1 is longer than 16 MiB", "<|endoftext|>"))
-    assert [path.name for path in tmp_path.iterdir()] == ["line.txt"]
-
-
-def test_a_file_to_evaluate_that_is_not_utf8_has_a_remedy_that_eval_has(refused, trained_run, tmp_path) -> None:
-    run = Path(shutil.copytree(trained_run, tmp_path / "run"))
-    (tmp_path / "latin1.txt").write_bytes("caf\u00e9\n".encode("latin-1") * 9)
-    said = refused(
-        "--mode=eval", f"--workdir={run}", f"--data.path={tmp_path}/latin1.txt", words=("--data.path", "to UTF-8.")
-    )
-    assert "--config" not in said
-
-
-def edit_json(path: Path, change: Callable[[dict], object]) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def cut_weights(run: Path) -> None:
-    """Every array file of every checkpoint's `model`, cut in half."""
-    for path in run.glob("checkpoints/*/model/**/d/*"):
-        cut(path)
-
-
-def each_checkpoint(run: Path, item: str) -> None:
-    for path in run.glob(f"checkpoints/*/{item}"):
-        shutil.rmtree(path)
-
-
-RUN_FOLDERS = {
-    "no_folder": (shutil.rmtree, "no such folder"),
-    "a_file": (lambda run: (shutil.rmtree(run), run.write_text("x")), "no such folder"),
-    "not_a_run": (lambda run: (run / "config.json").unlink(), "no config.json"),
-    "config_cut": (lambda run: cut(run / "config.json"), "config.json", "copy the run folder again"),
-    "config_not_json": (lambda run: (run / "config.json").write_text("{"), "config.json", "is not a config"),
-    "config_binary": (lambda run: (run / "config.json").write_bytes(b"\xff\xfe\0"), "config.json"),
-    "config_a_list": (lambda run: (run / "config.json").write_text("[1]"), "config.json", "is not a config"),
-    "config_newer": (lambda run: edit_json(run / "config.json", lambda c: c.update(format=999)), "999", "upgrade"),
-    "config_format_0": (lambda run: edit_json(run / "config.json", lambda c: c.update(format=0)), "config.json"),
-    "config_unknown_knob": (
-        lambda run: edit_json(run / "config.json", lambda c: c["config"]["model"].update(magic=1)),
-        "config.json",
-        "model.magic",
-    ),
-    "config_knob_missing": (
-        lambda run: edit_json(run / "config.json", lambda c: c["config"]["model"].pop("d_ff")),
-        "config.json",
-        "model.d_ff",
-    ),
-    "config_other_width": (
-        lambda run: edit_json(run / "config.json", lambda c: c["config"]["model"].update(d_ff=64)),
-        "cannot be restored",
-    ),
-    "no_checkpoints": (lambda run: shutil.rmtree(run / "checkpoints"), "no finished checkpoint"),
-    "checkpoints_empty": (
-        lambda run: [shutil.rmtree(p) for p in (run / "checkpoints").iterdir()],
-        "no finished checkpoint",
-    ),
-    "model_item_deleted": (lambda run: each_checkpoint(run, "model"), "cannot be restored", "copy the run folder"),
-    "weights_cut": (cut_weights, "cannot be restored"),
-    "tokenizer_missing": (lambda run: (run / "tokenizer.model").unlink(), "tokenizer.model", "missing"),
-    "tokenizer_cut": (lambda run: cut(run / "tokenizer.model"), "tokenizer.model"),
-    "data_json_missing": (lambda run: (run / "data.json").unlink(), "data.json"),
-    "data_json_cut": (lambda run: cut(run / "data.json"), "data.json"),
-    "data_json_empty": (lambda run: (run / "data.json").write_text("{}"), "data.json"),
-}
-
-
-@pytest.mark.parametrize("name", RUN_FOLDERS)
-@pytest.mark.parametrize("mode", ["sample", "eval", "export"])
-def test_a_bad_run_folder_is_refused(refused, trained_run: Path, tmp_path: Path, name: str, mode: str) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(trained_run, run)
-    damage, *words = RUN_FOLDERS[name]
-    damage(run)
-    before = listing(tmp_path)
-    more = [f"--out={tmp_path / 'out'}"] if mode == "export" else []
-    refused(f"--mode={mode}", f"--workdir={run}", *more, words=(str(run), *words))
-    assert listing(tmp_path) == before
-
-
-def test_a_tokenizer_of_another_run_is_refused(refused, trained_run: Path, tmp_path: Path) -> None:
-    """Even one with the same number of pieces, whose ids would mean other text."""
-    from mla_jax.data.tokenizer import Tokenizer, train_tokenizer
-
-    run = tmp_path / "run"
-    shutil.copytree(trained_run, run)
-    pieces = Tokenizer.load(run / "tokenizer.model").vocab_size
-    other = train_tokenizer(["another language entirely, with other words " + str(i) for i in range(99)], pieces)
-    assert Tokenizer(other).vocab_size == pieces
-    (run / "tokenizer.model").write_bytes(other)
-    for mode in ("sample", "eval"):
-        refused(f"--mode={mode}", f"--workdir={run}", words=("tokenizer.model", "trained with"))
-    refused(
-        *train_flags(write_stories(tmp_path / "s.txt"), run, **{"train.steps": 12}),
-        words=("tokenizer.model", "trained with"),
-    )
-
-
-def test_a_step_without_checkpoint_is_refused(refused, trained_run: Path) -> None:
-    for mode in ("sample", "eval"):
-        refused(f"--mode={mode}", f"--workdir={trained_run}", "--step=7", words=("--step is 7", "5, 10"))
-
-
-def test_eval_says_that_its_data_is_gone_or_changed(refused, trained_run: Path, tmp_path: Path) -> None:
-    run, stories = tmp_path / "run", write_stories(tmp_path / "stories.txt", 200, seed=1)
-    shutil.copytree(trained_run, run)
-    edit_json(run / "config.json", lambda c: c["config"]["data"].update(path=str(stories)))
-    refused("--mode=eval", f"--workdir={run}", words=("fingerprint", "--data.path"))
-    stories.unlink()
-    refused("--mode=eval", f"--workdir={run}", words=(str(stories), "no such file"))
-    refused("--mode=eval", f"--workdir={run}", f"--data.path={stories}", words=(str(stories), "no such file"))
-    assert not (run / "eval").exists()
-
-
 SAMPLES = [
     (("--temperature=-1",), "temperature", "-1"),
     (("--temperature=nan",), "temperature", "nan"),
@@ -387,72 +199,6 @@ def test_a_streamed_story_is_the_same_story(trained_run: Path, capsys: pytest.Ca
         assert main(["mla_jax", "--mode=sample", *arguments, *more]) == 0
         outs.append(capsys.readouterr().out)
     assert outs[0] == outs[1] and outs[0].count("once upon") >= 2 and "4 of 4 (seed 6)" in outs[0]
-
-
-def foreign(workdir: Path, run: Path) -> None:
-    workdir.mkdir()
-    (workdir / "thesis.txt").write_text("do not touch")
-
-
-WORKDIRS = {
-    "a_file": (lambda workdir, run: workdir.write_text("x"), "no folder"),
-    "a_dangling_link": (lambda workdir, run: workdir.symlink_to(run / "nowhere"), "no folder"),
-    "foreign_files": (foreign, "thesis.txt", "empty folder"),
-    "config_cut": (lambda workdir, run: (shutil.copytree(run, workdir), cut(workdir / "config.json")), "config.json"),
-    "tokenizer_missing": (
-        lambda workdir, run: (shutil.copytree(run, workdir), (workdir / "tokenizer.model").unlink()),
-        "tokenizer.model",
-    ),
-    "data_json_missing": (
-        lambda workdir, run: (shutil.copytree(run, workdir), (workdir / "data.json").unlink()),
-        "data.json",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", WORKDIRS)
-def test_a_bad_workdir_is_refused_for_training(
-    refused, trained_run: Path, stories_file: Path, tmp_path: Path, name: str
-) -> None:
-    damage, *words = WORKDIRS[name]
-    damage(tmp_path / "run", trained_run)
-    before = listing(tmp_path)
-    refused(*train_flags(stories_file, tmp_path / "run", **{"train.steps": 12}), words=(str(tmp_path / "run"), *words))
-    assert listing(tmp_path) == before
-
-
-def test_a_workdir_inside_a_file_is_refused(refused, stories_file: Path) -> None:
-    refused(*train_flags(stories_file, stories_file / "run"), words=(str(stories_file), "no folder"))
-
-
-@pytest.mark.parametrize("name", ["run[1]", "run*", "run?"])
-def test_a_workdir_that_orbax_would_take_for_a_pattern_is_refused(refused, stories_file, tmp_path, name: str) -> None:
-    """It saves checkpoints without arrays there."""
-    refused(*train_flags(stories_file, tmp_path / name), words=(name, "without * ? ["))
-    (tmp_path / name).mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / name)
-    refused(*train_flags(stories_file, tmp_path / "link" / "run"), words=("full path",))
-    assert list((tmp_path / name).iterdir()) == []
-
-
-def test_a_workdir_that_cannot_be_made_is_refused(refused, stories_file: Path, tmp_path: Path) -> None:
-    refused(*train_flags(stories_file, tmp_path / ("x" * 300)), words=("--workdir", "name too long"))
-    closed = tmp_path / "closed"
-    closed.mkdir(mode=stat.S_IRUSR | stat.S_IXUSR)
-    with contextlib.suppress(PermissionError):
-        (closed / "probe").touch()
-        pytest.skip("this user writes to read-only folders")
-    refused(*train_flags(stories_file, closed / "run"), words=("--workdir", "cannot be written to"))
-
-
-def test_a_workdir_that_is_being_trained_in_is_refused(refused, stories_file: Path, tmp_path: Path) -> None:
-    folder = runs.RunFolder(tmp_path / "run")
-    with runs.lock(folder):
-        before = listing(tmp_path)
-        refused(*train_flags(stories_file, folder.path), words=("another process", str(folder.path)))
-        assert listing(tmp_path) == before
-    with runs.lock(folder):
-        pass  # free again
 
 
 def test_help_names_every_flag(capsys: pytest.CaptureFixture) -> None:

@@ -39,9 +39,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # source -> functions ("" = all of it), and the tests that are to notice
 TARGETS: dict[str, tuple[tuple[str, ...], str]] = {
     "mla_jax/config.py": ((), "tests/test_config.py"),
-    "mla_jax/config_bounds.py": ((), "tests/test_config.py"),
-    "mla_jax/config_rules.py": ((), "tests/test_config.py"),
-    "mla_jax/config_derive.py": ((), "tests/test_config.py"),
+    "mla_jax/config_bounds.py": ((), "tests/test_config_rules.py"),
+    "mla_jax/config_rules.py": ((), "tests/test_config_rules.py"),
+    "mla_jax/config_derive.py": ((), "tests/test_config_rules.py"),
     "mla_jax/migrations.py": ((), "tests/test_config.py"),
     "mla_jax/typed.py": ((), "tests/test_config.py"),
     "mla_jax/accounting.py": ((), "tests/test_accounting.py"),

@@ -1,10 +1,12 @@
 """What the tests of runs share: a small corpus, a small config and the command line in a process of its own."""
 
 import hashlib
+import json
 import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from mla_jax.config import Config

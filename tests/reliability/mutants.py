@@ -36,14 +36,15 @@ import orbax.checkpoint  # noqa: E402, F401
 import pytest  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIG = "tests/test_config.py tests/test_config_rules.py"
 # source -> functions ("" = all of it), and the tests that are to notice
 TARGETS: dict[str, tuple[tuple[str, ...], str]] = {
-    "mla_jax/config.py": ((), "tests/test_config.py"),
-    "mla_jax/config_bounds.py": ((), "tests/test_config_rules.py"),
-    "mla_jax/config_rules.py": ((), "tests/test_config_rules.py"),
-    "mla_jax/config_derive.py": ((), "tests/test_config_rules.py"),
+    "mla_jax/config.py": ((), CONFIG),
+    "mla_jax/config_bounds.py": ((), CONFIG),
+    "mla_jax/config_rules.py": ((), CONFIG),
+    "mla_jax/config_derive.py": ((), CONFIG),
     "mla_jax/migrations.py": ((), "tests/test_config.py"),
-    "mla_jax/typed.py": ((), "tests/test_config.py"),
+    "mla_jax/typed.py": ((), CONFIG),
     "mla_jax/accounting.py": ((), "tests/test_accounting.py"),
     "mla_jax/model/attention.py": (
         ("causal_mask", "visible", "at"),

@@ -97,13 +97,13 @@ def test_replaced_stories_are_counted(tmp_path: Path) -> None:
 def test_parts_without_stories_are_refused(tmp_path: Path) -> None:
     one = write(tmp_path / "one.txt", STORIES[:1])
     with pytest.raises(
-        UserError, match=r"it holds one story, of which nothing can be held out .*no chapter.*valid_path\.$"
+        UserError, match=r"it holds one story, of which no validation part can be held out .*no chapter.*valid_path\.$"
     ):
         open_corpus(config(one)).survey()
     only_valid = next(
         s for s in STORIES if s in set(open_corpus(config(write(tmp_path / "a", STORIES))).stories("valid"))
     )
-    with pytest.raises(UserError, match="it holds one story, of which nothing can be held out"):
+    with pytest.raises(UserError, match="it holds one story, of which no validation part can be held out"):
         open_corpus(config(write(tmp_path / "b.txt", [only_valid]))).survey()
     with pytest.raises(UserError, match="holds no stories, only separators"):
         open_corpus(config(write(tmp_path / "none.txt", ["", " ", "\n"]))).survey()

@@ -192,7 +192,7 @@ BAD = {
     "row without text": ("x.jsonl", b'{"tale": "a"}\n', {}, 'line 1 is no object with a "text"'),
     "no gzip": ("x.txt.gz", TEXT, {}, "gzip data is damaged"),
     "gzip cut short": ("x.txt.gz", gzip.compress(TEXT)[:-9], {}, "gzip data is damaged or cut short"),
-    "one story": ("x.txt", b"a story", {}, "it holds one story, of which nothing can be held out"),
+    "one story": ("x.txt", b"a story", {}, "it holds one story, of which no validation part can be held out"),
     "no validation": ("x.txt", TEXT, {"data.valid_fraction": 1e-6}, "falls into the validation part"),
     "valid missing": ("x.txt", TEXT, {"data.valid_path": "nowhere.txt"}, "data.valid_path is 'nowhere.txt'"),
     "valid empty": ("x.txt", TEXT, {"data.valid_path": os.devnull}, "that is no regular file"),

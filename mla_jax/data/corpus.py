@@ -104,8 +104,8 @@ class FileCorpus(Corpus):
             raise self._named[empty].fail("it holds no stories, only separators and blanks", "give it some stories")
         if sum(stories.values()) == 1:
             raise self._named["train"].fail(
-                "it holds one story, of which nothing can be held out (in plain text a line <|endoftext|> ends a "
-                "story, and nothing else does: no blank line, no chapter)",
+                "it holds one story, of which no validation part can be held out (in plain text a line <|endoftext|> "
+                "ends a story, and nothing else does: no blank line, no chapter)",
                 "put such lines between its stories, or give a text to validate on with --config.data.valid_path",
             )
         part = "validation" if empty == "valid" else "training"

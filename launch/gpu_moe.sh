@@ -49,6 +49,15 @@ run() { # NAME CONFIG FLAGS...
 balance() { # PREFIX FLAGS...
   local prefix=$1 variant knobs
   shift
+  for variant in ${VARIANTS:-}; do # all of them before the first is trained
+    case $variant in
+      bias | none | aux | bias_slow | softmax) ;;
+      *)
+        echo "gpu_moe.sh: VARIANTS has $variant: use some of bias none aux bias_slow softmax." >&2
+        exit 2
+        ;;
+    esac
+  done
   for variant in ${VARIANTS:-bias none aux bias_slow softmax}; do
     case $variant in
       bias) knobs=() ;;
@@ -56,10 +65,6 @@ balance() { # PREFIX FLAGS...
       aux) knobs=(--config.model.router_bias_rate=0 --config.model.router_aux_weight=0.01) ;;
       bias_slow) knobs=(--config.model.router_bias_rate=0.001) ;;
       softmax) knobs=(--config.model.router_score=softmax) ;;
-      *)
-        echo "gpu_moe.sh: VARIANTS has $variant: use some of bias none aux bias_slow softmax." >&2
-        exit 2
-        ;;
     esac
     run "${prefix}_$variant" moe_mla_rope_flop_matched "${knobs[@]}" "$@"
   done

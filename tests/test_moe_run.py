@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -202,13 +203,45 @@ def test_odd_tokens_and_layers_behind_a_dense_one_are_shown_as_what_they_are(moe
     assert [run.tokenizer.piece(i) for i in ids] == trace[0].tokens[1:]
     raw = run.tokenizer.encode("\N{SNOWMAN}")
     assert [run.tokenizer.piece(i) for i in raw] == ["<0xE2>", "<0x98>", "<0x83>"]
-    odd = expert_trace.Trace(["s", *prompt, "<0xE2>"], 1, np.zeros((1, len(prompt) + 2, 1), int), np.ones((1, 99, 1)))
+    odd = expert_trace.Trace(["s", prompt, "<0xE2>"], 1, np.zeros((1, 3, 1), int), np.ones((1, 3, 1)))
     page = page_of(expert_trace.render("a <name>", [odd], 3, first_layer=1))
     shown = "".join(page.text)
     assert '<script>alert("x")</script> & a↵\nb[U+202E][U+2028][U+0000] <0xC3> é<0xE2>' in shown
     text = expert_trace.render("a <name>", [odd], 3, first_layer=1)
     assert "<summary>layer 1</summary>" in text and "a &lt;name&gt;" in text
     assert text.count(" disabled>") == 2  # experts 1 and 2 saw nothing
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, e.g. apt-get install chromium")
+def test_a_browser_lights_the_tokens_of_the_expert_that_is_chosen(tmp_path: Path) -> None:
+    """Styles decide by their weight; only a browser says which one wins. Its answers are written into the document."""
+    rng = np.random.default_rng(0)
+    experts = np.argsort(rng.random((2, 30, 5)), axis=-1)[..., :2]
+    trace = expert_trace.Trace([f"{i} " for i in range(30)], 3, experts, np.ones(experts.shape))
+    script = """<script>
+    const full = form => [...form.querySelectorAll("p span")].map(s => +(getComputedStyle(s).opacity == 1)).join("");
+    const forms = [...document.querySelectorAll("form.layer")];
+    const before = forms.map(full).join();
+    forms[0].querySelector("label.e3").click();
+    const after = forms.map(full).join();
+    document.querySelector(".numbers").click();
+    const number = getComputedStyle(forms[0].querySelector("p span"), "::after").content;
+    document.body.innerHTML = `<i>${before}|${after}|${number}</i>`;
+    </script></body>"""
+    path = tmp_path / "page.html"
+    path.write_text(expert_trace.render("x", [trace], 5).replace("</body>", script), encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    before, after, number = shown.partition("<i>")[2].partition("</i>")[0].split("|")
+    assert before == ",".join(["1" * 30] * 2)
+    used = "".join("1" if 3 in chosen else "0" for chosen in experts[0])
+    assert after == f"{used},{'1' * 30}" and "0" in used
+    assert number == f'"{experts[0, 0, 0]}"'
 
 
 def luminance(colour: str) -> float:

@@ -19,7 +19,8 @@ from mla_jax.runs import RunFolder
 def worst_window(steps: np.ndarray, max_load: np.ndarray, after: int, window: int) -> np.ndarray:
     """steps [n], max_load [n, L_moe] (each the mean over the steps since the row before) -> [L_moe].
 
-    The largest mean of any `window` consecutive steps that begin after step `after`; NaN where there are too few.
+    The largest mean of any `window` consecutive steps that begin after step `after`; NaN where there are too few. Rows
+    are taken whole: a window is longer where they do not add up to it.
     """
     worst = np.full(max_load.shape[1], np.nan)
     weight = np.diff(np.concatenate([[0], steps]))  # steps that a row stands for
@@ -37,7 +38,8 @@ def balance(folder: RunFolder, after: int = 500, window: int = 50) -> dict[str, 
     """{"max_load": worst layer's worst window, "max_load_by_layer", "dead", "final_load", "valid_loss", "steps"}.
 
     max_load is the largest over mean load; dead counts experts without a token over any logged interval after `after`;
-    final_load is the worst layer's mean over the last evaluation's interval. Empty for a run without experts.
+    final_load is the worst layer's mean over the last evaluation's interval. Empty without experts, or without an
+    evaluation.
     """
     rows = read_rows(folder.metrics)
     logs = [row for row in rows if row["kind"] == "train" and "expert_max_load" in row]
@@ -71,7 +73,8 @@ def table(folders: list[RunFolder], after: int = 500, window: int = 50) -> str:
         how = [f"bias {model.router_bias_rate:g}"] if model.router_bias_rate > 0 else []
         how += [f"{name} {weight:g}" for name, weight in weights.items() if weight]
         if not found:
-            lines.append(f"| {folder.name} | no experts | - | - | - | - |")
+            why = "not evaluated yet" if model.n_moe_layers else "no experts"
+            lines.append(f"| {folder.name} | {why} | - | - | - | - |")
             continue
         shown = "-" if np.isnan(found["max_load"]) else f"{found['max_load']:.3f}"
         dead = "-" if found["dead"] is None else found["dead"]

@@ -207,6 +207,8 @@ def test_splits_fill_the_device_but_no_part_is_short() -> None:
     assert blocks_lib.choose(288, False, 128, 1, 512) == Blocks(64, 1, 4, 2)
     assert blocks_lib.choose(288, False, 64, 1, 4096) == Blocks(64, 2, 4, 3)
     assert blocks_lib.choose(288, False, 1, 1, 16384).splits == 64
+    assert blocks_lib.choose(288, False, 1, 1, 512) == Blocks(128, 4, 8, 2)  # parts that one step covers
+    assert blocks_lib.choose(384, False, 1, 1, 512).positions == 64  # two such steps would not fit
 
 
 # Every row of the table, at the shapes that it is for: (rank or head width, rope, int8).
@@ -243,6 +245,6 @@ def test_head_decode_lowers_for_a_gpu(shape: tuple[int, int, int, int]) -> None:
 
 
 def test_every_row_of_the_table_is_lowered_above() -> None:
-    used = {blocks_lib.choose(rank + rope, int8, 4, 1, 512) for rank, rope, int8 in LOWERED}
+    used = {blocks_lib.choose(rank + rope, int8, 4, 1, size) for rank, rope, int8 in LOWERED for size in (512, 16384)}
     for row in blocks_lib.TABLE:
         assert any((b.positions, b.warps, b.stages) == (row.positions, row.warps, row.stages) for b in used)

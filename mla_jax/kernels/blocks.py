@@ -30,7 +30,8 @@ _LONG = 16  # steps of a program from which a third stage pays (64 x 4096: 273.7
 @dataclasses.dataclass(frozen=True)
 class _Row:
     """For caches of at most `limit` numbers a position. programs: of a multiprocessor, to be reached by splitting.
-    crowded: blocks where the rows alone make _CROWDED programs for each multiprocessor, if other ones."""
+    short_warps: of parts that one step covers, if these shall take one. crowded: blocks where the rows alone make
+    _CROWDED programs for each multiprocessor, if other ones."""
 
     limit: int
     int8: bool
@@ -39,6 +40,7 @@ class _Row:
     stages: int
     long_stages: int
     programs: int
+    short_warps: int = 0
     crowded: Blocks | None = None
 
 
@@ -46,7 +48,9 @@ class _Row:
 TABLE = (
     _Row(160, False, 128, 4, 2, 2, 1),
     # The headline: 256 + 32. Crowded, 9 layers' calls at 1024 x 512 took 107 us each instead of 111.
-    _Row(384, False, 64, 4, 2, 3, 1, Blocks(32, 1, 2, 3, late_sum=True)),
+    # Parts of 128 in one step: 68.5 us for 3 layers at 1 x 512, where two steps of 64 took 71.4.
+    _Row(320, False, 64, 4, 2, 3, 1, 8, Blocks(32, 1, 2, 3, late_sum=True)),
+    _Row(384, False, 64, 4, 2, 3, 1, 0, Blocks(32, 1, 2, 3, late_sum=True)),  # two steps of 128 would not fit
     _Row(10**9, False, 32, 4, 2, 2, 4),  # 512 + 64; with one program each, 1.66 ms a step at 64 x 4096 against 1.37
     _Row(10**9, True, 64, 8, 2, 2, 4),  # int8: its conversion takes registers (244 with 4 warps)
 )
@@ -64,5 +68,7 @@ def choose(numbers: int, quantized: bool, batch: int, groups: int, capacity: int
     wanted = max(1, _MULTIPROCESSORS * row.programs // (batch * groups))
     possible = max(1, capacity // max(row.positions, _SHORTEST))
     splits = min(1 << (wanted.bit_length() - 1), 1 << (possible.bit_length() - 1), _MAX_SPLITS)
+    if row.short_warps and capacity == splits * _SHORTEST:
+        return Blocks(_SHORTEST, splits, row.short_warps, row.stages)
     steps = capacity // (splits * row.positions)
     return Blocks(row.positions, splits, row.warps, row.long_stages if steps >= _LONG else row.stages)

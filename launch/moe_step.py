@@ -18,10 +18,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mla_jax import accounting, rows
+from mla_jax.bench import decode as bench_decode
+from mla_jax.bench.points import Point
 from mla_jax.config import Config
 from mla_jax.config_files import load_config
+from mla_jax.errors import UserError
 from mla_jax.model import backend, moe_choice
-from mla_jax.model.cache import init_cache
 from mla_jax.model.initial import init_params
 from mla_jax.model.transformer import Transformer
 from mla_jax.train.optim import make_optimizer
@@ -76,33 +78,14 @@ def train(config: Config, model: Transformer) -> dict[str, Any]:
     }
 
 
-def decode(config: Config, model: Transformer, batch: int) -> dict[str, Any]:
-    """us_per_step: one token for each of `batch` rows, greedy, with a cache of model.max_len half full."""
-    state = init_state(model, make_optimizer(config.optim), init_params(model, 0))
-    variables = jax.tree.map(lambda a: a.astype(model.backend.jnp_dtype), {"params": state.variables["params"]})
-    variables |= {name: part for name, part in state.variables.items() if name != "params"}
-    capacity = config.model.max_len
-    store = init_cache(config.model, batch, capacity, model.backend.jnp_dtype)
+def decode(name: str, config: Config, batch: int) -> dict[str, Any]:
+    """us_per_step: one greedy token for each of `batch` rows at the end of a full cache, by the sampler's own loop.
 
-    @jax.jit
-    def run(variables: Any, store: Any, tokens: jax.Array) -> jax.Array:
-        def one(index: jax.Array, carry: tuple) -> tuple:
-            tokens, store = carry
-            start = jnp.full((batch,), capacity // 2, jnp.int32) + index
-            logits, store = model.apply(variables, tokens[:, None], start, store, method="decode")
-            return jnp.argmax(logits[:, 0], axis=-1).astype(jnp.int32), store
-
-        return jax.lax.fori_loop(0, DECODE_STEPS, one, (tokens, store))[0]
-
-    # Different tokens, so that a batch goes to as many experts as real ones would.
-    tokens = jax.random.randint(jax.random.key(2), (batch,), 0, config.model.vocab_size)
-    jax.block_until_ready(run(variables, store, tokens))
-    times = []
-    for _ in range(10):
-        began = time.perf_counter()
-        jax.block_until_ready(run(variables, store, tokens))
-        times.append(time.perf_counter() - began)
-    return {"batch": batch, "us_per_step": 1e6 * float(np.median(times)) / DECODE_STEPS}
+    All rows hold the same token, which would choose the same experts: random weights and caches that differ by row
+    make them differ after the first layer's attention.
+    """
+    found = bench_decode.run(Point(name, config), batch, config.model.max_len, DECODE_STEPS, 5)
+    return {"batch": batch, "us_per_step": 1e3 * found.pop("ms")} | found
 
 
 def main() -> None:
@@ -126,7 +109,10 @@ def main() -> None:
         "flops_per_token": accounting.flops_per_token(config.model, config.train.seq_len),
     }
     jobs = [] if args.no_train else [("train", lambda: train(config, model))]
-    jobs += [(f"decode {batch}", lambda batch=batch: decode(config, model, batch)) for batch in args.decode]
+    jobs += [
+        (f"decode {batch}", lambda batch=batch: decode(args.name or args.config, config, batch))
+        for batch in args.decode
+    ]
     for job, run in jobs:
         tokens = config.train.batch_size // config.train.microbatches * config.train.seq_len
         if config.model.n_moe_layers:
@@ -143,4 +129,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        print(f"moe_step.py: {error}", file=sys.stderr)
+        sys.exit(2)

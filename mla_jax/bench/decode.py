@@ -13,6 +13,7 @@ from mla_jax.config import Config, replace
 from mla_jax.model import packed_decode
 from mla_jax.model.cache import init_cache
 from mla_jax.model.initial import init_params
+from mla_jax.model.moe import initial_router_bias
 from mla_jax.model.serving import packs, read_at_decode, serving_variables
 from mla_jax.model.transformer import Transformer, variables_of
 from mla_jax.sample import loop
@@ -30,8 +31,8 @@ def for_context(point: Point, context: int) -> Point:
 
 def random_variables(model: Transformer, seed: int = 0) -> Any:
     """Random weights as decoding reads them (model/serving.py); a run's own weights would take as long."""
-
-    serve = jax.jit(lambda params: serving_variables(model.cfg, variables_of(params), model.backend))
+    bias = initial_router_bias(model.cfg)
+    serve = jax.jit(lambda params: serving_variables(model.cfg, variables_of(params, bias), model.backend))
     return serve(init_params(model, seed))
 
 

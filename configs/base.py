@@ -61,7 +61,7 @@ def get_config(size: str = "m") -> ConfigDict:
     m.router_sequence_weight = 0.0  # of the same loss within each sequence, e.g. 1e-4 (DeepSeek-V3); 0 = off
     m.router_z_weight = 0.0  # of the router z-loss (ST-MoE), e.g. 1e-3; 0 = off
     m.moe_impl = "auto"  # auto (by cost: model/moe_choice.py) | reference | masked_dense | grouped | gathered
-    m.grouped_impl = "auto"  # of grouped: auto (tokamax on GPUs that have it, else xla) | tokamax | pallas | xla
+    m.grouped_impl = "auto"  # of grouped: auto (pallas on Hopper and later, else xla) | pallas | tokamax | xla
     m.dropout = 0.0  # on embeddings, attention output and feed-forward output
     m.init = "product_matched"  # factored matrices start so that their product has init_std | naive: each has it
     m.init_std = 0.02  # of matrices and embeddings; those that write to the residual stream get it / sqrt(2L)

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # A GPU session for mixture of experts, in parts of less than 10 minutes each, most important first:
 #
-#   bash launch/gpu_moe.sh OUT layer                        timings of one layer by every path (about 4 minutes)
+#   bash launch/gpu_moe.sh OUT layer                        timings of one layer by every path (3 minutes)
 #   bash launch/gpu_moe.sh OUT matched                      steps, memory and decode beside dense models (6 minutes)
-#   bash launch/gpu_moe.sh OUT balance  TRAIN VALID         1,000 steps on real stories: bias, none, aux (8 minutes)
+#   bash launch/gpu_moe.sh OUT balance  TRAIN VALID         800 steps on real stories: bias, none, aux ... (6 minutes)
 #   bash launch/gpu_moe.sh OUT balance_world                the same on the embedded stories
-#   bash launch/gpu_moe.sh OUT quality  TRAIN VALID SEED    MHA, MLA-RoPE, MoE-MHA, MoE-MLA-RoPE, 1,000 steps (10 minutes)
+#   bash launch/gpu_moe.sh OUT quality  TRAIN VALID SEED    MHA, MLA-RoPE, MoE-MHA, MoE-MLA-RoPE, 1,000 steps (8 minutes)
 #   bash launch/gpu_moe.sh OUT report                       tables of what is there
 #
 # VARIANTS="bias bias_slow" in front of a balance part trains these alone: the default rate, 3e-3, beside 1e-3.
 #
-# The minutes are estimates: nothing here has run on a GPU yet. Rows go to OUT/*.jsonl at once, every command has a time
-# limit, runs that are done are skipped and runs that were cut go on: repeat a part until it says that all is done.
+# The minutes are estimates from single runs. Rows go to OUT/*.jsonl at once, every command has a time limit, runs that are
+# done are skipped and runs that were cut go on: repeat a part until it says that all is done.
 set -uo pipefail
 out=${1:?usage: gpu_moe.sh OUT layer|matched|balance|balance_world|quality|report [TRAIN VALID [SEED]]}
 part=${2:?usage: gpu_moe.sh OUT layer|matched|balance|balance_world|quality|report [TRAIN VALID [SEED]]}
@@ -34,14 +34,14 @@ step() { # FLAGS...
 }
 
 run() { # NAME CONFIG FLAGS...
-  local name=$1 config=$2
+  local name=$1 config=$2 steps=${STEPS:-1000}
   shift 2
   if [ -f "$out/$name/result.json" ]; then
     echo "$name is done"
     return
   fi
   limited 280 "$python" -m mla_jax.main --config "$config" --workdir "$out/$name" --config.model.block=gpt \
-    --config.train.batch_size=128 --config.train.seq_len=512 --config.train.steps=1000 --config.train.eval_every=100 \
+    --config.train.batch_size=64 --config.train.seq_len=512 --config.train.steps="$steps" --config.train.eval_every=100 \
     --config.train.log_every=10 --config.checkpoint.every=250 --config.optim.learning_rate=1e-3 \
     --config.optim.warmup_steps=100 --config.model.dropout=0.1 --config.data.threads=8 "$@"
 }
@@ -66,7 +66,7 @@ balance() { # PREFIX FLAGS...
       bias_slow) knobs=(--config.model.router_bias_rate=0.001) ;;
       softmax) knobs=(--config.model.router_score=softmax) ;;
     esac
-    run "${prefix}_$variant" moe_mla_rope_flop_matched "${knobs[@]}" "$@"
+    STEPS=800 run "${prefix}_$variant" moe_mla_rope_flop_matched "${knobs[@]}" "$@"
   done
 }
 
@@ -77,24 +77,24 @@ stories() { # the files that the part needs are there, or it ends
   fi
 }
 
-grouped=(--impl grouped:tokamax --impl grouped:pallas --impl grouped:xla)
+grouped=(--impl grouped:pallas --impl grouped:xla --impl grouped:tokamax)
 case $part in
   layer)
     layer --d_expert 512 --impl dense "${grouped[@]}"
     layer --d_expert 256 --impl dense "${grouped[@]}" --impl masked_dense
     # The parameter-matched width with experts in all layers, the named config's, and the rule's limit of E F = 8 d.
     for width in 31 32 64; do
-      layer --d_expert $width --impl dense --impl masked_dense --impl grouped:tokamax
+      layer --d_expert $width --impl dense --impl masked_dense --impl grouped:pallas
     done
     for tokens in 1 16 128 1024; do
-      layer --tokens $tokens --d_expert 256 --impl gathered --impl masked_dense --impl grouped:tokamax
+      layer --tokens $tokens --d_expert 256 --impl gathered --impl masked_dense --impl grouped:pallas
     done
     ;;
   matched)
     step --config mla_rope --name dense --set model.block=gpt --decode 1 --decode 128
     step --config moe_mla_rope_flop_matched --name flop_matched --decode 1 --decode 128
     step --config moe_mla_rope_param_matched --name param_matched --decode 1 --decode 128
-    step --config moe_mla_rope_flop_matched --name flop_matched_pallas --set model.grouped_impl=pallas
+    step --config moe_mla_rope_flop_matched --name flop_matched_tokamax --set model.grouped_impl=tokamax
     step --config moe_mla_rope_flop_matched --name flop_matched_xla --set model.grouped_impl=xla
     # Dense with the flop-matched model's total of parameters: 165.1M at 8,192 rows (sizing.match_total_params).
     step --config mla_rope --name dense_equal_total --set model.block=gpt --set model.d_ff=16399 --no_train \

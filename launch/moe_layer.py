@@ -25,9 +25,11 @@ from mla_jax.config import ModelConfig
 from mla_jax.config_files import load_config
 from mla_jax.model import moe_paths
 from mla_jax.model.backend import Backend, choose
+from mla_jax.model.experts import Experts, activation
 from mla_jax.model.moe import route
 
 REPEATS = 20
+IMPLS = ["reference", "masked_dense", "gathered", "grouped:xla", "grouped:tokamax", "grouped:pallas", "dense"]
 
 
 def config_of(args: argparse.Namespace) -> ModelConfig:
@@ -50,7 +52,7 @@ def inputs(cfg: ModelConfig, n_tokens: int, dtype: Any) -> tuple[Any, ...]:
     keys = jax.random.split(jax.random.key(0), 7)
     e, d, f = cfg.n_routed_experts, cfg.d_model, cfg.d_expert
     gate = jax.random.normal(keys[4], (e, d, f), dtype) * d**-0.5 if cfg.block == "default" else None
-    experts = moe_paths.Experts(
+    experts = Experts(
         gate,
         jax.random.normal(keys[2], (e, d, f), dtype) * d**-0.5,
         jax.random.normal(keys[3], (e, f, d), dtype) * f**-0.5,
@@ -64,12 +66,12 @@ def function(cfg: ModelConfig, impl: str, backend: Backend) -> Any:
     """(x, logits, experts, cotangent) -> output and gradients."""
     name, _, grouped_impl = impl.partition(":")
 
-    def dense(x: jax.Array, logits: jax.Array, experts: moe_paths.Experts) -> jax.Array:
+    def dense(x: jax.Array, logits: jax.Array, experts: Experts) -> jax.Array:
         first = [None if w is None else jnp.concatenate(list(w[: cfg.top_k]), axis=1) for w in experts[:2]]
-        hidden = moe_paths.activation(None if first[0] is None else x @ first[0], x @ first[1])
+        hidden = activation(None if first[0] is None else x @ first[0], x @ first[1])
         return hidden @ experts.w_down[: cfg.top_k].reshape(-1, cfg.d_model)
 
-    def routed(x: jax.Array, logits: jax.Array, experts: moe_paths.Experts) -> jax.Array:
+    def routed(x: jax.Array, logits: jax.Array, experts: Experts) -> jax.Array:
         idx, weight, _ = route(logits, jnp.zeros(cfg.n_routed_experts), cfg)
         chosen = Backend(backend.dtype, "xla", grouped_impl=grouped_impl or "xla")
         return moe_paths.PATHS[name](x, idx, weight, experts, chosen)
@@ -123,7 +125,7 @@ def main() -> None:
     parser.add_argument("--top_k", type=int, default=6)
     parser.add_argument("--block", choices=["default", "gpt"], default="gpt")
     parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
-    parser.add_argument("--impl", action="append", required=True)
+    parser.add_argument("--impl", action="append", required=True, choices=IMPLS)
     args = parser.parse_args()
     cfg = config_of(args)
     shape = {name: getattr(args, name) for name in ("tokens", "d_model", "d_expert", "experts", "top_k", "block")}

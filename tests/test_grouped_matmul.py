@@ -32,6 +32,30 @@ def test_both_kernels_are_their_plain_twins(shape: tuple[int, int]) -> None:
     assert not np.asarray(summed[1]).any()
 
 
+@pytest.mark.parametrize("shape", [(64, 32), (130, 300)])
+def test_rows_fetched_in_a_product_are_rows_fetched_before_it(shape: tuple[int, int]) -> None:
+    """`source` and `transposed`, of few rows that many places share, at widths that tiles divide or not."""
+    depth, columns = shape
+    rng = np.random.default_rng(1)
+    block_expert, first_block = jnp.asarray([1, 0], jnp.int32), jnp.asarray([0, 1, 2], jnp.int32)
+
+    def draw(*size: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(size), jnp.float32)
+
+    few, w, g = draw(5, depth), draw(2, columns, depth), draw(2 * gm.ROWS, columns)
+    source, other = (jnp.asarray(rng.integers(0, n, 2 * gm.ROWS), jnp.int32) for n in (5, 2 * gm.ROWS))
+    out = quick_jit(lambda *a: gm.grouped_product(*a, transposed=True, interpret=True))(few, w, block_expert, source)
+    wanted = gm.grouped_product_reference(few, w, block_expert, source, transposed=True)
+    np.testing.assert_allclose(out, wanted, atol=1e-4)
+    plain = gm.grouped_product_reference(few[source], jnp.swapaxes(w, 1, 2), block_expert)
+    np.testing.assert_allclose(wanted, plain, atol=1e-4)
+    for sources in ((source, None), (None, other), (source, other)):
+        rows = few if sources[0] is not None else few[source]
+        run = quick_jit(lambda r, g, f, s=sources: gm.grouped_outer(r, g, f, *s, interpret=True))
+        wanted = gm.grouped_outer_reference(few[source], g if sources[1] is None else g[other], jnp.asarray([0, 1]), 2)
+        np.testing.assert_allclose(run(rows, g, first_block), wanted, atol=2e-4)
+
+
 @pytest.mark.parametrize("width", [512, 248])
 def test_both_kernels_lower_for_a_gpu(width: int) -> None:
     rows, g = (jax.ShapeDtypeStruct((8 * gm.ROWS, d), jnp.bfloat16) for d in (512, width))

@@ -17,6 +17,7 @@ from mla_jax.config_files import load_config
 from mla_jax.errors import UserError
 from mla_jax.model import moe_balance, moe_choice, moe_paths
 from mla_jax.model.backend import Backend, choose
+from mla_jax.model.experts import Experts
 from mla_jax.model.moe import MoE, route, router_bias_update, router_scores
 from mla_jax.model.moe_grouped import plan
 
@@ -143,11 +144,11 @@ def random_layer(cfg: ModelConfig, n_tokens: int, seed: int, routing: str) -> tu
     if routing == "all_to_one":  # every token's first choice is the same, and so are the others
         logits = jnp.tile(logits[:1], (n_tokens, 1))
     gate = draw(e, d, f, scale=d**-0.5) if cfg.block == "default" else None
-    experts = moe_paths.Experts(gate, draw(e, d, f, scale=d**-0.5), draw(e, f, d, scale=f**-0.5))
+    experts = Experts(gate, draw(e, d, f, scale=d**-0.5), draw(e, f, d, scale=f**-0.5))
     return draw(n_tokens, d), logits, experts, draw(n_tokens, d)
 
 
-def numpy_moe(cfg: ModelConfig, x: jax.Array, logits: jax.Array, experts: moe_paths.Experts) -> np.ndarray:
+def numpy_moe(cfg: ModelConfig, x: jax.Array, logits: jax.Array, experts: Experts) -> np.ndarray:
     """DeepSeek-V3, eqs. 12-15, token by token in float64."""
     x, logits = np.asarray(x, np.float64), np.asarray(logits, np.float64)
     matrices = [None if w is None else np.asarray(w, np.float64) for w in experts]
@@ -226,27 +227,6 @@ def test_groups_without_padding_suit_a_ragged_product(routing: str, monkeypatch:
     check_path(cfg, "grouped", layer, wanted, grouped_impl="tokamax")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(20))
-def test_every_path_equals_the_reference_at_random_shapes(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    n_experts = int(rng.integers(1, 70))
-    cfg = moe_config(
-        n_routed_experts=n_experts,
-        top_k=int(rng.integers(1, min(n_experts, 8) + 1)),
-        d_expert=int(rng.integers(1, 40)),
-        d_model=16 * int(rng.integers(1, 6)),  # 4 heads, and rotary keys of half a head come in pairs
-        block=str(rng.choice(["default", "gpt"])),
-        router_score=str(rng.choice(["sigmoid", "softmax"])),
-    )
-    for routing in ("free", "starved", "all_to_one"):
-        layer = random_layer(cfg, int(rng.integers(1, 300)), seed, routing)
-        wanted = values_and_gradients(cfg, "reference", "xla", layer)
-        for impl in FAST:
-            check_path(cfg, impl, layer, wanted)
-        check_path(cfg, "grouped", layer, wanted, grouped_impl="pallas")
-
-
 @pytest.mark.parametrize("impl", ["xla", "tokamax", "pallas"])
 @pytest.mark.parametrize("routing", ["free", "starved", "all_to_one"])
 def test_the_plan_puts_every_choice_in_a_block_of_its_expert(routing: str, impl: str) -> None:
@@ -267,7 +247,7 @@ def test_the_plan_puts_every_choice_in_a_block_of_its_expert(routing: str, impl:
 
 # --- the choice of a path
 
-GPU = Backend("bfloat16", "cudnn", platform="gpu", grouped_impl="tokamax")
+GPU = Backend("bfloat16", "cudnn", platform="gpu", grouped_impl="pallas")
 
 
 def test_the_cost_rule_at_the_sizes_of_the_papers() -> None:
@@ -280,13 +260,13 @@ def test_the_cost_rule_at_the_sizes_of_the_papers() -> None:
         assert moe_choice.choose(cfg, 4096, GPU).impl != "gathered"
 
 
-def test_widths_up_to_8_d_are_one_dense_layer() -> None:
+def test_widths_up_to_4_d_are_one_dense_layer() -> None:
     def impl(width: int) -> str:
         cfg = load_config("moe_mla_rope_flop_matched", **{"model.d_expert": width}).model
         return moe_choice.choose(cfg, 65_536, GPU).impl
 
-    assert impl(8 * 512 // 62) == "masked_dense"
-    assert impl(16 * 512 // 62) == "grouped"
+    assert impl(4 * 512 // 62) == "masked_dense"
+    assert impl(8 * 512 // 62) == "grouped"
 
 
 def test_a_path_that_is_asked_for_is_taken_and_named() -> None:
@@ -321,7 +301,7 @@ def test_the_layer_is_shared_plus_routed_and_says_what_it_did() -> None:
     y, aux = quick_jit(module.apply)({"params": params}, x, jnp.zeros(8))
     flat = x.reshape(12, -1)
     logits = flat @ params["w_router"]
-    experts = moe_paths.Experts(params["w_gate"], params["w_up"], params["w_down"])
+    experts = Experts(params["w_gate"], params["w_up"], params["w_down"])
     shared = params["shared"]
     shared = (jax.nn.silu(flat @ shared["w_gate"]) * (flat @ shared["w_up"])) @ shared["w_down"]
     np.testing.assert_allclose(y.reshape(12, -1), numpy_moe(cfg, flat, logits, experts) + shared, atol=1e-4)

@@ -145,7 +145,9 @@ def _grouped_impl(cfg: ModelConfig, device: Any, dtype: str) -> str:
     gpu = _is_modern_gpu(device)
     found = gpu and importlib.util.find_spec("tokamax") is not None
     if wanted == "auto":
-        return "tokamax" if found and dtype == "bfloat16" and _compute_capability(device) >= (9, 0) else "xla"
+        # Their tiles take 128 KiB of shared memory: sm90 and sm100 have it, consumers' sm120 has not.
+        suits = gpu and dtype == "bfloat16" and (9, 0) <= _compute_capability(device) < (12, 0)
+        return "pallas" if suits else "xla"
     if wanted == "tokamax" and not found:
         raise UserError(
             f"model.grouped_impl is 'tokamax', which needs an NVIDIA GPU from sm80 on (this is {_describe(device)}) "

@@ -12,8 +12,10 @@ from flax import linen as nn
 from flax import struct
 
 from mla_jax.config import ModelConfig
-from mla_jax.model import initial, layers, moe_balance, moe_choice, moe_parallel, moe_paths
+from mla_jax.model import initial, layers, moe_balance, moe_choice, moe_parallel
 from mla_jax.model.backend import Backend
+from mla_jax.model.experts import Experts
+from mla_jax.model.moe_router import exact_product, top_choices
 
 
 @struct.dataclass
@@ -51,14 +53,15 @@ def route(router_logits: jax.Array, router_bias: jax.Array, cfg: ModelConfig) ->
     chex.assert_rank([router_logits, router_bias], [2, 1])
     scores = router_scores(router_logits, cfg)
     selection_scores = jax.lax.stop_gradient(scores) + jax.lax.stop_gradient(router_bias)
-    selected, expert_idx = jax.lax.top_k(selection_scores, cfg.top_k)
-    expert_weight = jnp.take_along_axis(scores, expert_idx, axis=-1)
-    expert_weight = jnp.where(selected == -jnp.inf, 0.0, expert_weight)
+    expert_idx = top_choices(selection_scores, cfg.top_k)
+    # [N, K, E], fused into the sums and never stored; the gradient is a sum as well, where an index makes a scatter.
+    chosen = expert_idx[..., None] == jnp.arange(cfg.n_routed_experts)
+    scores = jnp.where(selection_scores == -jnp.inf, 0.0, scores)
+    expert_weight = jnp.sum(jnp.where(chosen, scores[:, None, :], 0.0), axis=-1)
     if cfg.router_renormalize:
         expert_weight = expert_weight / (jnp.sum(expert_weight, axis=-1, keepdims=True) + 1e-20)
-    chosen = expert_idx[..., None] == jnp.arange(cfg.n_routed_experts)  # fused into the sum: never stored
     expert_load = jnp.sum(chosen, axis=(0, 1), dtype=jnp.float32)
-    return expert_idx.astype(jnp.int32), expert_weight * cfg.routed_scaling_factor, expert_load
+    return expert_idx, expert_weight * cfg.routed_scaling_factor, expert_load
 
 
 def router_bias_update(bias: jax.Array, expert_load: jax.Array, rate: float, rule: str = "sign") -> jax.Array:
@@ -106,10 +109,9 @@ class MoE(nn.Module):
         w_router = self.param("w_router", initial.normal(cfg.init_std), (width, cfg.n_routed_experts))
         experts = self._experts(width, dtype)
         with jax.named_scope("router"):
-            # float32 in and out: a bfloat16 logit of 1 is off by 0.4 %, more than a step of the bias.
+            # Exact to float32: a bfloat16 logit of 1 is off by 0.4 %, more than a step of the bias.
             flat = x.reshape(batch * length, width)
-            precision = jax.lax.Precision.HIGHEST
-            router_logits = jnp.matmul(flat.astype(jnp.float32), w_router, precision=precision)
+            router_logits = exact_product(flat, w_router)
             expert_idx, expert_weight, expert_load = route(router_logits, router_bias, cfg)
         impl = moe_choice.choose(cfg, moe_parallel.tokens_here(batch, length, self.backend), self.backend).impl
         with jax.named_scope("experts"):
@@ -121,14 +123,14 @@ class MoE(nn.Module):
                 out = out + layers.FeedForward(cfg, self.backend, hidden, name="shared")(x)
         return out, self._aux(router_logits, expert_idx, expert_weight, expert_load, x.shape[:2])
 
-    def _experts(self, width: int, dtype: Any) -> moe_paths.Experts:
+    def _experts(self, width: int, dtype: Any) -> Experts:
         cfg = self.cfg
         shape = (cfg.n_routed_experts, width, cfg.d_expert)
         into, out_of = initial.normal(cfg.init_std), initial.normal(layers.residual_std(cfg))
         gate = self.param("w_gate", into, shape).astype(dtype) if cfg.block == "default" else None
         w_up = self.param("w_up", into, shape).astype(dtype)
         w_down = self.param("w_down", out_of, (shape[0], shape[2], shape[1])).astype(dtype)
-        return moe_paths.Experts(gate, w_up, w_down)
+        return Experts(gate, w_up, w_down)
 
     def _aux(
         self,

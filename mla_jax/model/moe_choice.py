@@ -15,7 +15,7 @@ class Rates:
 
     dense, grouped: FLOP/s of large dense and of grouped products; move: bytes/s of gathering rows or matrices;
     sort_s: seconds that sorting and laying out a choice of experts takes whatever its size; tile: a grouped product
-    pays for so many columns at least.
+    pays for so many columns at least; passes: how often a masked dense layer reads or writes its hidden units.
     """
 
     dense: float
@@ -23,14 +23,16 @@ class Rates:
     move: float
     sort_s: float
     tile: int
+    passes: int
 
 
-# gpu: one H100, bfloat16, docs/results of the first measurements: a dense product 589 TFLOP/s, tokamax' grouped one
-# 275 forward and 160 over forward and backward, a gather of 393,216 rows of 512 in 0.32 ms, argsort 0.11 ms.
+# gpu: one H100, bfloat16, launch/moe_layer.py with the Pallas kernels (docs/results/moe_gpu.md): widths 512 and 256
+# give 275 TFLOP/s beside 1.4 ms for 65,536 tokens, width 32 of masked dense the passes. A large dense product: 589.
 # tpu: not measured; the GPU's figures stand in for them.
 # cpu: two cores in float32; launch/moe_layer.py gave the ratios, on a busy machine.
-_GPU = Rates(dense=589e12, grouped=160e12, move=2.5e12, sort_s=2e-4, tile=128)
-RATES = {"gpu": _GPU, "tpu": _GPU, "cpu": Rates(dense=25e9, grouped=20e9, move=2e9, sort_s=1e-3, tile=1)}
+_GPU = Rates(dense=589e12, grouped=275e12, move=2.5e12, sort_s=1e-4, tile=128, passes=8)
+_CPU = Rates(dense=25e9, grouped=20e9, move=2e9, sort_s=1e-3, tile=1, passes=0)
+RATES = {"gpu": _GPU, "tpu": _GPU, "cpu": _CPU}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,9 @@ def costs(cfg: ModelConfig, n_tokens: int, backend: Backend) -> dict[str, float]
     all_experts = cfg.n_routed_experts * one * item / rates.move
     tiled = one * max(cfg.d_expert, rates.tile) / cfg.d_expert
     return {
-        "masked_dense": all_experts + 6 * n_tokens * cfg.n_routed_experts * one / rates.dense,
+        "masked_dense": all_experts
+        + 6 * n_tokens * cfg.n_routed_experts * one / rates.dense
+        + rates.passes * n_tokens * cfg.n_routed_experts * cfg.d_expert * item / rates.move,
         "grouped": all_experts
         + 6 * choices * tiled / rates.grouped
         + 8 * choices * cfg.d_model * item / rates.move

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from mla_jax.kernels import grouped_matmul as kernels
+from mla_jax.model.experts import Experts, activation
 
 
 @struct.dataclass
@@ -85,7 +86,7 @@ def _dispatch_fwd(x: jax.Array, groups: Groups) -> tuple[jax.Array, Groups]:
 
 
 def _dispatch_bwd(groups: Groups, g: jax.Array) -> tuple[jax.Array, None]:
-    return jnp.sum(g[groups.slot], axis=1, dtype=jnp.float32).astype(g.dtype), None
+    return _sum_rows(g, groups), None
 
 
 dispatch.defvjp(_dispatch_fwd, _dispatch_bwd)
@@ -139,14 +140,75 @@ def _block_matmul_bwd(residuals: tuple, g: jax.Array) -> tuple[jax.Array, jax.Ar
 _block_matmul.defvjp(_block_matmul_fwd, _block_matmul_bwd)
 
 
+@jax.custom_vjp
+def fused_ffn(x: jax.Array, expert_weight: jax.Array, experts: Experts, groups: Groups) -> jax.Array:
+    """The whole of `moe_paths.grouped` by the Pallas kernels, with fewer arrays of P rows in memory: [N, D].
+
+    Dispatch lies inside the products, which fetch their rows from x, and in the backward pass from the cotangent. The
+    weights multiply hidden units instead of results, so that results need no keeping: with h = a(x W_up),
+    y = sum_k (w_k h_k) W_down, dw_k = h_k . (W_down dy). Kept for the backward pass: the pre-activations alone.
+    """
+    return _ffn_fwd(x, expert_weight, experts, groups)[0]
+
+
+def _ffn_fwd(x: jax.Array, expert_weight: jax.Array, experts: Experts, groups: Groups) -> tuple[jax.Array, tuple]:
+    into = [w for w in experts[:2] if w is not None]
+    pre = [_gathered_product(x, w, groups, groups.token) for w in into]
+    hidden = _weighted_hidden(pre, _row_weight(expert_weight, groups))
+    rows = _gathered_product(hidden, experts.w_down, groups)
+    return _sum_rows(rows, groups), (x, expert_weight, experts, groups, pre)
+
+
+def _ffn_bwd(residuals: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array, Experts, None]:
+    x, expert_weight, experts, groups, pre = residuals
+    into = [w for w in experts[:2] if w is not None]
+    d_hidden = _gathered_product(g, experts.w_down, groups, groups.token, transposed=True)
+    hidden, pull = jax.vjp(_weighted_hidden, pre, _row_weight(expert_weight, groups))
+    d_pre, d_row_weight = pull(d_hidden)
+    d_down = kernels.grouped_outer(hidden, g, groups.first_block, None, groups.token, interpret=groups.interpret)
+    d_into = [kernels.grouped_outer(x, d, groups.first_block, groups.token, interpret=groups.interpret) for d in d_pre]
+    d_rows = [_gathered_product(d, w, groups, transposed=True) for d, w in zip(d_pre, into, strict=True)]
+    d_x = _sum_rows(d_rows[0] if len(d_rows) == 1 else d_rows[0] + d_rows[1], groups)
+    d_experts = Experts(*([None] * (2 - len(d_into)) + d_into + [d_down]))
+    return d_x, d_row_weight[groups.slot].astype(expert_weight.dtype), d_experts, None
+
+
+fused_ffn.defvjp(_ffn_fwd, _ffn_bwd)
+
+
+def _gathered_product(
+    rows: jax.Array, w: jax.Array, groups: Groups, source: jax.Array | None = None, transposed: bool = False
+) -> jax.Array:
+    return kernels.grouped_product(
+        rows, w, groups.block_expert, source, transposed=transposed, interpret=groups.interpret
+    )
+
+
+def _row_weight(expert_weight: jax.Array, groups: Groups) -> jax.Array:
+    """[P] float32: the weight of each row, 0 for padding."""
+    return jnp.append(expert_weight.reshape(-1), 0.0)[groups.source]
+
+
+def _weighted_hidden(pre: list[jax.Array], row_weight: jax.Array) -> jax.Array:
+    """Pre-activations [P, F] (of gate and up, or of up alone) -> hidden units times their row's weight."""
+    wide = [a.astype(jnp.float32) for a in pre]
+    hidden = activation(wide[0] if len(wide) == 2 else None, wide[-1])
+    return (hidden * row_weight[:, None]).astype(pre[0].dtype)
+
+
+def _sum_rows(rows: jax.Array, groups: Groups) -> jax.Array:
+    """rows [P, D] -> [N, D]: each token's rows, summed in float32."""
+    return jnp.sum(rows[groups.slot], axis=1, dtype=jnp.float32).astype(rows.dtype)
+
+
 def _product(rows: jax.Array, w: jax.Array, groups: Groups) -> jax.Array:
     if groups.impl == "pallas":
-        return kernels.grouped_product(rows, w, groups.block_expert, groups.interpret)
+        return kernels.grouped_product(rows, w, groups.block_expert, interpret=groups.interpret)
     return kernels.grouped_product_reference(rows, w, groups.block_expert)
 
 
 def _outer(rows: jax.Array, g: jax.Array, groups: Groups, w: jax.Array) -> jax.Array:
     """[E, D, F] of w's dtype: for each expert, its rows transposed times its cotangents."""
     if groups.impl == "pallas":
-        return kernels.grouped_outer(rows, g, groups.first_block, groups.interpret)
+        return kernels.grouped_outer(rows, g, groups.first_block, interpret=groups.interpret)
     return kernels.grouped_outer_reference(rows, g, groups.block_expert, w.shape[0])

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from mla_jax.mesh import BATCH, batch_shards
 from mla_jax.model import moe_grouped, moe_paths
 from mla_jax.model.backend import Backend
-from mla_jax.model.moe_paths import Experts
+from mla_jax.model.experts import Experts, activation
 
 
 class Chosen(NamedTuple):
@@ -86,7 +86,9 @@ def _grouped(
 
     tokamax skips rows behind the groups and leaves in them what it likes; so they are made zero, both ways.
     """
-    groups = moe_grouped.plan(expert_idx, experts.w_up.shape[0], backend.grouped_impl)
+    groups = moe_grouped.plan(expert_idx, experts.w_up.shape[0], backend.grouped_impl, backend.interpret)
+    if groups.impl == "pallas":  # a weight of 0 makes their hidden units 0
+        return moe_grouped.fused_ffn(x, expert_weight, experts, groups)
 
     def clean(rows: jax.Array) -> jax.Array:
         return jnp.where(live, rows, 0) if groups.impl == "tokamax" else rows
@@ -94,6 +96,6 @@ def _grouped(
     live = (jnp.arange(groups.source.shape[0]) < jnp.sum(groups.sizes))[:, None]
     rows = clean(moe_grouped.dispatch(x, groups))
     gate = None if experts.w_gate is None else clean(moe_grouped.grouped_matmul(rows, experts.w_gate, groups))
-    hidden = moe_paths.activation(gate, clean(moe_grouped.grouped_matmul(rows, experts.w_up, groups)))
+    hidden = activation(gate, clean(moe_grouped.grouped_matmul(rows, experts.w_up, groups)))
     out = clean(moe_grouped.grouped_matmul(hidden, experts.w_down, groups))
     return moe_grouped.combine(out, expert_weight, groups)

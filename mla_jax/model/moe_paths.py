@@ -5,26 +5,13 @@ y_n = sum_k expert_weight_nk * expert_{expert_idx_nk}(x_n). None of them drops a
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mla_jax.model import moe_grouped
 from mla_jax.model.backend import Backend
-
-
-class Experts(NamedTuple):
-    """w_gate, w_up [E, D, F], w_down [E, F, D], in the computation's dtype; without w_gate GELU instead of SwiGLU."""
-
-    w_gate: jax.Array | None
-    w_up: jax.Array
-    w_down: jax.Array
-
-
-def activation(gate: jax.Array | None, up: jax.Array) -> jax.Array:
-    """The hidden units of pre-activations: silu(gate) * up, or tanh-GELU of up where there is no gate."""
-    return jax.nn.gelu(up, approximate=True) if gate is None else jax.nn.silu(gate) * up
+from mla_jax.model.experts import Experts, activation
 
 
 def combine_weights(expert_idx: jax.Array, expert_weight: jax.Array, n_experts: int) -> jax.Array:
@@ -72,6 +59,8 @@ def grouped(
 ) -> jax.Array:
     """Tokens sorted by expert, one product a group; the results fetched back by the inverse permutation."""
     groups = moe_grouped.plan(expert_idx, experts.w_up.shape[0], backend.grouped_impl, backend.interpret)
+    if groups.impl == "pallas":
+        return moe_grouped.fused_ffn(x, expert_weight, experts, groups)
     rows = moe_grouped.dispatch(x, groups)
     gate = None if experts.w_gate is None else moe_grouped.grouped_matmul(rows, experts.w_gate, groups)
     hidden = activation(gate, moe_grouped.grouped_matmul(rows, experts.w_up, groups))

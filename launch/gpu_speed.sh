@@ -43,9 +43,15 @@ torch() { # NAME SIZE VOCABULARY BATCH
 gpt=(--config mha:m --knob model.block=gpt --knob model.position=learned)
 
 peer() { # Target: 1.15 times torch, 1.25 is the stretch.
-    ours 210 ours_m_8192 "${gpt[@]}" --vocab 8192 --variant "" --variant candidates=attn_tokamax \
-        --variant train.loss_chunks=16
+    local both=lean_gelu+norm_kernel
+    ours 150 ours_m_8192 "${gpt[@]}" --vocab 8192 --variant "" --variant candidates=lean_gelu \
+        --variant candidates=norm_kernel --variant candidates=$both
+    # Triton's products cannot add a bias or the residual stream on the way; cuBLAS' can.
+    XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_triton_gemm=false" \
+        ours 120 ours_m_8192_cublas "${gpt[@]}" --vocab 8192 --variant "" --variant candidates=$both
     torch torch_m_8192 m 8192 128
+    ours 120 ours_m_8192_more "${gpt[@]}" --vocab 8192 --variant candidates=$both+attn_tokamax \
+        --variant "candidates=$both train.loss_chunks=16"
 }
 peer_large() {
     ours 120 ours_m_50304 "${gpt[@]}" --vocab 50304 --variant "" --variant train.loss_chunks=8

@@ -17,7 +17,7 @@ from mla_jax.train.loss import cross_entropy_reference
 
 
 def value_and_gradient(config: Any, backend: Any) -> Any:
-    model, tokens = Transformer(config.model, backend), random_tokens(config, 2, 12)
+    model, tokens = Transformer(config.model, backend), random_tokens(config, 8, 16)
 
     def loss(params: Any) -> jax.Array:
         logits, _ = model.apply({"params": params}, tokens)
@@ -30,6 +30,9 @@ def value_and_gradient(config: Any, backend: Any) -> Any:
     ("name", "knobs"),
     [
         ("mla_products", {}),
+        ("lean_gelu", {"model.block": "gpt"}),
+        ("norm_kernel", {"model.block": "gpt"}),
+        ("norm_kernel", {"model.block": "default"}),
         pytest.param("mla_products", {"model.v_head_dim": 20, "model.qk_rope_head_dim": 2}, marks=pytest.mark.slow),
         pytest.param("mla_products", {"model.qk_norm": True}, marks=pytest.mark.slow),
         pytest.param("mla_products", {"model.scan_layers": True}, marks=pytest.mark.slow),
@@ -46,7 +49,7 @@ def test_a_candidate_changes_neither_values_nor_gradients(name: str, knobs: dict
 
 
 def program(config: Any, backend: Any) -> str:
-    model, tokens = Transformer(config.model, backend), random_tokens(config, 2, 12)
+    model, tokens = Transformer(config.model, backend), random_tokens(config, 8, 16)
     params = random_params(reference_model(config))
     return str(jax.make_jaxpr(lambda p: model.apply({"params": p}, tokens)[0])(params))
 

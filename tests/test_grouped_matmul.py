@@ -8,6 +8,7 @@ from gpu_lowering import TRITON_CALL, lower_for_h100
 from tiny import quick_jit
 
 from mla_jax.kernels import grouped_matmul as gm
+from mla_jax.kernels.expert_hidden import hidden_backward, hidden_backward_reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
@@ -63,3 +64,21 @@ def test_both_kernels_lower_for_a_gpu(width: int) -> None:
     block_expert, first = (jax.ShapeDtypeStruct((n,), jnp.int32) for n in (8, 63))
     assert lower_for_h100(gm.grouped_product, rows, w, block_expert).count(TRITON_CALL) == 1
     assert lower_for_h100(gm.grouped_outer, rows, g, first).count(TRITON_CALL) == 1
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("width", [32, 40])
+def test_hidden_units_backward_are_their_plain_twin(width: int, gated: bool) -> None:
+    """Rows of weight 0 (padding) among them."""
+    rng = np.random.default_rng(3)
+    *pre, d_hidden = (jnp.asarray(rng.standard_normal((256, width)), jnp.float32) for _ in range(2 + gated))
+    weight = jnp.asarray(rng.random(256) * (rng.random(256) > 0.3), jnp.float32)
+    found = quick_jit(lambda *a: hidden_backward(*a, interpret=True))(pre, weight, d_hidden)
+    wanted = hidden_backward_reference(pre, weight, d_hidden)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, wanted)
+
+
+def test_hidden_units_backward_lower_for_a_gpu() -> None:
+    rows = jax.ShapeDtypeStruct((256, 248), jnp.bfloat16)
+    weight = jax.ShapeDtypeStruct((256,), jnp.float32)
+    assert lower_for_h100(hidden_backward, [rows, rows], weight, rows).count(TRITON_CALL) == 1

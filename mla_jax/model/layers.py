@@ -5,6 +5,7 @@ Norms and rotations compute in float32 and return the dtype of their input.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from mla_jax import mesh
 from mla_jax.config import ModelConfig
+from mla_jax.kernels import norm
 from mla_jax.model import initial
 from mla_jax.model.backend import Backend
 
@@ -39,13 +41,21 @@ class Norm(nn.Module):
     """The block's norm: RMSNorm, or LayerNorm with block=gpt."""
 
     block: str
+    backend: Backend | None = None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.beside(x)[1]
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def beside(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """x, for what goes on beside the norm, and its norm: their gradients are added where the norm's is computed."""
         gain = self.param("gain", initial.ONES, (x.shape[-1],))
-        if self.block == "gpt":
-            return layer_norm(x, gain, self.param("bias", initial.ZEROS, (x.shape[-1],)))
-        return rms_norm(x, gain)
+        bias = self.param("bias", initial.ZEROS, (x.shape[-1],)) if self.block == "gpt" else None
+        backend = self.backend
+        if backend and "norm_kernel" in backend.candidates and backend.mesh is None and norm.applies(x.shape):
+            eps = RMS_EPS if bias is None else LAYER_NORM_EPS
+            return norm.norm_beside(x, gain, bias, eps, backend.platform != "gpu")
+        return x, rms_norm(x, gain) if bias is None else layer_norm(x, gain, bias)
 
 
 def rope_angles(positions: jax.Array, width: int, theta: float) -> tuple[jax.Array, jax.Array]:
@@ -112,6 +122,37 @@ def factor_stds(cfg: ModelConfig, rank: int, normed: bool) -> tuple[float, float
     return balanced, balanced
 
 
+def heads_of(x: jax.Array, w: jax.Array, bias: jax.Array | None, dtype: Any) -> jax.Array:
+    """x [B, T, D], w [D, H, K], bias [H, K] -> [B, T, H, K], computed in `dtype`.
+
+    The bias joins the product while its result is still a matrix: only there cuBLAS adds it on the way.
+    """
+    y = x @ w.reshape(w.shape[0], -1).astype(dtype)
+    if bias is not None:
+        y = y + bias.reshape(-1).astype(dtype)
+    return y.reshape(*x.shape[:-1], *w.shape[1:])
+
+
+def bias_gelu(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """tanh-GELU of x [..., F] + bias [F]."""
+    return jax.nn.gelu(x + bias, approximate=True)
+
+
+@jax.custom_vjp
+def lean_bias_gelu(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """`bias_gelu` that keeps x alone for its gradient; of the plain one XLA keeps a second [..., F] as well."""
+    return bias_gelu(x, bias)
+
+
+def _lean_backward(residuals: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # Without the barrier XLA finds the tanh of the forward pass again and keeps it after all.
+    x, bias, g = jax.lax.optimization_barrier((*residuals, g))
+    return jax.vjp(bias_gelu, x, bias)[1](g)
+
+
+lean_bias_gelu.defvjp(lambda x, bias: (bias_gelu(x, bias), (x, bias)), _lean_backward)
+
+
 class FeedForward(nn.Module):
     """SwiGLU (Shazeer 2020), or a tanh-GELU layer with biases for block=gpt. x [B, T, D] -> [B, T, D]."""
 
@@ -128,7 +169,8 @@ class FeedForward(nn.Module):
             b_in = self.param("b_in", initial.ZEROS, (hidden,))
             w_out = self.param("w_out", initial.normal(residual_std(cfg)), (hidden, width))
             b_out = self.param("b_out", initial.ZEROS, (width,))
-            h = jax.nn.gelu(x @ w_in.astype(dtype) + b_in.astype(dtype), approximate=True)
+            bias_and_gelu = lean_bias_gelu if "lean_gelu" in self.backend.candidates else bias_gelu
+            h = bias_and_gelu(x @ w_in.astype(dtype), b_in.astype(dtype))
             return h @ w_out.astype(dtype) + b_out.astype(dtype)
         w_gate = self.param("w_gate", initial.normal(cfg.init_std), (width, hidden))
         w_up = self.param("w_up", initial.normal(cfg.init_std), (width, hidden))

@@ -64,11 +64,9 @@ class MultiHeadAttention(nn.Module):
 
     def _project(self, x: jax.Array, where: Where) -> tuple[jax.Array, jax.Array, jax.Array]:
         cfg, dtype = self.cfg, self.backend.jnp_dtype
-        q = jnp.einsum("btd,dhk->bthk", x, self.w_q.astype(dtype))
-        k = jnp.einsum("btd,dgk->btgk", x, self.w_k.astype(dtype))
-        v = jnp.einsum("btd,dgk->btgk", x, self.w_v.astype(dtype))
-        if cfg.block == "gpt":
-            q, k, v = q + self.b_q.astype(dtype), k + self.b_k.astype(dtype), v + self.b_v.astype(dtype)
+        biases = (self.b_q, self.b_k, self.b_v) if cfg.block == "gpt" else (None, None, None)
+        matrices = (self.w_q, self.w_k, self.w_v)
+        q, k, v = (layers.heads_of(x, w, b, dtype) for w, b in zip(matrices, biases, strict=True))
         if cfg.qk_norm:
             q, k = layers.rms_norm(q, self.q_gain), layers.rms_norm(k, self.k_gain)
         if cfg.position == "rope":

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from mla_jax.kernels import grouped_matmul as kernels
-from mla_jax.model.experts import Experts, activation
+from mla_jax.kernels.expert_hidden import hidden_backward, weighted_hidden
+from mla_jax.model.experts import Experts
 
 
 @struct.dataclass
@@ -154,7 +155,7 @@ def fused_ffn(x: jax.Array, expert_weight: jax.Array, experts: Experts, groups: 
 def _ffn_fwd(x: jax.Array, expert_weight: jax.Array, experts: Experts, groups: Groups) -> tuple[jax.Array, tuple]:
     into = [w for w in experts[:2] if w is not None]
     pre = [_gathered_product(x, w, groups, groups.token) for w in into]
-    hidden = _weighted_hidden(pre, _row_weight(expert_weight, groups))
+    hidden = weighted_hidden(pre, _row_weight(expert_weight, groups))
     rows = _gathered_product(hidden, experts.w_down, groups)
     return _sum_rows(rows, groups), (x, expert_weight, experts, groups, pre)
 
@@ -163,8 +164,7 @@ def _ffn_bwd(residuals: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array, Expe
     x, expert_weight, experts, groups, pre = residuals
     into = [w for w in experts[:2] if w is not None]
     d_hidden = _gathered_product(g, experts.w_down, groups, groups.token, transposed=True)
-    hidden, pull = jax.vjp(_weighted_hidden, pre, _row_weight(expert_weight, groups))
-    d_pre, d_row_weight = pull(d_hidden)
+    hidden, d_pre, d_row_weight = hidden_backward(pre, _row_weight(expert_weight, groups), d_hidden, groups.interpret)
     d_down = kernels.grouped_outer(hidden, g, groups.first_block, None, groups.token, interpret=groups.interpret)
     d_into = [kernels.grouped_outer(x, d, groups.first_block, groups.token, interpret=groups.interpret) for d in d_pre]
     d_rows = [_gathered_product(d, w, groups, transposed=True) for d, w in zip(d_pre, into, strict=True)]
@@ -187,13 +187,6 @@ def _gathered_product(
 def _row_weight(expert_weight: jax.Array, groups: Groups) -> jax.Array:
     """[P] float32: the weight of each row, 0 for padding."""
     return jnp.append(expert_weight.reshape(-1), 0.0)[groups.source]
-
-
-def _weighted_hidden(pre: list[jax.Array], row_weight: jax.Array) -> jax.Array:
-    """Pre-activations [P, F] (of gate and up, or of up alone) -> hidden units times their row's weight."""
-    wide = [a.astype(jnp.float32) for a in pre]
-    hidden = activation(wide[0] if len(wide) == 2 else None, wide[-1])
-    return (hidden * row_weight[:, None]).astype(pre[0].dtype)
 
 
 def _sum_rows(rows: jax.Array, groups: Groups) -> jax.Array:

@@ -62,9 +62,9 @@ class Block(nn.Module):
     moe: bool
 
     def setup(self) -> None:
-        self.attention_norm = layers.Norm(self.cfg.block)
+        self.attention_norm = layers.Norm(self.cfg.block, self.backend)
         self.attention = attention_module(self.cfg)(self.cfg, self.backend)
-        self.ffn_norm = layers.Norm(self.cfg.block)
+        self.ffn_norm = layers.Norm(self.cfg.block, self.backend)
         dense = functools.partial(layers.FeedForward, hidden=self.cfg.d_ff)
         self.ffn = (MoE if self.moe else dense)(self.cfg, self.backend)
 
@@ -74,34 +74,35 @@ class Block(nn.Module):
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         x = layers.residual(x, self.backend)
         with jax.named_scope("attention"):
-            out, logit_max = self.attention(self.attention_norm(x), where)
+            x, normed = self.attention_norm.beside(x)
+            out, logit_max = self.attention(normed, where)
             x = x + layers.dropout(out, self.cfg.dropout, keys[0])
         with jax.named_scope("ffn"):
-            out, router = self._ffn(x, router_bias)
+            x, normed = self.ffn_norm.beside(x)
+            out, router = self._ffn(normed, router_bias)
             x = x + layers.dropout(out, self.cfg.dropout, keys[1])
         return x, Aux(logit_max, router)
 
-    def _ffn(self, x: jax.Array, router_bias: jax.Array | None) -> tuple[jax.Array, RouterAux | None]:
-        normed = self.ffn_norm(x)
+    def _ffn(self, normed: jax.Array, router_bias: jax.Array | None) -> tuple[jax.Array, RouterAux | None]:
         return self.ffn(normed, router_bias) if self.moe else (self.ffn(normed), None)
 
     def feed_forward(self, x: jax.Array, router_bias: jax.Array | None) -> jax.Array:
         """What the second half of the block adds to x."""
-        return self._ffn(x, router_bias)[0]
+        return self._ffn(self.ffn_norm(x), router_bias)[0]
 
     def prefill(
         self, x: jax.Array, where: Where, store: cache.LayerCache, router_bias: jax.Array | None
     ) -> tuple[jax.Array, cache.LayerCache]:
         out, store = self.attention.prefill(self.attention_norm(x), where, store)
         x = x + out
-        return x + self._ffn(x, router_bias)[0], store
+        return x + self.feed_forward(x, router_bias), store
 
     def decode(
         self, x: jax.Array, start: jax.Array, store: cache.LayerCache, router_bias: jax.Array | None
     ) -> tuple[jax.Array, cache.LayerCache]:
         out, store = self.attention.decode(self.attention_norm(x), start, store)
         x = x + out
-        return x + self._ffn(x, router_bias)[0], store
+        return x + self.feed_forward(x, router_bias), store
 
 
 # `train.remat` -> what a block keeps for its backward pass; "none" keeps everything.

@@ -1,0 +1,151 @@
+"""LayerNorm and RMSNorm of the residual stream in one pass each way (Pallas, Triton).
+
+XLA reads a row once for its statistics and once more to scale it, and in the backward pass adds the stream's own
+gradient in a third pass. Here a program holds whole rows: forward reads x and writes y; backward reads x, dy and the
+gradient of what goes on beside the norm, and writes their sum.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+_ROWS = 4  # that a program holds at a time
+_STEPS = 32  # blocks of rows that a program of the backward pass adds gain's and bias' gradients over
+_PARAMS = {"num_warps": 4, "num_stages": 2}
+
+
+def applies(shape: tuple[int, ...]) -> bool:
+    """Whether x [..., D] has a number of rows that the programs divide, and rows that one can hold."""
+    n_rows = 1
+    for size in shape[:-1]:
+        n_rows *= size
+    return n_rows % (_ROWS * _STEPS) == 0 and shape[-1] <= 4096
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def norm_beside(
+    x: jax.Array, gain: jax.Array, bias: jax.Array | None, eps: float, interpret: bool
+) -> tuple[jax.Array, jax.Array]:
+    """x [..., D] -> x itself, and its norm times gain [D]: LayerNorm plus bias [D], or without a bias RMSNorm.
+
+    In float32 inside; y in x's dtype. Whoever goes on with the x that comes back has its gradient added to the norm's
+    in the kernel. The plain twins are layers.layer_norm and layers.rms_norm.
+    """
+    return _forward(x, gain, bias, eps, interpret)[0]
+
+
+def _forward(x: jax.Array, gain: jax.Array, bias: jax.Array | None, eps: float, interpret: bool) -> tuple[tuple, tuple]:
+    width = x.shape[-1]
+    rows = x.reshape(-1, width)
+    given = [gain] if bias is None else [gain, bias]
+    y = pl.pallas_call(
+        functools.partial(_forward_program, width=width, eps=eps, centred=bias is not None),
+        out_shape=jax.ShapeDtypeStruct(rows.shape, x.dtype),
+        grid=(rows.shape[0] // _ROWS,),
+        compiler_params=plgpu.CompilerParams(**_PARAMS),
+        interpret=interpret,
+        name="norm",
+    )(rows, *given)
+    return (x, y.reshape(x.shape)), (x, gain, bias)
+
+
+def _backward(eps: float, interpret: bool, residuals: tuple, cotangents: tuple) -> tuple:
+    x, gain, bias = residuals
+    width = x.shape[-1]
+    rows, beside, dy = (a.reshape(-1, width) for a in (x, *cotangents))
+    programs = rows.shape[0] // (_ROWS * _STEPS)
+    parts = jax.ShapeDtypeStruct((programs, width), jnp.float32)
+    d_x, d_gain, d_bias = pl.pallas_call(
+        functools.partial(_backward_program, width=width, eps=eps, centred=bias is not None),
+        out_shape=(jax.ShapeDtypeStruct(rows.shape, x.dtype), parts, parts),
+        grid=(programs,),
+        compiler_params=plgpu.CompilerParams(**_PARAMS),
+        interpret=interpret,
+        name="norm_backward",
+    )(rows, gain, beside, dy)
+    d_bias = None if bias is None else jnp.sum(d_bias, axis=0).astype(bias.dtype)
+    return d_x.reshape(x.shape), jnp.sum(d_gain, axis=0).astype(gain.dtype), d_bias
+
+
+norm_beside.defvjp(_forward, _backward)
+
+
+class _Columns:
+    """A row's places: a power of two of them, as Triton wants, of which `width` are there."""
+
+    def __init__(self, width: int) -> None:
+        self.slice = pl.ds(0, pl.next_power_of_2(width))
+        self.inside = None if self.slice.size == width else jnp.arange(self.slice.size) < width
+
+    def load(self, ref: Any, rows: Any = None) -> jax.Array:
+        place = ref.at[self.slice] if rows is None else ref.at[rows, self.slice]
+        if self.inside is None:
+            return plgpu.load(place).astype(jnp.float32)
+        return plgpu.load(place, mask=self._mask(place.shape), other=0.0).astype(jnp.float32)
+
+    def store(self, ref: Any, rows: Any, value: jax.Array) -> None:
+        place = ref.at[rows, self.slice]
+        plgpu.store(place, value.astype(ref.dtype), mask=None if self.inside is None else self._mask(place.shape))
+
+    def zero(self, value: jax.Array) -> jax.Array:
+        """0 beyond the width."""
+        return value if self.inside is None else jnp.where(self._mask(value.shape), value, 0.0)
+
+    def _mask(self, shape: tuple[int, ...]) -> jax.Array:
+        return jnp.broadcast_to(self.inside, shape)
+
+
+def _normed(x: jax.Array, columns: _Columns, width: int, eps: float, centred: bool) -> tuple[jax.Array, jax.Array]:
+    """Rows without scale, and 1 / their standard deviation (or root mean square) [R, 1]."""
+    if centred:
+        x = columns.zero(x - jnp.sum(x, axis=1, keepdims=True) / width)
+    inverse = jax.lax.rsqrt(jnp.sum(x * x, axis=1, keepdims=True) / width + eps)
+    return x * inverse, inverse
+
+
+def _forward_program(x_ref: Any, gain_ref: Any, *refs: Any, width: int, eps: float, centred: bool) -> None:
+    rows, columns = pl.ds(pl.program_id(0) * _ROWS, _ROWS), _Columns(width)
+    y, _ = _normed(columns.load(x_ref, rows), columns, width, eps, centred)
+    y = y * columns.load(gain_ref)[None, :]
+    if centred:
+        y = y + columns.load(refs[0])[None, :]
+    columns.store(refs[-1], rows, y)
+
+
+def _backward_program(
+    x_ref: Any,
+    gain_ref: Any,
+    beside_ref: Any,
+    dy_ref: Any,
+    dx_ref: Any,
+    d_gain_ref: Any,
+    d_bias_ref: Any,
+    *,
+    width: int,
+    eps: float,
+    centred: bool,
+) -> None:
+    """With n the normed row, s its inverse deviation, g = dy gain: dx = s (g - n mean(g n) - mean(g))."""
+    program, columns = pl.program_id(0), _Columns(width)
+    gain = columns.load(gain_ref)[None, :]
+
+    def step(index: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        rows = pl.ds((program * _STEPS + index) * _ROWS, _ROWS)
+        n, inverse = _normed(columns.load(x_ref, rows), columns, width, eps, centred)
+        dy = columns.load(dy_ref, rows)
+        g = dy * gain
+        dx = g - n * (jnp.sum(g * n, axis=1, keepdims=True) / width)
+        if centred:
+            dx = dx - jnp.sum(g, axis=1, keepdims=True) / width
+        columns.store(dx_ref, rows, columns.load(beside_ref, rows) + dx * inverse)
+        return sums[0] + jnp.sum(dy * n, axis=0), sums[1] + jnp.sum(dy, axis=0)
+
+    nothing = jnp.zeros((columns.slice.size,), jnp.float32)
+    d_gain, d_bias = jax.lax.fori_loop(0, _STEPS, step, (nothing, nothing))
+    here = pl.ds(program, 1)
+    columns.store(d_gain_ref, here, d_gain[None, :])
+    columns.store(d_bias_ref, here, d_bias[None, :])

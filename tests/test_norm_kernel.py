@@ -1,0 +1,54 @@
+"""mla_jax.kernels.norm: values and gradients of the plain norms, in interpret mode, and lowering for a GPU."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gpu_lowering import TRITON_CALL, lower_for_h100
+from tiny import quick_jit
+
+from mla_jax.kernels import norm
+from mla_jax.model import layers
+
+pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+
+
+@pytest.mark.parametrize("width", [64, 80])
+@pytest.mark.parametrize("centred", [True, False])
+def test_norm_beside_is_the_plain_norm(centred: bool, width: int) -> None:
+    """80 columns: a power of two of them is loaded. The stream's own gradient is added to the norm's."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    x, gain, bias = 3 + draw(4, 64, width), draw(width), draw(width)
+    beside, out = draw(4, 64, width), draw(4, 64, width)
+
+    def kernel(x: jax.Array, gain: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return norm.norm_beside(x, gain, bias if centred else None, 1e-5 if centred else 1e-6, True)
+
+    def plain(x: jax.Array, gain: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return x, layers.layer_norm(x, gain, bias) if centred else layers.rms_norm(x, gain)
+
+    found, wanted = (
+        quick_jit(lambda *a, f=f: (f(*a), jax.vjp(f, *a)[1]((beside, out))))(x, gain, bias) for f in (kernel, plain)
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(jnp.abs(b).max())))
+
+
+def test_only_shapes_that_the_programs_divide_are_taken() -> None:
+    assert norm.applies((128, 512, 512)) and norm.applies((1, 128, 768))
+    assert not norm.applies((1, 127, 512)) and not norm.applies((128, 8192))
+
+
+@pytest.mark.parametrize("width", [512, 768])
+def test_both_ways_lower_for_a_gpu(width: int) -> None:
+    x, gain = jax.ShapeDtypeStruct((2, 512, width), jnp.bfloat16), jax.ShapeDtypeStruct((width,), jnp.float32)
+
+    def both_ways(x: jax.Array, gain: jax.Array) -> jax.Array:
+        y, pull = jax.vjp(lambda x: norm.norm_beside(x, gain, gain, 1e-5, False), x)
+        return pull(y)
+
+    assert lower_for_h100(both_ways, x, gain).count(TRITON_CALL) == 2

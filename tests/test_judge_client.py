@@ -51,12 +51,12 @@ def test_a_good_answer_and_what_is_sent():
 
 @pytest.mark.parametrize("kind", ["429", "500", "timeout", "cut_body", "broken_body", "drip", "hang_up"])
 def test_passing_faults_are_tried_again(kind):
-    with FaultServer(fault_rate=1, kinds=[kind], slow_s=1.2) as server:
+    with FaultServer(fault_rate=1, kinds=[kind], slow_s=30) as server:
         started = time.monotonic()
-        (answer,), _ = ask(server, timeout_s=0.4)
+        (answer,), _ = ask(server, timeout_s=1.0)
     assert answer.attempts == 2 and parse_reply(answer.text, RUBRIC)
     assert server.requests == {kind: 1, "ok": 1}
-    assert time.monotonic() - started < 1.1  # a dripping reply is cut off too, though it is never silent
+    assert time.monotonic() - started < 20  # a dripping reply is cut off too, though it is never silent
 
 
 @pytest.mark.parametrize(
@@ -73,10 +73,10 @@ def test_passing_faults_are_tried_again(kind):
 )
 def test_faults_that_stay_end_as_an_error_of_their_kind(kind, named):
     with (
-        FaultServer(always=kind, slow_s=0.5, retry_after="0.01") as server,
+        FaultServer(always=kind, slow_s=30, retry_after="0.01") as server,
         pytest.raises(TransientError) as error,
     ):
-        ask(server, timeout_s=0.15, max_retries=2)
+        ask(server, timeout_s=1.0, max_retries=2)  # long enough for a busy machine to reach the server
     assert error.value.kind == named and error.value.attempts == 3 and server.requests[kind] == 3
 
 

@@ -60,9 +60,13 @@ peer_large() {
     torch torch_l_50304 l 50304 64
 }
 mla() { # Target: the second row at least 1/1.10 of the first.
-    ours 200 mla_over_mha --config mla_rope:m --variant model.attention=mha --variant "" \
-        --variant candidates=attn_cudnn_mla --variant candidates=mla_products --variant candidates=attn_pad128 \
+    local all=joined_products+norm_kernel
+    ours 220 mla_over_mha --config mla_rope:m --variant model.attention=mha --variant "" \
+        --variant candidates=attn_cudnn_mla --variant candidates=joined_products --variant candidates=attn_pad128 \
         --variant candidates=attn_cudnn_mla+mla_products --variant candidates=attn_tokamax
+    XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_triton_gemm=false" \
+        ours 150 mla_over_mha_cublas --config mla_rope:m --variant "model.attention=mha candidates=$all" \
+        --variant candidates=attn_cudnn_mla+$all --variant candidates=attn_cudnn_mla+mla_products+$all
 }
 muon() { # Target: Muon's share of the step at most 5 %: its step over AdamW's, and optimizer_ms in the rows.
     ours 90 muon_share --config mla_rope:m --optimizer --variant "" --variant optim.name=muon \

@@ -94,6 +94,11 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
+def splits(mesh: Mesh | None, axis: str) -> bool:
+    """Whether `axis` has more than one device."""
+    return mesh is not None and mesh.shape[axis] > 1
+
+
 def check_batches(config: Config, mesh: Mesh | None) -> None:
     """Raise UserError unless the rows of (micro)batches divide among the devices that split them."""
     if mesh is None:

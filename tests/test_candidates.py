@@ -10,7 +10,7 @@ import pytest
 from tiny import quick_jit, random_params, random_tokens, reference_model, tiny_config
 
 from mla_jax.errors import UserError
-from mla_jax.model import attention, backend, candidates
+from mla_jax.model import attention, backend, candidates, layers
 from mla_jax.model.backend import REFERENCE
 from mla_jax.model.transformer import Transformer
 from mla_jax.train.loss import cross_entropy_reference
@@ -31,6 +31,10 @@ def value_and_gradient(config: Any, backend: Any) -> Any:
     [
         ("mla_products", {}),
         ("lean_gelu", {"model.block": "gpt"}),
+        ("joined_products", {}),
+        ("joined_products", {"model.attention": "mha"}),
+        pytest.param("joined_products", {"model.latent": "per_head"}, marks=pytest.mark.slow),
+        pytest.param("joined_products", {"model.q_lora_rank": 16}, marks=pytest.mark.slow),
         ("norm_kernel", {"model.block": "gpt"}),
         ("norm_kernel", {"model.block": "default"}),
         pytest.param("mla_products", {"model.v_head_dim": 20, "model.qk_rope_head_dim": 2}, marks=pytest.mark.slow),
@@ -88,3 +92,22 @@ def test_they_are_off_unless_the_environment_names_them(monkeypatch: pytest.Monk
     monkeypatch.setenv(candidates.VARIABLE, "warp_drive")
     with pytest.raises(UserError, match=r"MLA_JAX_CANDIDATES has 'warp_drive'.*attn_pad128"):
         backend.choose(config)
+
+
+@pytest.mark.parametrize("joined", [0, 2, 3])
+def test_products_of_one_input_and_their_gradients_are_those_of_single_ones(joined: int) -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 5, 8)), jnp.float32)
+    weights = [jnp.asarray(rng.standard_normal((8, *shape)), jnp.float32) for shape in ((2, 3), (4,), (2, 2))]
+
+    def together(x: jax.Array, weights: list[jax.Array]) -> list[jax.Array]:
+        return [jnp.sin(y) for y in layers.products(x, weights, jnp.float32, joined)]
+
+    def single(x: jax.Array, weights: list[jax.Array]) -> list[jax.Array]:
+        return [jnp.sin(x @ w.reshape(8, -1)) for w in weights]
+
+    expected, pull_expected = jax.vjp(single, x, weights)
+    found, pull = jax.vjp(together, x, weights)
+    pairs = (found, expected), (pull(expected), pull_expected(expected))
+    for one, other in pairs:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), one, other)

@@ -64,10 +64,14 @@ def test_behind_a_norm_keys_and_values_start_as_large_as_mhas(latent: str, rank:
     params = fresh(model)
 
     def keys_and_values(module: Any, x: jax.Array) -> Any:
-        return module.expand(module.latents(x, None))
+        return module.expand(module.latents(*module._project(x, Where())[1:]))
 
     for out in module.apply({"params": params}, x, method=keys_and_values):
         assert float(out.std()) == pytest.approx(STD * math.sqrt(WIDTH), rel=0.06)
+
+
+def queries(module: Any, x: jax.Array) -> jax.Array:
+    return module._queries(module._project(x, Where())[0], Where())[0]
 
 
 @pytest.mark.parametrize("norm", ["rms", "none"])
@@ -77,7 +81,7 @@ def test_compressed_queries_start_as_large_as_plain_ones(norm: str) -> None:
     for rank in (0, 48):
         model = config_of("mla", q_lora_rank=rank, latent_norm=norm).model
         module = attention_module(model)(model, REFERENCE)
-        q = module.apply({"params": fresh(model)}, x, Where(), method="_queries")[0]
+        q = module.apply({"params": fresh(model)}, x, method=queries)
         sizes.append(float(q.std()))
     assert sizes[1] == pytest.approx(sizes[0], rel=0.06)
 

@@ -5,10 +5,12 @@ Norms and rotations compute in float32 and return the dtype of their input.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.experimental.layout import Layout, with_layout_constraint
 
@@ -122,15 +124,52 @@ def factor_stds(cfg: ModelConfig, rank: int, normed: bool) -> tuple[float, float
     return balanced, balanced
 
 
-def heads_of(x: jax.Array, w: jax.Array, bias: jax.Array | None, dtype: Any) -> jax.Array:
-    """x [B, T, D], w [D, H, K], bias [H, K] -> [B, T, H, K], computed in `dtype`.
+def products(x: jax.Array, weights: Sequence[jax.Array], dtype: Any, joined: int = 0) -> list[jax.Array]:
+    """x [..., D] times each of weights [D, ...], computed in `dtype` -> [..., K_i], K_i its other dimensions' product.
+
+    Args:
+      joined: so many of the first come from one product. For results that are read in parts without a copy
+        (by norms, RoPE, joins), and weights that are split over devices alike.
+    """
+    flat = [w.reshape(w.shape[0], -1).astype(dtype) for w in weights]
+    if not joined:
+        return list(_products(x, tuple(flat)))
+    ends = np.cumsum([w.shape[1] for w in flat[:joined]])[:-1]
+    first, *rest = _products(x, (jnp.concatenate(flat[:joined], axis=1), *flat[joined:]))
+    return [*jnp.split(first, ends, axis=-1), *rest]
+
+
+def joins_products(backend: Backend) -> bool:
+    """Whether products of the same x are computed as one: not where devices share heads, which latents are not."""
+    return "joined_products" in backend.candidates and not mesh.splits(backend.mesh, "tensor")
+
+
+@jax.custom_vjp
+def _products(x: jax.Array, weights: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    return tuple(x @ w for w in weights)
+
+
+def _products_backward(kept: tuple, gradients: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    # Product + sum, in this order: so cuBLAS adds while it writes. Autodiff's order costs a pass over [..., D] more.
+    x, weights = kept
+    total = None
+    for g, w in zip(gradients, weights, strict=True):
+        own = g @ w.T
+        total = own if total is None else own + total
+    return total, tuple(jnp.einsum("...d,...k->dk", x, g) for g in gradients)
+
+
+_products.defvjp(lambda x, weights: (_products(x, weights), (x, weights)), _products_backward)
+
+
+def heads_of(y: jax.Array, w: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """A product y [..., H K] with w [D, H, K] as [..., H, K], plus bias [H, K].
 
     The bias joins the product while its result is still a matrix: only there cuBLAS adds it on the way.
     """
-    y = x @ w.reshape(w.shape[0], -1).astype(dtype)
     if bias is not None:
-        y = y + bias.reshape(-1).astype(dtype)
-    return y.reshape(*x.shape[:-1], *w.shape[1:])
+        y = y + bias.reshape(-1).astype(y.dtype)
+    return y.reshape(*y.shape[:-1], *w.shape[1:])
 
 
 def bias_gelu(x: jax.Array, bias: jax.Array) -> jax.Array:

@@ -66,7 +66,9 @@ class MultiHeadAttention(nn.Module):
         cfg, dtype = self.cfg, self.backend.jnp_dtype
         biases = (self.b_q, self.b_k, self.b_v) if cfg.block == "gpt" else (None, None, None)
         matrices = (self.w_q, self.w_k, self.w_v)
-        q, k, v = (layers.heads_of(x, w, b, dtype) for w, b in zip(matrices, biases, strict=True))
+        joined = 2 if cfg.position == "rope" and layers.joins_products(self.backend) else 0  # RoPE reads q and k
+        flat = layers.products(x, matrices, dtype, joined)
+        q, k, v = (layers.heads_of(y, w, b) for y, w, b in zip(flat, matrices, biases, strict=True))
         if cfg.qk_norm:
             q, k = layers.rms_norm(q, self.q_gain), layers.rms_norm(k, self.k_gain)
         if cfg.position == "rope":

@@ -7,6 +7,8 @@ Where RoPE is applied to the expanded key (`rope_placement=decompressed`) or the
 (`qk_norm`), no fixed matrix stands between query and latent: decode expands the cache again at every step.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -50,8 +52,13 @@ class LatentAttention(nn.Module):
                 self.k_rope_gain = self.param("k_rope_gain", ones, (cfg.qk_rope_head_dim,))
 
     # Subclasses say how latents are made, how they expand and how attention over them is absorbed.
-    def latents(self, x: jax.Array, k_rope: jax.Array | None) -> cache.LayerCache:
-        """The cache entries [B, T, ...] of x."""
+    @property
+    def down(self) -> tuple[jax.Array, ...]:
+        """The matrices [D, ...] that make latents of x."""
+        raise NotImplementedError
+
+    def latents(self, down: Sequence[jax.Array], k_rope: jax.Array | None) -> cache.LayerCache:
+        """The cache entries [B, T, ...] of x, from its products with `self.down` and the rotated key."""
         raise NotImplementedError
 
     def expand(self, entries: cache.LayerCache) -> tuple[jax.Array, jax.Array]:
@@ -95,8 +102,9 @@ class LatentAttention(nn.Module):
         """x [B, T, D] at positions start [B] .. start+T-1: write, then attend over the cache."""
         length = x.shape[1]
         where = Where(positions=start[:, None] + jnp.arange(length))
-        q_nope, q_rope = self._queries(x, where)
-        new = self.latents(x, self._rotary_key(x, where))
+        q, down, k_rope = self._project(x, where)
+        q_nope, q_rope = self._queries(q, where)
+        new = self.latents(down, k_rope)
         if self.cfg.absorbed and decode_attention.applies(self.backend, length, store):
             out, store = self.absorbed_fast(q_nope, q_rope, new, store, start)
             return self._output(out), store
@@ -112,9 +120,19 @@ class LatentAttention(nn.Module):
         return self._output(out), store
 
     def _expanded(self, x: jax.Array, where: Where) -> tuple[jax.Array, jax.Array, jax.Array, cache.LayerCache]:
-        entries = self.latents(x, self._rotary_key(x, where))
+        q, down, k_rope = self._project(x, where)
+        entries = self.latents(down, k_rope)
         k, v = self._keys_values(entries, where)
-        return _join(*self._queries(x, where)), k, v, entries
+        return _join(*self._queries(q, where)), k, v, entries
+
+    def _project(self, x: jax.Array, where: Where) -> tuple[jax.Array, list[jax.Array], jax.Array | None]:
+        """All products of x: queries (or their latent) [B, T, .], those of `down`, and the rotary key, rotated."""
+        cfg = self.cfg
+        rotary = (self.w_kr,) if cfg.qk_rope_head_dim else ()
+        matrices = (self.w_dq if cfg.q_lora_rank else self.w_q, *self.down, *rotary)
+        joined = len(matrices) if layers.joins_products(self.backend) else 0
+        q, *rest = layers.products(x, matrices, self.backend.jnp_dtype, joined)
+        return q, rest[: len(self.down)], self._rotary_key(rest[-1], where) if rotary else None
 
     def _keys_values(self, entries: cache.LayerCache, where: Where) -> tuple[jax.Array, jax.Array]:
         """k [B, S, H, N + R], v [B, S, H, V]; `where` gives the entries' positions."""
@@ -130,38 +148,34 @@ class LatentAttention(nn.Module):
             k = jnp.concatenate([k, shared.astype(k.dtype)], axis=-1)
         return k, v
 
-    def _queries(self, x: jax.Array, where: Where) -> tuple[jax.Array, jax.Array | None]:
-        """q_nope [B, T, H, N] and q_rope [B, T, H, R] or None, rotated."""
+    def _queries(self, q: jax.Array, where: Where) -> tuple[jax.Array, jax.Array | None]:
+        """q_nope [B, T, H, N] and q_rope [B, T, H, R] or None, rotated, of x's product with w_q (or w_dq)."""
         cfg, dtype = self.cfg, self.backend.jnp_dtype
         if cfg.q_lora_rank:
-            latent = x @ self.w_dq.astype(dtype)
             if cfg.latent_norm == "rms":
-                latent = layers.rms_norm(latent, self.q_latent_gain)
-            q = jnp.einsum("btc,chk->bthk", latent, self.w_uq.astype(dtype))
+                q = layers.rms_norm(q, self.q_latent_gain)
+            q = jnp.einsum("btc,chk->bthk", q, self.w_uq.astype(dtype))
         else:
-            q = jnp.einsum("btd,dhk->bthk", x, self.w_q.astype(dtype))
+            q = q.reshape(*q.shape[:2], cfg.n_heads, cfg.qk_head_dim)
         if cfg.block == "gpt":
             q = q + self.b_q.astype(dtype)
         q_nope, q_rope = jnp.split(q, [cfg.qk_nope_head_dim], axis=-1)
         if cfg.qk_norm:
             q_nope = layers.rms_norm(q_nope, self.q_gain)
         if cfg.rope_placement == "decompressed":
-            return layers.apply_rope(q_nope, *self._angles(where, x, cfg.qk_nope_head_dim)), None
+            return layers.apply_rope(q_nope, *self._angles(where, q, cfg.qk_nope_head_dim)), None
         if not cfg.qk_rope_head_dim:
             return q_nope, None
         if cfg.qk_norm:
             q_rope = layers.rms_norm(q_rope, self.q_rope_gain)
-        return q_nope, layers.apply_rope(q_rope, *self._angles(where, x, cfg.qk_rope_head_dim))
+        return q_nope, layers.apply_rope(q_rope, *self._angles(where, q, cfg.qk_rope_head_dim))
 
-    def _rotary_key(self, x: jax.Array, where: Where) -> jax.Array | None:
-        """The rotary key that all heads share, [B, T, R] after rotation; None unless decoupled."""
+    def _rotary_key(self, k_rope: jax.Array, where: Where) -> jax.Array:
+        """The rotary key that all heads share, [B, T, R], normalised and rotated."""
         cfg = self.cfg
-        if not cfg.qk_rope_head_dim:
-            return None
-        k_rope = x @ self.w_kr.astype(self.backend.jnp_dtype)
         if cfg.qk_norm:
             k_rope = layers.rms_norm(k_rope, self.k_rope_gain)
-        return layers.apply_rope(k_rope[:, :, None], *self._angles(where, x, cfg.qk_rope_head_dim))[:, :, 0]
+        return layers.apply_rope(k_rope[:, :, None], *self._angles(where, k_rope, cfg.qk_rope_head_dim))[:, :, 0]
 
     def _angles(self, where: Where, x: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
         return layers.rope_angles(where.at(x.shape[1]), width, self.cfg.rope_theta)

@@ -1,5 +1,7 @@
 """Joint latent attention, DeepSeek's form: one `c_kv` of width C for the keys and values of all heads."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -25,8 +27,12 @@ class JointLatentAttention(LatentAttention):
         if cfg.latent_norm == "rms":
             self.latent_gain = self.param("latent_gain", initial.ONES, (rank,))
 
-    def latents(self, x: jax.Array, k_rope: jax.Array | None) -> cache.LatentCache:
-        c_kv = x @ self.w_dkv.astype(self.backend.jnp_dtype)
+    @property
+    def down(self) -> tuple[jax.Array, ...]:
+        return (self.w_dkv,)
+
+    def latents(self, down: Sequence[jax.Array], k_rope: jax.Array | None) -> cache.LatentCache:
+        (c_kv,) = down
         if self.cfg.latent_norm == "rms":
             c_kv = layers.rms_norm(c_kv, self.latent_gain)
         return cache.LatentCache(c_kv, k_rope)

@@ -1,5 +1,7 @@
 """Per-head latent attention, paper A's equations (arXiv 2506.09342): a latent for K and one for V in every head."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -26,10 +28,13 @@ class PerHeadLatentAttention(LatentAttention):
             self.k_latent_gain = self.param("k_latent_gain", initial.ONES, (rank,))
             self.v_latent_gain = self.param("v_latent_gain", initial.ONES, (rank,))
 
-    def latents(self, x: jax.Array, k_rope: jax.Array | None) -> cache.PerHeadLatentCache:
-        dtype = self.backend.jnp_dtype
-        k_latent = jnp.einsum("btd,dhr->bthr", x, self.w_dk.astype(dtype))
-        v_latent = jnp.einsum("btd,dhr->bthr", x, self.w_dv.astype(dtype))
+    @property
+    def down(self) -> tuple[jax.Array, ...]:
+        return self.w_dk, self.w_dv
+
+    def latents(self, down: Sequence[jax.Array], k_rope: jax.Array | None) -> cache.PerHeadLatentCache:
+        shape = (self.cfg.n_heads, self.cfg.kv_lora_rank)
+        k_latent, v_latent = (a.reshape(*a.shape[:2], *shape) for a in down)
         if self.cfg.latent_norm == "rms":
             k_latent = layers.rms_norm(k_latent, self.k_latent_gain)
             v_latent = layers.rms_norm(v_latent, self.v_latent_gain)

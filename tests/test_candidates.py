@@ -94,6 +94,14 @@ def test_they_are_off_unless_the_environment_names_them(monkeypatch: pytest.Monk
         backend.choose(config)
 
 
+@pytest.mark.parametrize(("tensor", "joins"), [(1, True), (2, False)])
+def test_products_are_not_joined_where_heads_are_split_over_devices(tensor: int, joins: bool) -> None:
+    mesh = jax.sharding.AbstractMesh((1, 1, 1, tensor), ("data", "fsdp", "expert", "tensor"))
+    other = dataclasses.replace(REFERENCE, candidates=("joined_products",), mesh=mesh)
+    assert layers.joins_products(other) == joins
+    assert not layers.joins_products(dataclasses.replace(other, candidates=()))
+
+
 @pytest.mark.parametrize("joined", [0, 2, 3])
 def test_products_of_one_input_and_their_gradients_are_those_of_single_ones(joined: int) -> None:
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Norms, rotary positions, feed-forward, dropout and initialisers.
+"""Norms, rotary positions, products of one input, feed-forward, dropout and initialisers.
 
 Shapes: B batch, T queries, D model width, H heads, F feed-forward width (docs/architecture.md lists all letters).
 Norms and rotations compute in float32 and return the dtype of their input.
@@ -140,7 +140,7 @@ def products(x: jax.Array, weights: Sequence[jax.Array], dtype: Any, joined: int
 
 
 def joins_products(backend: Backend) -> bool:
-    """Whether products of the same x are computed as one: not where devices share heads, which latents are not."""
+    """Whether products of the same x are computed as one; never where devices split heads: latents stay whole."""
     return "joined_products" in backend.candidates and not mesh.splits(backend.mesh, "tensor")
 
 

@@ -24,7 +24,7 @@ from mla_jax.runs import RunFolder
 from mla_jax.train.checkpoint import Checkpoints
 from mla_jax.train.optim import make_optimizer
 from mla_jax.train.state import abstract_state, init_state
-from mla_jax.train.step import make_eval_step, make_train_step
+from mla_jax.train.step import make_eval_step, make_param_norm, make_train_step
 
 ROWS, STEPS = 8, 5
 KNOBS = {
@@ -92,13 +92,14 @@ def trajectory(name: str, shape: Shape, knobs: dict[str, Any]) -> tuple[list[Any
         params = mesh_lib.spread(params, mesh_lib.state_shardings(mesh, config.model, params, params))
     state = init_state(model, optimizer, params)
     place = mesh_lib.batch_placer(mesh, ROWS)
-    step, rows = None, []
+    step, rows, param_norm = None, [], make_param_norm(model)
     for batch in map(place, batches(config)):
         step = step or make_train_step(model, optimizer, config).lower(state, batch).compile(compiler_options=QUICK)
         before = jax.tree.map(lambda a: a.sharding, state)
         state, metrics = step(state, batch)
         assert jax.tree.map(lambda a: a.sharding, state) == before
-        rows.append([float(metrics[key]) for key in ("loss", "grad_norm", "param_norm")])
+        rows.append([float(metrics[key]) for key in ("loss", "grad_norm")])
+        rows[-1].append(float(param_norm(state.params)))
     nll = make_eval_step(model, config)(state.variables, batch)
     return [np.array(rows), np.asarray(nll)], jax.tree.map(np.asarray, state)
 

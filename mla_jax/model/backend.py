@@ -12,6 +12,7 @@ from mla_jax.config import ModelConfig
 from mla_jax.errors import UserError
 from mla_jax.model import candidates
 
+CUBLAS_PRODUCTS = {"xla_gpu_enable_triton_gemm": False}  # instead of XLA's own, written in Triton
 CUDNN_MAX_HEAD_DIM = 128  # of the fused backward pass below sm90; Hopper takes 256, which no config here needs
 
 
@@ -29,6 +30,14 @@ class Backend:
     grouped_impl: str = "xla"  # "tokamax" | "pallas" | "xla": of grouped products
     candidates: tuple[str, ...] = ()  # unmeasured forms of the training step (model/candidates.py)
     mesh: Mesh | None = None  # the devices that a batch is spread over; None = one
+
+    @property
+    def compiler_options(self) -> dict[str, Any] | None:
+        """XLA's, of the programs that train: on GPUs products go to cuBLAS, which adds biases and residuals on the way.
+
+        Size m, block=gpt, 128 x 512 on an H200: 38.83 ms a step with Triton's products among them, 38.10 without.
+        """
+        return CUBLAS_PRODUCTS if self.platform == "gpu" else None
 
     @property
     def jnp_dtype(self) -> Any:

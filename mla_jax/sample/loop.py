@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mla_jax.model.backend import Backend
+from mla_jax.model.backend import CUBLAS_PRODUCTS, Backend
 from mla_jax.model.cache import Cache, init_cache
 from mla_jax.model.transformer import Transformer
 from mla_jax.sample.methods import Form, Method, Values, draw
@@ -20,7 +20,6 @@ from mla_jax.sample.methods import Form, Method, Values, draw
 # launch of their own with the residual, which cuBLAS adds on the way. Size m, MLA, on an H100: 1.373 ms a step instead
 # of 1.459 at 1024 x 512, 447 us instead of 490 at 128 x 512; but 753 instead of 739 at 64 x 4096, 317 not 263 at 16.
 _CUBLAS_FROM = 128
-_CUBLAS = {"xla_gpu_enable_triton_gemm": False}
 
 # Steps between two tests of "are all rows done?": on a GPU a loop's predicate is a round trip to the host.
 CHECK_EVERY = 16
@@ -265,6 +264,6 @@ def _many_rows(model: Transformer, state: SamplerState) -> bool:
     return model.backend.platform == "gpu" and state.last.shape[0] >= _CUBLAS_FROM
 
 
-_many = functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=6, compiler_options=_CUBLAS)
+_many = functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=6, compiler_options=CUBLAS_PRODUCTS)
 _decode_steps_many = _many(_decode_steps.__wrapped__)
 _decode_until_done_many = _many(_decode_until_done.__wrapped__)

@@ -111,6 +111,7 @@ class _Training:
         place_eval = mesh_lib.batch_placer(mesh, config.eval.batch_size)
         self.eval_step = lambda variables, batch: eval_step(variables, place_eval(batch))
         self.logit_probe = steps.make_logit_probe(setup.model, config)
+        self.param_norm = steps.make_param_norm(setup.model)
         self.learning_rate = schedule(config.optim)
         self.pending = Pending(config.train, checkpoints)
         self.clock = Clock(config.train.batch_size * config.train.seq_len)
@@ -227,7 +228,8 @@ class _Training:
         self.pending.drain(keep=0)  # before the clock is read: the newest step is still running
         tokens_per_s = self.clock.tokens_per_s()
         mfu = self._mfu(tokens_per_s)
-        values = {name: self.pending.latest[name] for name in ("loss", "grad_norm", "param_norm")}
+        values = {name: self.pending.latest[name] for name in ("loss", "grad_norm")}
+        values["param_norm"] = float(self.param_norm(self.state.params))
         values |= self.pending.experts.train_values()
         values |= {
             "attn_logit_max": float(self.logit_probe(self.state.variables, batch)),

@@ -1,6 +1,7 @@
 """One optimizer step and one evaluation step, jitted."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -108,7 +109,7 @@ def make_train_step(
     """(state, {tokens, segment_ids [B, T+1]}[, dropout's seed]) -> (state, metrics), donating the state.
 
     metrics, float32 []: loss (nats per token over the batch: cross-entropy alone), grad_norm (before clipping),
-    param_norm, finite; with experts also router_loss (weighted, part of what is differentiated), and of each layer
+    finite; with experts also router_loss (weighted, part of what is differentiated), and of each layer
     expert_load [L_moe, E] (tokens of the batch) and router_entropy [L_moe].
     Microbatches accumulate sums of losses and gradients and the count of targets, and divide once, so that their
     number changes nothing but rounding (auxiliary router losses excepted: they are those of each microbatch).
@@ -153,7 +154,6 @@ def make_train_step(
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,
-            "param_norm": optax.tree.norm(params),
             "finite": finite.astype(jnp.float32),
         }
         if sums.router is not None:
@@ -164,9 +164,8 @@ def make_train_step(
             }
         return TrainState(state.step + 1, params, opt_state, router_bias), metrics
 
-    if where is None:
-        return jax.jit(train_step, donate_argnums=0)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(where, mesh_lib.replicated(mesh)))
+    jit = functools.partial(jax.jit, donate_argnums=0, compiler_options=model.backend.compiler_options)
+    return jit(train_step) if where is None else jit(train_step, out_shardings=(where, mesh_lib.replicated(mesh)))
 
 
 def make_eval_step(model: Transformer, config: Config) -> Callable[[Any, Batch], jax.Array]:
@@ -196,7 +195,14 @@ def make_logit_probe(model: Transformer, config: Config) -> Callable[[Any, Batch
     return _jit_replicated(probe, model)
 
 
+def make_param_norm(model: Transformer) -> Callable[[Any], jax.Array]:
+    """params -> their norm, float32 []. A program of its own, run when metrics are logged: inside the step it makes a
+    reduction of each parameter's update, which XLA then neither joins with others nor runs at the speed of a copy."""
+    return _jit_replicated(optax.tree.norm, model)
+
+
 def _jit_replicated(function: Callable, model: Transformer) -> Callable:
     """jax.jit, with the whole result on every device of the model's mesh: every process can read it."""
     mesh = model.backend.mesh
-    return jax.jit(function) if mesh is None else jax.jit(function, out_shardings=mesh_lib.replicated(mesh))
+    jit = functools.partial(jax.jit, compiler_options=model.backend.compiler_options)
+    return jit(function) if mesh is None else jit(function, out_shardings=mesh_lib.replicated(mesh))

@@ -1,10 +1,12 @@
 """study.grid, study.plan, study.rows: what a study is, which runs it needs and what counts as done."""
 
+import dataclasses
 import json
 
 import pytest
 from study_rows import declared, row, study
 
+from mla_jax import accounting
 from mla_jax import config as config_lib
 from mla_jax.config_files import load_config_dict, study_names
 from mla_jax.errors import UserError
@@ -189,6 +191,42 @@ def test_the_long_form_is_the_same_study_with_longer_runs(name: str) -> None:
     assert cost[1] > 1.2 * cost[0]
     with pytest.raises(UserError, match="shrot.*is not one of short, long"):
         load_config_dict(f"{name}:shrot")
+
+
+@pytest.mark.parametrize("name", ["paper_a", "paper_b"])
+def test_on_files_of_stories_the_best_checkpoint_counts_and_both_papers_share_runs(name: str) -> None:
+    made = grid.from_config_dict(load_config_dict(f"study_{name}:files"))
+    assert made.name == f"{name}_files" and made.title.endswith(", on files of stories")
+    assert {tier.fact_stories for tier in made.tiers} == {0}
+    for task in plan(made, rows_of()).tasks:
+        assert (task.config.model.dropout, task.config.tokenizer.vocab_size) == (0.1, 8192)
+        assert task.config.checkpoint.every == 100
+    shared = {"mha": "mha", "mha_rope": "mha_rope", "joint_rope_r2" if name == "paper_a" else "mla_rope": "mla_rope"}
+    other = grid.from_config_dict(load_config_dict("study_paper_b:files"))
+    points = {p.name: p for p in other.points}
+    for task in plan(made, rows_of()).tasks:
+        if twin := shared.get(task.point.name):
+            assert task.key == key_of(other.config(points[twin], task.seed))
+    with pytest.raises(UserError, match="flies.*is not one of short, long, files"):
+        load_config_dict(f"study_{name}:flies")
+
+
+def test_both_matched_sets_are_trained_on_files_and_matched_at_their_vocabulary() -> None:
+    made = grid.from_config_dict(load_config_dict("study_paper_b:files"))
+    assert {p.tier for p in made.points} == {"headline"} and {p.seeds for p in made.points} == {(0, 1, 2)}
+    priorities = {p.name: p.priority for p in made.points}
+    assert priorities.pop("mha_rope") == 2 and set(priorities.values()) == {1}
+    assert set(priorities) == {"mha", "mla_rope", "moe_mha", "moe_mla_rope", "moe_mha_flops", "moe_mla_rope_flops"}
+    models = {p.name: dataclasses.replace(made.config(p, 0).model, vocab_size=8192) for p in made.points}
+    total = {name: accounting.params(model)["total"] for name, model in models.items()}
+    active = {name: accounting.params(model)["active"] for name, model in models.items()}
+    for name in ("moe_mha", "moe_mla_rope"):  # the nearest width: one more or less is further off
+        assert total[name] == pytest.approx(total["mha"], rel=0.01) and active[name] < 0.55 * active["mha"]
+        for step in (-1, 1):
+            other = dataclasses.replace(models[name], d_expert=models[name].d_expert + step)
+            assert abs(accounting.params(other)["total"] - total["mha"]) > abs(total[name] - total["mha"])
+    for name in ("moe_mha_flops", "moe_mla_rope_flops"):  # 8 x 256 hidden units a token, as dense
+        assert active[name] == pytest.approx(active["mha"], rel=0.01) and total[name] > 4 * total["mha"]
 
 
 def test_points_that_need_a_newer_version_are_shown_and_skipped() -> None:

@@ -11,6 +11,7 @@ import pytest
 from study_rows import PER_HEAD, declared, row, study
 
 from mla_jax import accounting
+from mla_jax.config_files import load_config_dict
 from mla_jax.study import (
     arithmetic,
     claim_tables,
@@ -196,6 +197,22 @@ def test_the_tier_with_more_seeds_is_the_evidence() -> None:
         assert other[0] == ("headline" if tier == "s_mha" else "grid")
         assert {judged.verdict, other[2]} == {"confirmed", "contradicted"}
         assert re.search(rf"\*\*{judged.verdict}\*\*; {other[0]}: {other[2]}", claim_tables.claims(collect(made, rows)))
+
+
+def test_paper_bs_claims_are_judged_on_files_by_the_headline_and_open_while_rows_are_missing() -> None:
+    made = grid.from_config_dict(load_config_dict("study_paper_b:files"))
+    losses = {"mha": 2.0, "mla_rope": 2.01, "moe_mla_rope": 1.86, "moe_mla_rope_flops": 1.9}
+    found = collect(made, done(made, by_name(losses, noise=1e-3)))
+    judged = {j.claim.id: j for j in verdicts.judge(found)}
+    assert judged["B4"].verdict == verdicts.CONFIRMED and judged["B4"].test.what == "moe_mla_rope against mha"
+    assert judged["B6"].verdict == verdicts.CONTRADICTED and judged["B6"].test.found.n == 3
+    assert judged["B3"].test.found.mean > 0
+    text = report.markdown(found, [])
+    assert "-7.00 [-7.00, -7.00], n=3" in text and "| moe_mla_rope_flops |" in text
+    few = collect(made, done(made, by_name({"mha": 2.0, "moe_mha": 1.9})))
+    judged = {j.claim.id: j for j in verdicts.judge(few)}
+    assert {judged[name].verdict for name in ("B3", "B4", "B6")} == {f"{verdicts.UNDECIDED}: no rows yet"}
+    assert "| moe_mha |" in report.markdown(few, []) and report.markdown(collect(made, rows_of()), [])
 
 
 def test_the_question_that_neither_paper_asks() -> None:

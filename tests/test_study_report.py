@@ -338,6 +338,24 @@ def test_time_counts_shares_and_projects_the_full_schedule() -> None:
     assert all(f"**{w}" in words for w in ("paired", "smallest", "n**", "undecided", "cannot be as stated", "p, Holm"))
 
 
+def test_minutes_and_speeds_are_told_apart_by_device() -> None:
+    """A study gone on with on another GPU: seed 0 on one, seed 1, shared by two processes, on the other."""
+    made = study(rates=(), seeds=(0, 1))
+    rows = done(made, by_name({"mha": 2.0, "per_head_rope_r2": 2.1}))
+    for r in rows.by_key.values():
+        r["device"] = "NVIDIA H100 80GB HBM3" if r["study"]["seed"] == 0 else "NVIDIA H200"
+        if r["study"]["seed"]:
+            r["study"]["sharing"], r["metrics"]["tokens_per_s"] = 2, 5e5
+    found = collect(made, rows)
+    text = tables.time_used(found)
+    assert text.startswith(
+        "2.0 device minutes in 2 runs on NVIDIA H100 80GB HBM3; 1.0 device minutes in 2 runs on NVIDIA H200, compiling"
+    )
+    assert "| mha | headline | NVIDIA H100 80GB HBM3 | 1,000 | 60 | 910.2 |" in text
+    assert "| mha | headline | NVIDIA H200 | 500,000 | 30 | at most 1.8 |" in text
+    assert "* Device: NVIDIA H100 80GB HBM3 (2 runs); NVIDIA H200 (2 runs)\n" in report.markdown(found, [])
+
+
 def test_rows_that_come_back_are_merged(tmp_path) -> None:
     made = study(rates=(), seeds=(0,))
     first, second, *_ = plan(made, rows_of()).tasks

@@ -234,7 +234,7 @@ def samples(found: Results) -> str:
 
 
 def time_used(found: Results) -> str:
-    """Device minutes, and what the papers' full schedule would take at the measured speed: a line a point and device."""
+    """Device minutes, and the hours of the papers' full schedule at the measured speed, a line a point and device."""
     used = "; ".join(_used(device, rows) for device, rows in sorted(_by_device(found.rows).items()))
     lines = []
     for p in found.points:

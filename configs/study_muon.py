@@ -5,7 +5,8 @@
 Default block, no dropout, 1,000 steps of 64 x 512 (`study_muon:long`: 2,000), each optimizer at the best of 4 learning
 rates (seed 0). On the embedded stories; `study_muon:files` with --config.common.data.path=TRAIN.txt (and .valid_path)
 is the same on real ones, `study_muon:smoke` tries it with toy models and fewer runs. In pieces, with torch's runs and
-the table of steps and seconds to a loss: launch/gpu_muon.sh. Paper C's claims are judged by study_optimizer.
+the table of steps and seconds to a loss: launch/gpu_muon.sh. Paper C's claims are judged here at size m, by
+study_optimizer at size s.
 """
 
 from ml_collections import ConfigDict
@@ -30,6 +31,7 @@ def get_config(form: str = "short") -> ConfigDict:
     c = declare.new(
         "muon" if form == "short" else f"muon_{form}",
         "Muon against AdamW at size m" + title,
+        papers=("C",),
         verdicts=form != "smoke",
         reference="mla_rope_adamw",
     )

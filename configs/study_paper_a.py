@@ -21,26 +21,15 @@ JOINT_LEARNED = {"model.latent": "joint", "model.position": "learned"}
 NAIVE = {"model.init": "naive"}
 HEAD_DIM, WIDTH = 64, 512  # of sizes s and m
 PARTS = (1, 2, 4, 8, 16, 32)  # r = d / part
-# Argument: (on files of stories?, form of mla_jax/study/scale.py).
-FORMS = {"short": (False, "short"), "long": (False, "long"), "files": (True, "short"), "files_long": (True, "long")}
 SEEDS, FEWER, ONE = (0, 1, 2, 3, 4), (0, 1, 2), (0,)
 
 
 def get_config(form: str = "short") -> ConfigDict:
-    if form not in FORMS:
-        raise ValueError(f"the form {form!r} is not one of {', '.join(FORMS)}: write e.g. study_paper_a:long")
-    files, form = FORMS[form]
-    name, title = "paper_a", "Paper A: latent attention in small language models"
-    if files:
-        name, title = "paper_a_files", title + ", on files of stories"
-    c = scale.new(name, title, form, papers=("A",))
-    scale.headline(c, form, fact_stories=0 if files else 200)
+    title = "Paper A: latent attention in small language models"
+    c = scale.new("paper_a", title, form, files=("files", "files_long"), papers=("A",))
+    scale.headline(c, form)
     scale.grid(c, form)
     scale.rates(c, form)
-    if files:  # several epochs: they overfit, so the best checkpoint is not the last
-        declare.common(c, {"model.dropout": 0.1, "tokenizer.vocab_size": 8192})
-        for tier in c.tiers.values():
-            tier.set.checkpoint.every = 100
     _judged(c)
     _headline(c)
     _controls(c)

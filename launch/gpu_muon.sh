@@ -12,6 +12,9 @@
 #   python -m mla_jax.study.rows docs/results/rows/study_muon.jsonl OUT/study_muon*.rows.jsonl
 #
 #   PYTHON=python3.12   the interpreter    MINUTES=8   of a call    SMOKE=1   toy models, on a CPU too
+#   GPUS=2              part study: processes on GPUs 0 and 1, one each (the default is one GPU)
+#   WORKERS=3           part study: so many processes share each GPU. Done sooner; such runs have steps and tokens to a
+#                       loss and no seconds, which need the speed of runs that have the GPU to themselves (default: 1)
 set -euo pipefail
 usage="usage: gpu_muon.sh OUT study|torch|report [TRAIN VALID]"
 out=${1:?$usage}
@@ -47,8 +50,7 @@ export MLA_JAX_CACHE=${MLA_JAX_CACHE:-$PWD/runs/cache}
 
 case $part in
   study)
-    # One process: seconds to a loss need the speed of runs that have the GPU to themselves.
-    WORKERS=1 PYTHON=$python bash launch/gpu_study.sh "$out" "$study" "$minutes" "${data[@]}"
+    WORKERS=${WORKERS:-1} GPUS=${GPUS:-1} PYTHON=$python bash launch/gpu_study.sh "$out" "$study" "$minutes" "${data[@]}"
     ;;
   torch)
     "$python" -m mla_jax.bench.peers.torch_run "$study" "${peer[@]}" --max_minutes "$minutes" \

@@ -5,6 +5,8 @@
 #
 # WORKERS=3 in front (the default is 1): so many processes take turns on the one GPU, so that it computes for one while
 # others compile and evaluate. Short runs get done two to three times as fast; a run's own speed says nothing then.
+# GPUS=2 in front: WORKERS processes on each of GPUs 0 and 1 of this machine, all on the one study. The default, 1, leaves
+# CUDA_VISIBLE_DEVICES as it is.
 #
 # OUT gets STUDY.rows.jsonl, report.md, results.csv and study*.log. Then, where the repository is kept:
 #
@@ -16,7 +18,13 @@ set -euo pipefail
 out=${1:?usage: gpu_study.sh OUT [STUDY] [MINUTES] [--config.KNOB=VALUE ...]}
 study=${2:-study_paper_a}
 minutes=${3:-8}
-workers=${WORKERS:-1}
+workers=${WORKERS:-1} # on each GPU
+gpus=${GPUS:-1}
+if ! [[ $workers =~ ^[1-9][0-9]*$ && $gpus =~ ^[1-9][0-9]*$ ]]; then
+  echo "gpu_study.sh: WORKERS is $workers and GPUS $gpus: both count from 1." >&2
+  exit 2
+fi
+processes=$((workers * gpus))
 shift "$(($# < 3 ? $# : 3))"
 python=${PYTHON:-python3}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -30,8 +38,9 @@ if [ "$workers" -gt 1 ]; then # each process takes its share of the memory at on
   export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-$share}
 fi
 
-work() { # NUMBER FLAGS...: one process, for what is left of the time
+work() { # NUMBER FLAGS...: one process, for what is left of the time; processes 1, 2, 3 ... are on GPUs 0, 1, 0 ...
   local log=$out/study$1.log left
+  if [ "$gpus" -gt 1 ]; then export CUDA_VISIBLE_DEVICES=$((($1 - 1) % gpus)); fi
   shift
   left=$(awk "BEGIN { print $minutes - ($SECONDS - $began) / 60 }")
   "$python" -m mla_jax.main --mode study --config "$study" --workdir "$work" --max_minutes "$left" \
@@ -42,8 +51,8 @@ pids=()
 work 1 "$@" &
 pids+=($!)
 # The first one prepares the data; study.json says that they are there.
-while [ "$workers" -gt 1 ] && [ ! -f "$work/study.json" ] && kill -0 "${pids[0]}" 2>/dev/null; do sleep 0.5; done
-for ((i = 2; i <= workers; i++)); do
+while [ "$processes" -gt 1 ] && [ ! -f "$work/study.json" ] && kill -0 "${pids[0]}" 2>/dev/null; do sleep 0.5; done
+for ((i = 2; i <= processes; i++)); do
   work "$i" "$@" &
   pids+=($!)
 done
@@ -52,7 +61,7 @@ for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
 
 # However it ended: what is done is brought back, and one report is made of it.
 find "$work/rows" -name '*.json' -exec cat {} + 2>/dev/null >"$out/$name.rows.jsonl" || true
-if [ "$workers" -gt 1 ] && [ -s "$out/$name.rows.jsonl" ]; then
+if [ "$processes" -gt 1 ] && [ -s "$out/$name.rows.jsonl" ]; then
   JAX_PLATFORMS=cpu "$python" -m mla_jax.main --mode study --config "$study" --workdir "$work" --report_only "$@" || true
 fi
 for file in report.md results.csv; do

@@ -27,9 +27,9 @@ def device_name() -> str:
     return f"cpu {platform.machine()}" if device.platform == "cpu" else device.device_kind
 
 
-def peak_flops() -> float | None:
-    """The device's dense bfloat16 peak in FLOP/s, or None when it is not in the table."""
-    name = device_name()
+def peak_flops(name: str | None = None) -> float | None:
+    """The dense bfloat16 peak in FLOP/s of this device, or of one of that name; None when it is not in the table."""
+    name = device_name() if name is None else name
     # The longest name first: an "L40S" is no "L4".
     return next((PEAK_FLOPS[key] for key in sorted(PEAK_FLOPS, key=len, reverse=True) if key in name), None)
 

@@ -11,6 +11,7 @@ import pytest
 from study_rows import PER_HEAD, declared, row, study
 
 from mla_jax import accounting
+from mla_jax.config_files import load_config_dict
 from mla_jax.study import (
     arithmetic,
     claim_tables,
@@ -198,6 +199,22 @@ def test_the_tier_with_more_seeds_is_the_evidence() -> None:
         assert re.search(rf"\*\*{judged.verdict}\*\*; {other[0]}: {other[2]}", claim_tables.claims(collect(made, rows)))
 
 
+def test_paper_bs_claims_are_judged_on_files_by_the_headline_and_open_while_rows_are_missing() -> None:
+    made = grid.from_config_dict(load_config_dict("study_paper_b:files"))
+    losses = {"mha": 2.0, "mla_rope": 2.01, "moe_mla_rope": 1.86, "moe_mla_rope_flops": 1.9}
+    found = collect(made, done(made, by_name(losses, noise=1e-3)))
+    judged = {j.claim.id: j for j in verdicts.judge(found)}
+    assert judged["B4"].verdict == verdicts.CONFIRMED and judged["B4"].test.what == "moe_mla_rope against mha"
+    assert judged["B6"].verdict == verdicts.CONTRADICTED and judged["B6"].test.found.n == 3
+    assert judged["B3"].test.found.mean > 0
+    text = report.markdown(found, [])
+    assert "-7.00 [-7.00, -7.00], n=3" in text and "| moe_mla_rope_flops |" in text
+    few = collect(made, done(made, by_name({"mha": 2.0, "moe_mha": 1.9})))
+    judged = {j.claim.id: j for j in verdicts.judge(few)}
+    assert {judged[name].verdict for name in ("B3", "B4", "B6")} == {f"{verdicts.UNDECIDED}: no rows yet"}
+    assert "| moe_mha |" in report.markdown(few, []) and report.markdown(collect(made, rows_of()), [])
+
+
 def test_the_question_that_neither_paper_asks() -> None:
     made = claims_study()
     rescued = PAPER_SAYS | {"mha_rope": 2.0, "per_head_rope_r2": 1.9, "per_head_learned_r2": 2.1}
@@ -319,6 +336,24 @@ def test_time_counts_shares_and_projects_the_full_schedule() -> None:
     assert f"{report.TIME}\n\n{text}" in whole
     words = whole.partition("## Words")[2]
     assert all(f"**{w}" in words for w in ("paired", "smallest", "n**", "undecided", "cannot be as stated", "p, Holm"))
+
+
+def test_minutes_and_speeds_are_told_apart_by_device() -> None:
+    """A study gone on with on another GPU: seed 0 on one, seed 1, shared by two processes, on the other."""
+    made = study(rates=(), seeds=(0, 1))
+    rows = done(made, by_name({"mha": 2.0, "per_head_rope_r2": 2.1}))
+    for r in rows.by_key.values():
+        r["device"] = "NVIDIA H100 80GB HBM3" if r["study"]["seed"] == 0 else "NVIDIA H200"
+        if r["study"]["seed"]:
+            r["study"]["sharing"], r["metrics"]["tokens_per_s"] = 2, 5e5
+    found = collect(made, rows)
+    text = tables.time_used(found)
+    assert text.startswith(
+        "2.0 device minutes in 2 runs on NVIDIA H100 80GB HBM3; 1.0 device minutes in 2 runs on NVIDIA H200, compiling"
+    )
+    assert "| mha | headline | NVIDIA H100 80GB HBM3 | 1,000 | 60 | 910.2 |" in text
+    assert "| mha | headline | NVIDIA H200 | 500,000 | 30 | at most 1.8 |" in text
+    assert "* Device: NVIDIA H100 80GB HBM3 (2 runs); NVIDIA H200 (2 runs)\n" in report.markdown(found, [])
 
 
 def test_rows_that_come_back_are_merged(tmp_path) -> None:

@@ -15,7 +15,9 @@ from mla_jax.config_files import load_config, load_config_dict
 from mla_jax.errors import UserError
 from mla_jax.study.grid import from_config_dict
 from mla_jax.study.plan import plan
+from mla_jax.study.results import collect
 from mla_jax.study.rows import Rows, key_of_row
+from mla_jax.study.verdicts import CONFIRMED, judge
 
 CURVE = [(10, 5.0), (20, 4.0), (30, 4.0), (40, 3.0), (50, 3.5)]
 
@@ -61,6 +63,18 @@ def test_the_table_of_steps_and_the_table_of_seconds(files: list[Path]) -> None:
     assert "All runs of the study are done." in text
 
 
+def test_runs_that_shared_a_device_have_steps_and_no_seconds(files: list[Path], tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in files[0].read_text().splitlines()]
+    for each in rows:
+        each["study"]["sharing"] = 3 if each["name"] == "mla_rope_muon" else 1
+    shared = tmp_path / "shared.jsonl"
+    shared.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    text = to_loss.report("study_muon:smoke", [shared, files[1]])
+    assert "| mla_rope_muon, seed 1 | 0.002 | 4.2000 | 4 | shared | - | shared |" in text
+    assert "| mla_rope_adamw, seed 0 | 0.002 | 4.2000 | 8 | 0.8 | 1.333 | 3 |" in text
+    assert "| mla_rope | 0.002 / 0.002 | its best loss | 10 / 20 |" in text  # steps are what they are
+
+
 def test_without_torch_there_is_one_table_and_without_rows_a_sentence(files: list[Path], tmp_path: Path) -> None:
     text = to_loss.report("study_muon:smoke", files[:1])
     assert "its best loss" in text and "over torch" not in text
@@ -68,6 +82,22 @@ def test_without_torch_there_is_one_table_and_without_rows_a_sentence(files: lis
         to_loss.report("study_muon:smoke", [Path("missing.jsonl")])
     with pytest.raises(UserError, match="no row of study_muon:smoke among them: run launch/gpu_muon.sh"):
         to_loss.report("study_muon:smoke", files[1:])
+
+
+@pytest.mark.parametrize("form", ["", ":files"])
+def test_paper_cs_claims_are_judged_by_it(form: str) -> None:
+    study, found = from_config_dict(load_config_dict(f"study_muon{form}")), {}
+    while tasks := [task for task in plan(study, Rows(found)).tasks if task.key not in found]:
+        for task in tasks:
+            pace = 2 if task.point.name.endswith("muon") else 1
+            curve = [[step, 5.0 - 0.001 * pace * step - 1e-3 * task.seed] for step in range(50, 1001, 50)]
+            made = row(task, curve[-1][1], curve={"eval": curve})
+            found[key_of_row(made)] = made
+    judged = {j.claim.id: j for j in judge(collect(study, Rows(found)))}
+    assert set(judged) == {"C1", "C2"} and {j.verdict for j in judged.values()} == {CONFIRMED}
+    assert judged["C1"].test.what == "mla_rope_muon" and judged["C1"].test.found.mean == pytest.approx(50)
+    assert judged["C2"].test.found.n == 3
+    assert {j.verdict for j in judge(collect(study, Rows({})))} == {"undecided: no rows yet"}
 
 
 def test_both_optimizers_are_tuned_over_as_many_rates_and_share_everything_else() -> None:

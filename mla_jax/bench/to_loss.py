@@ -4,7 +4,9 @@
 
 ROWS are of `--mode study` (the study's rows in the repository count too), TORCH of `bench.peers.torch_run`. Where a
 curve reaches a loss is read linearly between evaluations. Seconds are steps times the run's own median time of a step:
-compiling, evaluating and saving do not count, on either side; what the first step took stands beside them.
+compiling, evaluating and saving do not count, on either side; what the first step took stands beside them. A run that
+shared its device with others has steps to a loss and no seconds ("shared"); one on another device than torch's is left
+out of that table.
 """
 
 import math
@@ -74,9 +76,12 @@ def seconds(found: Results, peers: Iterable[dict[str, Any]]) -> list[tuple[str, 
             (f"**{peer['name']}**", "", f"{name}: {loss:.4f}", f"{step:.0f}", f"{wall:.1f}", "1", f"{first:.0f}")
         )
         for p, seed, row in ours:
-            if row["device"] != peer["device"] or row["study"].get("sharing", 1) > 1:  # its own speed, on this device
+            if row["device"] != peer["device"]:
                 continue
             steps = steps_to(row["curve"]["eval"], loss)
+            if row["study"].get("sharing", 1) > 1:  # its speed is not its own
+                lines.append((*_who(p, seed), f"{loss:.4f}", _number(steps, 0), "shared", "-", "shared"))
+                continue
             took = steps * _tokens_per_step(row) / row["metrics"]["tokens_per_s"]
             lines.append((*_who(p, seed), f"{loss:.4f}", _number(steps, 0), _number(took, 1), _number(took / wall, 3),
                           _first(row)))  # fmt: skip
@@ -95,7 +100,7 @@ def report(study: str, files: Sequence[Path]) -> str:
     peers = [row for path in files for row in read_rows(path) if "tokens_per_step" in row]
     if not found.points:
         raise UserError(f"no row of {study} among them: run launch/gpu_muon.sh first.")
-    parts = [f"**{declared.title}** ({found.points[0].any['device']}; data {found.fingerprint[:12]})"]
+    parts = [f"**{declared.title}** ({'; '.join(found.devices)}; data {found.fingerprint[:12]})"]
     if lines := optimizers(found):
         names = (
             "model",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -139,8 +139,10 @@ def cost_model(study: Study, rows: Iterable[dict[str, Any]], device: str | None 
         (with_experts if row["experts"] else rates).append(rate)
     stated = study.plan_flops
     if device != study.plan_device:
-        peak = devices.peak_flops()
+        peak, planned = devices.peak_flops(device), devices.peak_flops(study.plan_device)
         stated = peak / 4 if peak else 2e10
+        if peak and planned:  # as far from its peak as the device that the stated figure is of
+            stated = study.plan_flops * peak / planned
     rate = statistics.median(rates) if rates else stated
     return CostModel(
         device,
@@ -186,6 +188,10 @@ def describe(study: Study, made: Plan, rows: Rows, cost: CostModel, here: str = 
         lines.append(f"| | {point.name} | {point.tier} | {point.priority} | {seeds} more | best of seed "
                      f"{point.seeds[0]} | {minutes:.1f} | waits for its learning rate |")  # fmt: skip
     lines += [f"| | {p.name} | {p.tier} | {p.priority} | | | | needs {p.needs} |" for p in made.missing]
+    done = Counter(row["device"] for task in made.tasks if (row := rows.done(task.key)))
+    if set(done) - {cost.device}:
+        each = "; ".join(f"{count} on {device}" for device, count in sorted(done.items()))
+        lines += ["", f"Runs that are done, wherever: {each}."]
     lines += ["", *_sums(sums)]
     if rows.unreadable:
         lines += ["", "Rows left out, because their config cannot be read: " + "; ".join(rows.unreadable)]

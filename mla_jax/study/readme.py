@@ -41,8 +41,9 @@ def _headline(found: Results) -> str:
             p.over_seeds(best_loss)), cell))  # fmt: skip
     against = f"% against {reference.name}" if reference else "%"
     head = ("model", "KV bytes/token", "saved", "validation loss", against)
-    device = found.tier("headline")[0].any["device"]
-    return f"**{found.study.title}** ({device}; mean ± 95 %, seeds):\n\n{tables.table(head, rows)}"
+    points = found.tier("headline")
+    devices = ", ".join(sorted({row["device"] for p in points for row in p.by_seed.values()}))
+    return f"**{found.study.title}** ({devices}; mean ± 95 %, seeds):\n\n{tables.table(head, rows)}"
 
 
 def _verdicts(studies: list[Results]) -> str:

@@ -74,6 +74,12 @@ class Results:
         return dataclasses.replace(self, points=tuple(self.tier(tier)))
 
     @property
+    def devices(self) -> list[str]:
+        """Each device with its number of rows where there are several: "NVIDIA H100 80GB HBM3 (12 runs)"."""
+        counts = Counter(row["device"] for row in self.rows)
+        return [f"{name} ({n} runs)" if len(counts) > 1 else name for name, n in sorted(counts.items())]
+
+    @property
     def tiers(self) -> list[str]:
         """Names of tiers with rows, "headline" first."""
         return sorted({p.tier for p in self.points}, key=lambda name: (name != "headline", name))

@@ -1,6 +1,7 @@
 """How long the runs of the studies train, in one place: studies that train the same config share its row.
 
 Two forms: "short" fits all studies into about an hour of one H100, "long" is the one to run where time is no matter.
+"files" and "files_long" (of the studies that have them) are the same on a small file of real stories.
 Three tiers: *headline* (size m), *grid* (size s), *rates* (the grid's training at three learning rates, one seed).
 """
 
@@ -11,7 +12,10 @@ from ml_collections import ConfigDict
 from mla_jax.study import declare
 
 FORMS = ("short", "long")
+FILES = {"files": "short", "files_long": "long"}  # a form on files of stories: the form whose training it has
 VOCABULARY = 2048  # pieces of the embedded stories' tokenizer
+FILES_VOCABULARY = 8192  # and of the files'
+FILES_CHECKPOINTS = 100  # steps: several epochs of a small file overfit, so the best checkpoint is not the last
 LEARNING_RATE = 1e-3
 RATES = (5e-4, 1e-3, 2e-3)
 COMMON = {
@@ -22,14 +26,33 @@ COMMON = {
 }
 
 
-def new(name: str, title: str, form: str, **settings: Any) -> ConfigDict:
-    """A study in one of FORMS; the long one has another name, so that each has a folder of its own."""
-    if form not in FORMS:
-        raise ValueError(f"the form {form!r} is not one of {', '.join(FORMS)}: write study_{name} or study_{name}:long")
-    long = form == "long"
-    c = declare.new(f"{name}_long" if long else name, title + (" (long)" if long else ""), **settings)
-    declare.common(c, COMMON)
+def new(name: str, title: str, form: str, files: tuple[str, ...] = (), **settings: Any) -> ConfigDict:
+    """A study in one of FORMS, or of those of FILES that it has (`files`); each form has a name and folder of its own.
+
+    A form on files sets what its tiers share: dropout against several epochs, and the files' vocabulary.
+    """
+    forms = (*FORMS, *files)
+    if form not in forms:
+        raise ValueError(f"the form {form!r} is not one of {', '.join(forms)}: write e.g. study_{name}:{forms[-1]}")
+    title += ", on files of stories" if form in FILES else ""
+    title += " (long)" if _length(form) == "long" else ""
+    c = declare.new(name if form == "short" else f"{name}_{form}", title, **settings)
+    more = {"model.dropout": 0.1, "tokenizer.vocab_size": FILES_VOCABULARY} if form in FILES else {}
+    declare.common(c, COMMON | more)
     return c
+
+
+def vocabulary(form: str) -> int:
+    """Pieces of the tokenizer of a form: embedding rows of its models."""
+    return FILES_VOCABULARY if form in FILES else VOCABULARY
+
+
+def _length(form: str) -> str:
+    return FILES.get(form, form)
+
+
+def _training(lengths: dict[str, dict[str, Any]], form: str) -> dict[str, Any]:
+    return lengths[_length(form)] | ({"checkpoint.every": FILES_CHECKPOINTS} if form in FILES else {})
 
 
 def training(steps: int, batch_size: int, seq_len: int, eval_every: int) -> dict[str, Any]:
@@ -42,17 +65,18 @@ HEADLINE = {"short": training(1000, 64, 512, 100), "long": training(1000, 128, 5
 GRID = {"short": training(800, 64, 256, 50), "long": training(1500, 64, 256, 50)}
 
 
-def headline(c: ConfigDict, form: str, fact_stories: int = 200) -> None:
-    """Size m; the long form tunes every point's learning rate on seed 0."""
-    rates = RATES if form == "long" else ()
-    declare.tier(c, "headline", "m", HEADLINE[form], rates, lengths=(1, 2, 4), fact_stories=fact_stories)
+def headline(c: ConfigDict, form: str) -> None:
+    """Size m; the long form tunes every point's learning rate on seed 0. Fact questions are of embedded stories."""
+    rates = RATES if _length(form) == "long" else ()
+    facts = 0 if form in FILES else 200
+    declare.tier(c, "headline", "m", _training(HEADLINE, form), rates, lengths=(1, 2, 4), fact_stories=facts)
 
 
 def grid(c: ConfigDict, form: str, name: str = "grid", size: str = "s", **knobs: Any) -> None:
     """Size s at one learning rate; no fact questions, which would cost a run more than its steps."""
-    declare.tier(c, name, size, GRID[form] | knobs)
+    declare.tier(c, name, size, _training(GRID, form) | knobs)
 
 
 def rates(c: ConfigDict, form: str) -> None:
     """The grid's training at RATES: would another learning rate turn a verdict?"""
-    declare.tier(c, "rates", "s", GRID[form], RATES)
+    declare.tier(c, "rates", "s", _training(GRID, form), RATES)

@@ -166,14 +166,18 @@ def speeds(found: Results) -> list[Line]:
     if not found.bench:
         return []
     context = max(row["metrics"]["context"] for row in found.bench)
-    by_point: dict[str, dict[int, float]] = defaultdict(dict)
+    by_point: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
     for row in found.bench:
         if row["metrics"]["context"] == context:
-            by_point[row["metrics"]["point"]][row["metrics"]["batch"]] = row["metrics"]["tokens_per_s"]
+            key = (row["metrics"]["point"], row["device"])
+            by_point[key][row["metrics"]["batch"]] = row["metrics"]["tokens_per_s"]
+    several = len({device for _, device in by_point}) > 1
     lines = []
-    for name, cells in sorted(by_point.items()):
+    for (name, device), cells in sorted(by_point.items()):
         y = tuple(cells[batch] for batch in sorted(cells))
-        lines.append(Line(f"{name} @ {context}", tuple(map(float, sorted(cells))), y, y, y))
+        lines.append(
+            Line(f"{name} @ {context}" + (f", {device}" if several else ""), tuple(map(float, sorted(cells))), y, y, y)
+        )
     return lines
 
 

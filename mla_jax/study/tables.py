@@ -44,13 +44,12 @@ def about(found: Results) -> str:
     if not found.rows:
         return "No rows yet."
     rows = found.rows
-    devices = sorted({row["device"] for row in rows})
     versions = sorted({", ".join(f"{k} {v}" for k, v in row["versions"].items()) for row in rows})
     lines = [
         f"{len(rows)} runs of {len(found.points)} points. Intervals are 95 % (Student's t over seeds; n in brackets); "
         "losses are nats per token on the held-out part, at each run's best evaluation.",
         "",
-        f"* Device: {'; '.join(devices)}",
+        f"* Device: {'; '.join(found.devices)}",
         *(f"* Versions: {version}" for version in versions),
         f"* Data: fingerprint {found.fingerprint[:16]}, tokenizer {rows[0]['tokenizer_sha256'][:16]}",
         *(f"* Command: `{command}`" for command in sorted({row["command"] for row in rows})),
@@ -235,23 +234,32 @@ def samples(found: Results) -> str:
 
 
 def time_used(found: Results) -> str:
-    """Device minutes, and what the papers' full schedule would take at the measured speed."""
-    used = f"{seconds(found.rows) / 60:.1f} device minutes in {len(found.rows)} runs"
-    rows = []
+    """Device minutes, and the hours of the papers' full schedule at the measured speed, a line a point and device."""
+    used = "; ".join(_used(device, rows) for device, rows in sorted(_by_device(found.rows).items()))
+    lines = []
     for p in found.points:
-        if not p.measured:
-            continue
-        alone = [r for r in p.measured.values() if r["study"]["sharing"] == 1] or list(p.measured.values())
-        bound = "" if alone[0]["study"]["sharing"] == 1 else "at most "
-        median = statistics.median(r["metrics"]["tokens_per_s"] for r in alone)
-        mean = seconds(tuple(p.measured.values())) / len(p.measured)
-        hours = f"{bound}{FULL_SCHEDULE / median / 3600:.1f}"
-        rows.append((p.name, p.tier, p.any["device"], f"{median:,.0f}", f"{mean:.0f}", hours))
+        for device, rows in sorted(_by_device(p.measured.values()).items()):
+            alone = [r for r in rows if r["study"]["sharing"] == 1]
+            median = statistics.median(r["metrics"]["tokens_per_s"] for r in alone or rows)
+            hours = f"{'' if alone else 'at most '}{FULL_SCHEDULE / median / 3600:.1f}"
+            mean = seconds(tuple(rows)) / len(rows)
+            lines.append((p.name, p.tier, device, f"{median:,.0f}", f"{mean:.0f}", hours))
     head = ("point", "tier", "device", "training tokens/s", "device seconds a run", "hours for 50,000 x 128 x 512")
-    text = table(head, rows)
-    if any(row[-1].startswith("at most") for row in rows):
+    text = table(head, lines)
+    if any(line[-1].startswith("at most") for line in lines):
         text += "\n\nAt most: its runs took turns with others on the device, so alone they are faster."
     return f"{used}, compiling and evaluating included.\n\n{text}"
+
+
+def _by_device(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["device"], []).append(row)
+    return found
+
+
+def _used(device: str, rows: list[Row]) -> str:
+    return f"{seconds(tuple(rows)) / 60:.1f} device minutes in {len(rows)} runs on {device}"
 
 
 def csv(found: Results) -> str:

@@ -1,0 +1,74 @@
+"""launch/gpu_study.sh and the study part of launch/gpu_muon.sh: which processes they start, on which GPUs."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from run_tools import REPOSITORY
+
+# In place of python: notes its GPU and flags, and leaves what a study leaves.
+STAND_IN = """#!/usr/bin/env bash
+echo "gpu=${CUDA_VISIBLE_DEVICES-unset} memory=${XLA_PYTHON_CLIENT_MEM_FRACTION-unset} $*" >>"$SEEN"
+while [ "$1" != --workdir ]; do shift; done
+mkdir -p "$2/rows"
+echo '{}' >"$2/rows/one.json"
+echo '{}' >"$2/study.json"
+"""
+
+
+@pytest.fixture
+def call(tmp_path: Path):
+    """(script, arguments, environment) -> (what ended, the lines of the stand-in); in a copy that gets the runs."""
+    copy = tmp_path / "repository"
+    copy.mkdir()
+    for name in ("configs", "launch", "mla_jax"):
+        (copy / name).symlink_to(REPOSITORY / name)
+    python = tmp_path / "python"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    seen = tmp_path / "seen"
+
+    def run(script: str, *arguments: str, **environment: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+        hidden = ("WORKERS", "GPUS", "CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION", "SMOKE", "MINUTES")
+        kept = {name: value for name, value in os.environ.items() if name not in hidden}
+        kept |= {"PYTHON": str(python), "SEEN": str(seen)} | environment
+        command = ["bash", str(copy / "launch" / script), str(tmp_path / "out"), *arguments]
+        done = subprocess.run(command, env=kept, capture_output=True, text=True, timeout=60)
+        return done, sorted(seen.read_text().splitlines()) if seen.exists() else []
+
+    return run
+
+
+def test_alone_one_process_takes_the_device_as_it_is(call, tmp_path: Path) -> None:
+    done, seen = call("gpu_study.sh", "study_paper_b:files", "1", "--config.common.data.path=x.txt")
+    assert done.returncode == 0, done.stderr
+    (line,) = seen
+    assert line.startswith("gpu=unset memory=unset -m mla_jax.main --mode study --config study_paper_b:files --workdir")
+    assert line.endswith("--sharing 1 --config.common.data.path=x.txt")
+    assert (tmp_path / "out" / "study_paper_b_files.rows.jsonl").read_text() == "{}\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"), [("gpu_study.sh", ("study_muon", "1")), ("gpu_muon.sh", ("study",))], ids=["study", "muon"]
+)
+def test_each_gpu_gets_its_workers_and_one_report_is_made(call, script: str, arguments: tuple[str, ...]) -> None:
+    done, seen = call(script, *arguments, GPUS="2", WORKERS="3")
+    assert done.returncode == 0, done.stderr
+    *workers, report = sorted(seen, key=lambda line: "--report_only" in line)
+    assert "--report_only" in report and len(workers) == 6
+    for gpu in (0, 1):  # three processes share each
+        assert sum(line.startswith(f"gpu={gpu} memory=0.3 ") and "--sharing 3" in line for line in workers) == 3
+
+
+def test_a_process_each_has_its_gpu_to_itself(call) -> None:
+    done, seen = call("gpu_muon.sh", "study", GPUS="2")
+    assert done.returncode == 0, done.stderr
+    workers = [line for line in seen if "--report_only" not in line]
+    assert [line.split(" -m")[0] for line in workers] == ["gpu=0 memory=unset", "gpu=1 memory=unset"]
+    assert all("--sharing 1" in line for line in workers)
+
+
+def test_counts_that_are_none_are_refused(call) -> None:
+    done, seen = call("gpu_study.sh", GPUS="two")
+    assert done.returncode == 2 and "GPUS two: both count from 1" in done.stderr and not seen

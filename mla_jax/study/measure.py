@@ -1,6 +1,8 @@
 """What a finished run's row says beside its loss: everything that later claims are judged by, measured once."""
 
 import functools
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +27,29 @@ SPECTRUM_WINDOWS = 8
 
 def measure(folder: Path, tier: Tier) -> dict[str, Any]:
     """The parts of a row that come from the run's best checkpoint. Raises UserError as `runs.load_run` does."""
-    run = runs.load_run(folder)
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, part: Callable[..., Any], *arguments: Any) -> Any:
+        began = time.perf_counter()
+        value = part(*arguments)
+        seconds[name] = round(time.perf_counter() - began, 2)
+        return value
+
+    run = timed("load", runs.load_run, folder)
     prepared = prepare(run.config, run.tokenizer, quiet=True)
-    by_length = _by_length(run, prepared, tier.lengths)
+    by_length = timed("eval", _by_length, run, prepared, tier.lengths)
     own = by_length[1]
     stored = runs.read_data(run.folder)
     return {
         "curve": curve(run.folder.metrics),
         "by_position": {str(times): binned(result, run.config.train.seq_len) for times, result in by_length.items()},
         "story_losses": [round(row["loss"], 4) for row in own.by_story(prepared.valid)],
-        "facts": fact_scores(run, tier.fact_stories),
-        "spectra": cache_spectra(run, windows(prepared, run.config.train.seq_len)),
+        "facts": timed("facts", fact_scores, run, tier.fact_stories),
+        "spectra": timed("spectra", cache_spectra, run, windows(prepared, run.config.train.seq_len)),
         "experts": expert_load(run.folder.metrics),
-        "stories": sampled(run, stored["openings"][: tier.stories]),
+        "stories": timed("stories", sampled, run, stored["openings"][: tier.stories]),
         "best_checkpoint": run.step,
+        "measure_seconds": seconds,
     }
 
 

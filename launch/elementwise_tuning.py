@@ -77,7 +77,8 @@ def groups(n_tokens: int) -> dict[str, tuple[int, list[tuple], Callable[..., Any
 
     forward = with_exp(gelu_blocks(n_tokens, (1, 4), n_tokens))
     backward = with_exp(gelu_blocks(n_tokens, (32, 16, 64, 8), 2048))
-    norms = [norm.Blocks(*b) for b in itertools.product((4, 2, 8), (32, 16, 8, 4), (4, 2, 8, 1), (False, True))]
+    tried = itertools.product((4, 2, 1, 8), (32, 16, 8, 4), (4, 2, 1, 8), (False, True))
+    norms = [norm.Blocks(*b) for b in tried if b[0] > 1 or not b[3]]  # of one row there is nothing to add late
     singles = [norm.Blocks(n_rows, 1, warps) for n_rows, warps in itertools.product((4, 1, 2, 8), (4, 1, 2, 8))]
     one, other = 2 * n_tokens * HIDDEN, 2 * n_tokens * WIDTH
     return {

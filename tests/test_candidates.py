@@ -31,6 +31,7 @@ def value_and_gradient(config: Any, backend: Any) -> Any:
     [
         ("mla_products", {}),
         ("lean_gelu", {"model.block": "gpt"}),
+        ("gelu_kernel", {"model.block": "gpt"}),
         ("joined_products", {}),
         ("joined_products", {"model.attention": "mha"}),
         pytest.param("joined_products", {"model.latent": "per_head"}, marks=pytest.mark.slow),

@@ -38,6 +38,17 @@ def test_norm_beside_is_the_plain_norm(centred: bool, width: int) -> None:
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(jnp.abs(b).max())))
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_gradients_do_not_depend_on_blocks(late: bool) -> None:
+    x, dy = (jax.random.normal(jax.random.key(seed), (64, 80)) for seed in (0, 1))
+    gain = jnp.ones((80,))
+    wanted, found = (
+        quick_jit(lambda x, dy, b=b: norm.backward(1e-5, True, (x, gain, gain), (dy, dy), b))(x, dy)
+        for b in (norm.BLOCKS._replace(steps=16), norm.Blocks(2, 4, 1, late))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, wanted)
+
+
 def test_only_shapes_that_the_programs_divide_are_taken() -> None:
     assert norm.applies((128, 512, 512)) and norm.applies((1, 128, 768))
     assert not norm.applies((1, 127, 512)) and not norm.applies((128, 8192))

@@ -6,16 +6,27 @@ gradient of what goes on beside the norm, and writes their sum.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-_ROWS = 4  # that a program holds at a time
-_STEPS = 32  # blocks of rows that a program of the backward pass adds gain's and bias' gradients over
-_PARAMS = {"num_warps": 4, "num_stages": 2}
+
+class Blocks(NamedTuple):
+    """What a program of the backward pass does; one of the forward pass does a single step."""
+
+    rows: int  # that it holds at a time
+    steps: int  # blocks of rows that it adds gain's and bias' gradients over
+    warps: int
+    late: bool = False  # gain's and bias' gradients: rows are added at the end, not in each step
+
+    def params(self) -> plgpu.CompilerParams:
+        return plgpu.CompilerParams(num_warps=self.warps, num_stages=2)
+
+
+BLOCKS = Blocks(rows=4, steps=32, warps=4)
 
 
 def applies(shape: tuple[int, ...]) -> bool:
@@ -23,7 +34,7 @@ def applies(shape: tuple[int, ...]) -> bool:
     n_rows = 1
     for size in shape[:-1]:
         n_rows *= size
-    return n_rows % (_ROWS * _STEPS) == 0 and shape[-1] <= 4096
+    return n_rows % (BLOCKS.rows * BLOCKS.steps) == 0 and shape[-1] <= 4096
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -35,35 +46,39 @@ def norm_beside(
     In float32 inside; y in x's dtype. Whoever goes on with the x that comes back has its gradient added to the norm's
     in the kernel. The plain twins are layers.layer_norm and layers.rms_norm.
     """
-    return _forward(x, gain, bias, eps, interpret)[0]
+    return forward(x, gain, bias, eps, interpret)[0]
 
 
-def _forward(x: jax.Array, gain: jax.Array, bias: jax.Array | None, eps: float, interpret: bool) -> tuple[tuple, tuple]:
+def forward(
+    x: jax.Array, gain: jax.Array, bias: jax.Array | None, eps: float, interpret: bool, blocks: Blocks = BLOCKS
+) -> tuple[tuple, tuple]:
+    """What `norm_beside` returns, and what it keeps for the gradient."""
     width = x.shape[-1]
     rows = x.reshape(-1, width)
     given = [gain] if bias is None else [gain, bias]
     y = pl.pallas_call(
-        functools.partial(_forward_program, width=width, eps=eps, centred=bias is not None),
+        functools.partial(_forward_program, width=width, eps=eps, centred=bias is not None, n_rows=blocks.rows),
         out_shape=jax.ShapeDtypeStruct(rows.shape, x.dtype),
-        grid=(rows.shape[0] // _ROWS,),
-        compiler_params=plgpu.CompilerParams(**_PARAMS),
+        grid=(rows.shape[0] // blocks.rows,),
+        compiler_params=blocks.params(),
         interpret=interpret,
         name="norm",
     )(rows, *given)
     return (x, y.reshape(x.shape)), (x, gain, bias)
 
 
-def _backward(eps: float, interpret: bool, residuals: tuple, cotangents: tuple) -> tuple:
+def backward(eps: float, interpret: bool, residuals: tuple, cotangents: tuple, blocks: Blocks = BLOCKS) -> tuple:
+    """Gradients of x, gain and bias."""
     x, gain, bias = residuals
     width = x.shape[-1]
     rows, beside, dy = (a.reshape(-1, width) for a in (x, *cotangents))
-    programs = rows.shape[0] // (_ROWS * _STEPS)
+    programs = rows.shape[0] // (blocks.rows * blocks.steps)
     parts = jax.ShapeDtypeStruct((programs, width), jnp.float32)
     d_x, d_gain, d_bias = pl.pallas_call(
-        functools.partial(_backward_program, width=width, eps=eps, centred=bias is not None),
+        functools.partial(_backward_program, width=width, eps=eps, centred=bias is not None, blocks=blocks),
         out_shape=(jax.ShapeDtypeStruct(rows.shape, x.dtype), parts, parts),
         grid=(programs,),
-        compiler_params=plgpu.CompilerParams(**_PARAMS),
+        compiler_params=blocks.params(),
         interpret=interpret,
         name="norm_backward",
     )(rows, gain, beside, dy)
@@ -71,7 +86,7 @@ def _backward(eps: float, interpret: bool, residuals: tuple, cotangents: tuple) 
     return d_x.reshape(x.shape), jnp.sum(d_gain, axis=0).astype(gain.dtype), d_bias
 
 
-norm_beside.defvjp(_forward, _backward)
+norm_beside.defvjp(forward, backward)
 
 
 class _Columns:
@@ -107,8 +122,8 @@ def _normed(x: jax.Array, columns: _Columns, width: int, eps: float, centred: bo
     return x * inverse, inverse
 
 
-def _forward_program(x_ref: Any, gain_ref: Any, *refs: Any, width: int, eps: float, centred: bool) -> None:
-    rows, columns = pl.ds(pl.program_id(0) * _ROWS, _ROWS), _Columns(width)
+def _forward_program(x_ref: Any, gain_ref: Any, *refs: Any, width: int, eps: float, centred: bool, n_rows: int) -> None:
+    rows, columns = pl.ds(pl.program_id(0) * n_rows, n_rows), _Columns(width)
     y, _ = _normed(columns.load(x_ref, rows), columns, width, eps, centred)
     y = y * columns.load(gain_ref)[None, :]
     if centred:
@@ -128,24 +143,29 @@ def _backward_program(
     width: int,
     eps: float,
     centred: bool,
+    blocks: Blocks,
 ) -> None:
     """With n the normed row, s its inverse deviation, g = dy gain: dx = s (g - n mean(g n) - mean(g))."""
     program, columns = pl.program_id(0), _Columns(width)
     gain = columns.load(gain_ref)[None, :]
 
     def step(index: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        rows = pl.ds((program * _STEPS + index) * _ROWS, _ROWS)
-        n, inverse = _normed(columns.load(x_ref, rows), columns, width, eps, centred)
-        dy = columns.load(dy_ref, rows)
+        rows = pl.ds((program * blocks.steps + index) * blocks.rows, blocks.rows)
+        # Triton keeps loads and sums over warps in order: loads that come first wait for memory once, not three times.
+        x, dy, beside = (columns.load(ref, rows) for ref in (x_ref, dy_ref, beside_ref))
+        n, inverse = _normed(x, columns, width, eps, centred)
         g = dy * gain
         dx = g - n * (jnp.sum(g * n, axis=1, keepdims=True) / width)
         if centred:
             dx = dx - jnp.sum(g, axis=1, keepdims=True) / width
-        columns.store(dx_ref, rows, columns.load(beside_ref, rows) + dx * inverse)
-        return sums[0] + jnp.sum(dy * n, axis=0), sums[1] + jnp.sum(dy, axis=0)
+        columns.store(dx_ref, rows, beside + dx * inverse)
+        new = (dy * n, dy) if blocks.late else (jnp.sum(dy * n, axis=0), jnp.sum(dy, axis=0))
+        return sums[0] + new[0], sums[1] + new[1]
 
-    nothing = jnp.zeros((columns.slice.size,), jnp.float32)
-    d_gain, d_bias = jax.lax.fori_loop(0, _STEPS, step, (nothing, nothing))
+    nothing = jnp.zeros((blocks.rows,) * blocks.late + (columns.slice.size,), jnp.float32)
+    d_gain, d_bias = jax.lax.fori_loop(0, blocks.steps, step, (nothing, nothing))
+    if blocks.late:
+        d_gain, d_bias = jnp.sum(d_gain, axis=0), jnp.sum(d_bias, axis=0)
     here = pl.ds(program, 1)
     columns.store(d_gain_ref, here, d_gain[None, :])
     columns.store(d_bias_ref, here, d_bias[None, :])

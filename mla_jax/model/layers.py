@@ -16,7 +16,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from mla_jax import mesh
 from mla_jax.config import ModelConfig
-from mla_jax.kernels import norm
+from mla_jax.kernels import gelu, norm
 from mla_jax.model import initial
 from mla_jax.model.backend import Backend
 
@@ -192,6 +192,14 @@ def _lean_backward(residuals: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array
 lean_bias_gelu.defvjp(lambda x, bias: (bias_gelu(x, bias), (x, bias)), _lean_backward)
 
 
+def hidden_units(x: jax.Array, bias: jax.Array, backend: Backend) -> jax.Array:
+    """tanh-GELU of x [..., F] + bias [F] in the form that the backend takes. The kernel reads float32 biases itself."""
+    if "gelu_kernel" in backend.candidates and backend.mesh is None and gelu.applies(x.shape):
+        return gelu.bias_gelu(x, bias, backend.platform != "gpu")
+    plain = lean_bias_gelu if "lean_gelu" in backend.candidates else bias_gelu
+    return plain(x, bias.astype(x.dtype))
+
+
 class FeedForward(nn.Module):
     """SwiGLU (Shazeer 2020), or a tanh-GELU layer with biases for block=gpt. x [B, T, D] -> [B, T, D]."""
 
@@ -208,8 +216,7 @@ class FeedForward(nn.Module):
             b_in = self.param("b_in", initial.ZEROS, (hidden,))
             w_out = self.param("w_out", initial.normal(residual_std(cfg)), (hidden, width))
             b_out = self.param("b_out", initial.ZEROS, (width,))
-            bias_and_gelu = lean_bias_gelu if "lean_gelu" in self.backend.candidates else bias_gelu
-            h = bias_and_gelu(x @ w_in.astype(dtype), b_in.astype(dtype))
+            h = hidden_units(x @ w_in.astype(dtype), b_in, self.backend)
             return h @ w_out.astype(dtype) + b_out.astype(dtype)
         w_gate = self.param("w_gate", initial.normal(cfg.init_std), (width, hidden))
         w_up = self.param("w_up", initial.normal(cfg.init_std), (width, hidden))

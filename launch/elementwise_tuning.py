@@ -1,0 +1,187 @@
+"""Blocks of the kernels of bias + GELU and of norms, timed alone at the sizes of a step of size m (bfloat16).
+
+    python launch/elementwise_tuning.py --out rows.jsonl [--only gelu_backward ...] [--max_minutes 4]
+
+One row for each kernel and choice: microseconds, bytes a second (what has to be read and written, once), and the
+largest difference from the plain form in float32. "plain" is what XLA makes of that form; "copy" is x + 1.
+Winners belong into mla_jax/kernels/{gelu,norm}.py.
+"""
+
+import argparse
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mla_jax import rows
+from mla_jax.kernels import gelu, norm
+from mla_jax.model import layers
+
+HIDDEN, WIDTH = 2048, 512  # of the feed-forward, and of the stream
+COPIES = (
+    4  # of a kernel in a program, on arrays of their own: one launch of 31 us would time the host, and L2 helps none
+)
+CALLS, REPEATS = 5, 7
+TOLERANCE = 2e-2  # of the largest value, or of 1
+EPS = layers.LAYER_NORM_EPS
+INTERPRET = jax.default_backend() != "gpu"
+
+Choice = tuple[str, Callable[..., Any]]  # its name, and a function of one set of arrays
+
+
+def draw(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16)
+
+
+def gelu_blocks(n_tokens: int, steps: Iterable[int], parts: int) -> list[gelu.Blocks]:
+    """Tiles of 8 or 16 numbers a thread; `parts`: the most row groups."""
+    found = []
+    for numbers, columns, warps, step in itertools.product((8, 16), (512, 1024, 256, 2048), (4, 8), steps):
+        n_rows = 32 * warps * numbers // columns
+        if n_rows and n_tokens // (n_rows * step) <= parts:
+            found.append(gelu.Blocks(n_rows, columns, step, warps))
+    return found
+
+
+def with_exp(blocks: list[gelu.Blocks]) -> list[gelu.Blocks]:
+    """Each with both fast forms."""
+    return [b._replace(fast=fast) for b in blocks for fast in ("tanh", "exp")]
+
+
+def groups(n_tokens: int) -> dict[str, tuple[int, list[tuple], Callable[..., Any], list[Choice]]]:
+    """Kernels by name -> bytes, COPIES sets of arrays (lazily), the plain form, what to try."""
+
+    def hidden() -> list[tuple]:
+        bias = draw(9, HIDDEN).astype(jnp.float32)
+        return [(draw(i, n_tokens, HIDDEN), bias, draw(100 + i, n_tokens, HIDDEN)) for i in range(COPIES)]
+
+    def stream() -> list[tuple]:
+        gain, bias = (draw(i, WIDTH).astype(jnp.float32) for i in (8, 9))
+        return [(*(draw(i + k, n_tokens, WIDTH) for k in (0, 100, 200)), gain, bias) for i in range(COPIES)]
+
+    def beside(x: jax.Array, gain: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return x, layers.layer_norm(x, gain, bias)
+
+    def norm_backward(b: norm.Blocks) -> Callable[..., Any]:
+        return lambda x, dx, dy, g, c: norm.backward(EPS, INTERPRET, (x, g, c), (dx, dy), b)
+
+    forward = with_exp(gelu_blocks(n_tokens, (1, 4), n_tokens))
+    backward = with_exp(gelu_blocks(n_tokens, (32, 16, 64, 8), 2048))
+    tried = itertools.product((4, 2, 1, 8), (32, 16, 8, 4), (4, 2, 1, 8), (False, True))
+    norms = [norm.Blocks(*b) for b in tried if b[0] > 1 or not b[3]]  # of one row there is nothing to add late
+    singles = [norm.Blocks(n_rows, 1, warps) for n_rows, warps in itertools.product((4, 1, 2, 8), (4, 1, 2, 8))]
+    one, other = 2 * n_tokens * HIDDEN, 2 * n_tokens * WIDTH
+    return {
+        "copy": (2 * one, hidden, lambda x, b, dh: x + 1, []),
+        "gelu_forward": (
+            2 * one,
+            hidden,
+            lambda x, b, dh: layers.bias_gelu(x, b.astype(x.dtype)),
+            [(str(k), lambda x, b, dh, k=k: gelu.forward(x, b, INTERPRET, k)) for k in forward],
+        ),
+        "gelu_backward": (
+            3 * one,
+            hidden,
+            lambda x, b, dh: jax.vjp(layers.bias_gelu, x, b.astype(x.dtype))[1](dh),
+            [(str(k), lambda x, b, dh, k=k: gelu.backward(x, b, dh, INTERPRET, k)) for k in backward],
+        ),
+        "norm_forward": (
+            2 * other,
+            stream,
+            lambda x, dx, dy, g, b: layers.layer_norm(x, g, b),
+            [(str(k), lambda x, dx, dy, g, b, k=k: norm.forward(x, g, b, EPS, INTERPRET, k)[0][1]) for k in singles],
+        ),
+        "norm_backward": (
+            4 * other,
+            stream,
+            lambda x, dx, dy, g, b: jax.vjp(beside, x, g, b)[1]((dx, dy)),
+            [(str(k), norm_backward(k)) for k in norms],
+        ),
+    }
+
+
+def compiled(function: Callable[..., Any], sets: list[tuple]) -> Any:
+    return jax.jit(lambda sets: [function(*arrays) for arrays in sets]).lower(sets).compile()
+
+
+def seconds(run: Callable[..., Any], sets: list[tuple]) -> float:
+    """Of one kernel: the median over REPEATS."""
+    jax.block_until_ready(run(sets))
+    times = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        for _ in range(CALLS):
+            out = run(sets)
+        jax.block_until_ready(out)
+        times.append((time.perf_counter() - began) / (CALLS * COPIES))
+    return float(np.median(times))
+
+
+@jax.jit
+def difference(found: Any, wanted: Any) -> jax.Array:
+    """The largest over all results, as a part of the largest wanted value (or of 1)."""
+    each = [
+        jnp.max(jnp.abs(a.astype(jnp.float32) - b)) / jnp.maximum(1.0, jnp.max(jnp.abs(b)))
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
+    ]
+    return jnp.max(jnp.stack(each))
+
+
+def said(error: BaseException) -> str:
+    return f"failed: {type(error).__name__} {' '.join(str(error).split())[:160]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--max_minutes", type=float, default=4.0)
+    parser.add_argument("--tokens", type=int, default=65_536)
+    parser.add_argument("--most", type=int, default=1000, help="choices of each kernel")
+    given = parser.parse_args()
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    ends = time.monotonic() + 60 * given.max_minutes
+    for name, (n_bytes, make, plain, choices) in groups(given.tokens).items():
+        if given.only and name not in given.only:
+            continue
+        sets = make()
+        wanted = jax.jit(plain)(*(a.astype(jnp.float32) for a in sets[0]))
+        tried: list[Choice] = [("plain", plain), *choices[: given.most]]
+        results = []
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            programs = [pool.submit(compiled, function, sets) for _, function in tried]
+        # All are compiled before any is timed.
+        for (label, _), program in zip(tried, programs, strict=True):
+            if time.monotonic() > ends:
+                print("time is up", flush=True)
+                return
+            try:
+                run = program.result()
+                off = float(difference(run(sets)[0], wanted))
+                took = seconds(run, sets)
+            except Exception as error:  # too many registers, or what Triton does not take: a result too
+                print(f"{name:14s} {label} {said(error)}", flush=True)
+                continue
+            wrong = "" if off < TOLERANCE or label == "plain" else "  WRONG"
+            line = f"{took * 1e6:8.1f} us {n_bytes / took / 1e12:6.2f} TB/s, off {off:.1e}{wrong}"
+            print(f"{name:14s} {line}  {label}", flush=True)
+            results.append((took, line, label))
+            found = {"blocks": label, "us": took * 1e6, "bytes_per_s": n_bytes / took, "difference": off}
+            rows.append_row(given.out, rows.result_row(f"elementwise {name}", "-", found, "random numbers", "none"))
+        print(f"-- {name}, best:")
+        for _, line, label in sorted(results)[:5]:
+            print(f"   {line}  {label}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-MASKED = -1e30
+from mla_jax.kernels.cross_entropy import MASKED, Plan, cross_entropy_and_gradient
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -47,9 +47,84 @@ def _backward(n_tokens: int, residuals: tuple, g: jax.Array) -> tuple[jax.Array,
 cross_entropy.defvjp(_forward, _backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _product_and_gradients(
+    x: jax.Array,
+    table: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    n_tokens: int,
+    interpret: bool | None,
+    plan: Plan | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """nll [B, T] of logits x table^T, and the gradients of sum(weights * nll): of x, and of the table in float32.
+
+    interpret: of the kernel that makes logits' gradient with the nll; None = XLA makes it.
+    """
+    logits = jnp.einsum("btd,vd->btv", x, table)
+    if interpret is None:
+        nll, residuals = _forward(logits, targets, n_tokens)
+        d_logits = _backward(n_tokens, residuals, weights)[0]
+    else:
+        nll, d_logits = cross_entropy_and_gradient(logits, targets, weights, n_tokens, interpret, plan)
+    d_x = jnp.einsum("btv,vd->btd", d_logits, table)
+    return nll, d_x, jnp.einsum("btv,btd->vd", d_logits, x, preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def fused_cross_entropy(
+    x: jax.Array,
+    embedding: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    n_tokens: int,
+    interpret: bool,
+    plan: Plan | None = None,
+) -> jax.Array:
+    """`chunked_cross_entropy` in one part, a kernel putting the logits' gradient in their place.
+
+    interpret and plan are the kernel's (kernels/cross_entropy.py).
+    The gradients of x and of the embedding are made in the forward pass, so that the logits' gradient goes before the
+    backward pass begins, and the cotangent scales what is small. Without a gradient asked for, none is computed.
+    """
+    nll, _ = _forward(jnp.einsum("btd,vd->btv", x, embedding.astype(x.dtype)), targets, n_tokens)
+    return jnp.sum(nll * weights)
+
+
+def _fused_forward(
+    x: jax.Array,
+    embedding: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    n_tokens: int,
+    interpret: bool,
+    plan: Plan | None,
+) -> tuple[jax.Array, tuple]:
+    table = embedding.astype(x.dtype)
+    nll, d_x, d_embedding = _product_and_gradients(x, table, targets, weights, n_tokens, interpret, plan)
+    return jnp.sum(nll * weights), (d_x, d_embedding.astype(embedding.dtype), nll)
+
+
+def _fused_backward(n_tokens: int, interpret: bool, plan: Plan | None, residuals: tuple, g: jax.Array) -> tuple:
+    return _scaled(residuals, g)
+
+
+def _scaled(residuals: tuple, g: jax.Array) -> tuple:
+    d_x, d_embedding, nll = residuals
+    return (d_x * g).astype(d_x.dtype), d_embedding * g, None, nll * g
+
+
+fused_cross_entropy.defvjp(_fused_forward, _fused_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def chunked_cross_entropy(
-    x: jax.Array, embedding: jax.Array, targets: jax.Array, weights: jax.Array, n_tokens: int, chunks: int
+    x: jax.Array,
+    embedding: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    n_tokens: int,
+    chunks: int,
+    interpret: bool | None = None,
 ) -> jax.Array:
     """sum(weights * -log softmax(x embedding^T)[target]), float32 [], without [tokens, vocab] logits ever existing.
 
@@ -57,6 +132,7 @@ def chunked_cross_entropy(
     int; weights [B, T] float32. T is cut into `chunks` parts (it must divide T: the batch axis, which may be spread
     over devices, stays whole). A part's logits and all gradients that come from them are computed at once in the
     forward pass, so that nothing is computed twice (as Liger's fused linear cross-entropy, arXiv 2410.10989).
+    interpret: of the kernel that makes a part's loss and gradient in one pass; None = XLA makes them.
     Equals `sum(weights * cross_entropy(...))` of the whole logits in value and gradients.
     """
     size = x.shape[1] // chunks
@@ -75,7 +151,13 @@ def _cut(arrays: tuple[jax.Array, ...], start: jax.Array, size: int) -> list[jax
 
 
 def _chunked_forward(
-    x: jax.Array, embedding: jax.Array, targets: jax.Array, weights: jax.Array, n_tokens: int, chunks: int
+    x: jax.Array,
+    embedding: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    n_tokens: int,
+    chunks: int,
+    interpret: bool | None,
 ) -> tuple[jax.Array, tuple]:
     size = x.shape[1] // chunks
     table = embedding.astype(x.dtype)
@@ -83,13 +165,11 @@ def _chunked_forward(
     def part(carry: tuple[jax.Array, ...], start: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
         total, d_x, d_embedding = carry
         x_part, targets_part, weights_part = _cut((x, targets, weights), start, size)
-        logits = jnp.einsum("btd,vd->btv", x_part, table)
-        nll, residuals = _forward(logits, targets_part, n_tokens)
-        d_logits = _backward(n_tokens, residuals, weights_part)[0]
-        d_x_part = jnp.einsum("btv,vd->btd", d_logits, table)
+        nll, d_x_part, d_embedding_part = _product_and_gradients(
+            x_part, table, targets_part, weights_part, n_tokens, interpret
+        )
         d_x = jax.lax.dynamic_update_slice_in_dim(d_x, d_x_part, start, axis=1)
-        d_embedding += jnp.einsum("btv,btd->vd", d_logits, x_part, preferred_element_type=jnp.float32)
-        return (total + jnp.sum(nll * weights_part), d_x, d_embedding), nll
+        return (total + jnp.sum(nll * weights_part), d_x, d_embedding + d_embedding_part), nll
 
     start = (jnp.zeros(()), jnp.zeros_like(x), jnp.zeros(embedding.shape, jnp.float32))
     (total, d_x, d_embedding), nll = jax.lax.scan(part, start, size * jnp.arange(chunks))
@@ -97,9 +177,8 @@ def _chunked_forward(
     return total, (d_x, d_embedding.astype(embedding.dtype), nll)
 
 
-def _chunked_backward(n_tokens: int, chunks: int, residuals: tuple, g: jax.Array) -> tuple:
-    d_x, d_embedding, nll = residuals
-    return (d_x * g).astype(d_x.dtype), d_embedding * g, None, nll * g
+def _chunked_backward(n_tokens: int, chunks: int, interpret: bool | None, residuals: tuple, g: jax.Array) -> tuple:
+    return _scaled(residuals, g)
 
 
 chunked_cross_entropy.defvjp(_chunked_forward, _chunked_backward)

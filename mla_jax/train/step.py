@@ -15,7 +15,7 @@ from mla_jax.data.pipeline import shift
 from mla_jax.model.attention import Where
 from mla_jax.model.moe import router_bias_update
 from mla_jax.model.transformer import Transformer, variables_of
-from mla_jax.train.loss import chunked_cross_entropy, cross_entropy
+from mla_jax.train.loss import chunked_cross_entropy, cross_entropy, fused_cross_entropy
 from mla_jax.train.qk_clip import clip_queries_and_keys
 from mla_jax.train.state import TrainState, abstract_state, shardings
 
@@ -56,17 +56,22 @@ def where_of(shifted: Batch, document_mask: bool) -> Where:
 def _make_loss_sum(model: Transformer, config: Config) -> Callable[..., tuple[jax.Array, Sums]]:
     """(params, router_bias, microbatch, dropout's key) -> (what is differentiated, `Sums`)."""
     n_tokens, document_mask = config.tokenizer.vocab_size, config.data.document_mask
-    chunks = config.train.loss_chunks
+    chunks, backend = config.train.loss_chunks, model.backend
+    kernel = "loss_kernel" in backend.candidates and backend.mesh is None
+    interpret = backend.platform != "gpu" if kernel else None
 
     def loss_sum(params: Any, router_bias: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
         shifted = shift(batch, document_mask)
         variables = variables_of(params, router_bias)
         arguments = (shifted["inputs"], where_of(shifted, document_mask), key, config.train.remat)
         mask = shifted["loss_mask"].astype(jnp.float32)
-        out, aux = model.apply(variables, *arguments, method="hidden" if chunks > 1 else None)
+        out, aux = model.apply(variables, *arguments, method="hidden" if chunks > 1 or kernel else None)
         with jax.named_scope("loss"):
+            by_product = (out, params["embedding"], shifted["targets"], mask, n_tokens)
             if chunks > 1:
-                total = chunked_cross_entropy(out, params["embedding"], shifted["targets"], mask, n_tokens, chunks)
+                total = chunked_cross_entropy(*by_product, chunks, interpret)
+            elif kernel:
+                total = fused_cross_entropy(*by_product, interpret)
             else:
                 total = jnp.sum(cross_entropy(out, shifted["targets"], n_tokens) * mask)
         count = jnp.sum(mask)

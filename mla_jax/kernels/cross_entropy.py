@@ -1,0 +1,189 @@
+"""Cross-entropy and its gradient in one pass over the logits (Pallas, Triton).
+
+XLA reads the logits for their maximum, again for the sum of exponentials, and a third time for the gradient that it
+writes to an array of its own. Here a program reads a row once and writes its gradient over it, as Liger's
+(arXiv 2410.10989). A row that does not fit in registers is read twice; the second time the cache should have it.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+MASKED = -1e30  # the logit of what is no token
+_LOG2_E = math.log2(math.e)
+
+
+class Plan(NamedTuple):
+    """How the programs go over the logits; launch/loss_tuning.py times plans.
+
+    block: a power of two; a program holds whole rows where it is at least the vocabulary's size, else goes over one row
+    in pieces of this size, twice. rows: of a program that holds whole ones (fewer if they do not divide the logits').
+    keep: pieces are read with a hint to the cache that they are read again, and then that they are not.
+    """
+
+    block: int
+    warps: int
+    rows: int = 1
+    keep: bool = False
+
+
+# Not measured yet.
+_HELD = 16_384  # the longest row that a program holds
+_NUMBERS = 1024  # of a held row for each warp: 32 a thread
+_MAX_WARPS = 16
+_LONG = Plan(8192, 8)
+
+
+def choose(vocab: int) -> Plan:
+    """The plan for rows of `vocab` logits."""
+    padded = pl.next_power_of_2(vocab)
+    return Plan(padded, min(_MAX_WARPS, max(1, padded // _NUMBERS))) if padded <= _HELD else _LONG
+
+
+def cross_entropy_and_gradient(
+    logits: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    n_tokens: int,
+    interpret: bool = False,
+    plan: Plan | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """nll = -log softmax(logits)[target] in nats, float32 [...], and weight * d nll / d logits in the logits' dtype.
+
+    logits [..., vocab] of any float dtype, overwritten where nobody else needs them; targets [...] int, below n_tokens;
+    weights [...] float32. Columns from `n_tokens` on get no probability. In float32 inside. The plain twins are
+    train/loss.py's `_forward` and `_backward`.
+    """
+    shape, vocab = targets.shape, logits.shape[-1]
+    plan = plan or choose(vocab)
+    n_rows = targets.size
+    held = plan.block >= vocab
+    rows = plan.rows if held and n_rows % plan.rows == 0 else 1
+    program = functools.partial(_held_program, rows=rows) if held else functools.partial(_long_program, keep=plan.keep)
+    d_logits, nll = pl.pallas_call(
+        functools.partial(program, block=plan.block, vocab=vocab, n_tokens=min(n_tokens, vocab)),
+        out_shape=(
+            jax.ShapeDtypeStruct((n_rows, vocab), logits.dtype),
+            jax.ShapeDtypeStruct((n_rows,), jnp.float32),
+        ),
+        grid=(n_rows // rows,),
+        input_output_aliases={0: 0},
+        compiler_params=plgpu.CompilerParams(num_warps=plan.warps, num_stages=1),
+        interpret=interpret,
+        name="cross_entropy",
+    )(logits.reshape(n_rows, vocab), targets.reshape(n_rows), weights.reshape(n_rows).astype(jnp.float32))
+    return nll.reshape(shape), d_logits.reshape(logits.shape)
+
+
+def _held_program(
+    logits_ref: Any,
+    targets_ref: Any,
+    weights_ref: Any,
+    d_logits_ref: Any,
+    nll_ref: Any,
+    *,
+    rows: int,
+    block: int,
+    vocab: int,
+    n_tokens: int,
+) -> None:
+    """logits_ref and d_logits_ref are one array: every read of the rows stands before the sums, every write after."""
+    here = pl.ds(pl.program_id(0) * rows, rows)
+    column = jnp.broadcast_to(jnp.arange(block)[None, :], (rows, block))
+    target, weight = plgpu.load(targets_ref.at[here]), plgpu.load(weights_ref.at[here])
+    logits = _load(logits_ref.at[here, pl.ds(0, block)], column, None if n_tokens == block else n_tokens)
+    logits = logits - jnp.max(logits, axis=1, keepdims=True)
+    exp = _exp(logits)
+    exp_sum = jnp.sum(exp, axis=1)
+    is_target = column == target[:, None]
+    # In this order, as in the plain twin: the difference of large logits is exact.
+    chosen = jnp.sum(jnp.where(is_target, logits, 0.0), axis=1)
+    plgpu.store(nll_ref.at[here], jnp.log(exp_sum) - chosen)
+    d_logits = exp * (weight / exp_sum)[:, None] - jnp.where(is_target, weight[:, None], 0.0)
+    _store(d_logits_ref.at[here, pl.ds(0, block)], d_logits, column, None if vocab == block else vocab)
+
+
+def _long_program(
+    logits_ref: Any,
+    targets_ref: Any,
+    weights_ref: Any,
+    d_logits_ref: Any,
+    nll_ref: Any,
+    *,
+    block: int,
+    vocab: int,
+    n_tokens: int,
+    keep: bool,
+) -> None:
+    """logits_ref and d_logits_ref are one array: the chosen logit is read before the row's sums, so before a write."""
+    row = pl.program_id(0)
+    target, weight = plgpu.load(targets_ref.at[row]), plgpu.load(weights_ref.at[row])
+    chosen = plgpu.load(logits_ref.at[row, target]).astype(jnp.float32)
+    whole = n_tokens // block  # pieces that need no mask
+    hints = ("evict_last", "evict_first") if keep else (None, None)
+
+    def add(index: jax.Array, carry: tuple, size: int, filled: Any) -> tuple[jax.Array, jax.Array]:
+        """One maximum for the piece, but a sum for each of its columns, to be summed at the end."""
+        largest, exp_sums = carry
+        logits = _load(logits_ref.at[row, pl.ds(index * block, size)], jnp.arange(size), filled, hints[0])
+        larger = jnp.maximum(largest, jnp.max(logits))
+        return larger, exp_sums * _exp(largest - larger) + _exp(logits - larger)
+
+    def add_last(index: jax.Array, carry: tuple) -> tuple[jax.Array, jax.Array]:
+        rest = n_tokens - whole * block
+        size = pl.next_power_of_2(rest)
+        largest, exp_sum = carry
+        larger, exp_sums = add(index, (largest, jnp.zeros((size,), jnp.float32)), size, rest)
+        return larger, exp_sum * _exp(largest - larger) + jnp.sum(exp_sums)
+
+    begin = (jnp.float32(MASKED), jnp.zeros((block,), jnp.float32))
+    largest, exp_sums = _loop(0, whole, lambda index, carry: add(index, carry, block, None), begin)
+    largest, exp_sum = _loop(whole, pl.cdiv(n_tokens, block), add_last, (largest, jnp.sum(exp_sums)))
+    plgpu.store(nll_ref.at[row], largest - chosen + jnp.log(exp_sum))
+    scale = weight / exp_sum
+
+    def write(index: jax.Array, size: int, filled: Any, there: Any) -> None:
+        start, column = index * block, jnp.arange(size)
+        place = pl.ds(start, size)
+        logits = _load(logits_ref.at[row, place], column, filled, hints[1])
+        d_logits = _exp(logits - largest) * scale - jnp.where(column == target - start, weight, 0.0)
+        _store(d_logits_ref.at[row, place], d_logits, column, there)
+
+    def write_whole(index: jax.Array, carry: tuple) -> tuple:
+        write(index, block, None, None)
+        return carry
+
+    def write_last(index: jax.Array, carry: tuple) -> tuple:
+        size = min(block, pl.next_power_of_2(vocab - whole * block))
+        write(index, size, n_tokens - index * block, vocab - index * block)
+        return carry
+
+    _loop(0, whole, write_whole, ())
+    _loop(whole, pl.cdiv(vocab, block), write_last, ())  # one piece, unless many columns are surplus
+
+
+def _exp(x: jax.Array) -> jax.Array:
+    """By exp2, the instruction that the hardware has: jnp.exp would be eight of them."""
+    return jnp.exp2(x * _LOG2_E)
+
+
+def _loop(first: int, end: int, body: Callable[[jax.Array, Any], Any], begin: Any) -> Any:
+    return jax.lax.fori_loop(first, end, body, begin) if first < end else begin
+
+
+def _load(place: Any, column: jax.Array, filled: Any, hint: str | None = None) -> jax.Array:
+    """float32; columns from `filled` on (None: no such) are MASKED and not read."""
+    if filled is None:
+        return plgpu.load(place, eviction_policy=hint).astype(jnp.float32)
+    return plgpu.load(place, mask=column < filled, other=MASKED, eviction_policy=hint).astype(jnp.float32)
+
+
+def _store(place: Any, value: jax.Array, column: jax.Array, there: Any) -> None:
+    """Columns from `there` on (None: no such) do not exist."""
+    plgpu.store(place, value.astype(place.dtype), mask=None if there is None else column < there)

@@ -26,6 +26,10 @@ def value_and_gradient(config: Any, backend: Any) -> Any:
     return quick_jit(jax.value_and_grad(loss))(random_params(reference_model(config)))
 
 
+_OTHER_WIDTHS = {f"model.{name}": size for name, size in (("qk_nope_head_dim", 10), ("v_head_dim", 20))}
+_OTHER_WIDTHS |= {"model.qk_rope_head_dim": 6, "model.kv_lora_rank": 12}
+
+
 @pytest.mark.parametrize(
     ("name", "knobs"),
     [
@@ -37,6 +41,13 @@ def value_and_gradient(config: Any, backend: Any) -> Any:
         pytest.param("joined_products", {"model.latent": "per_head"}, marks=pytest.mark.slow),
         pytest.param("joined_products", {"model.q_lora_rank": 16}, marks=pytest.mark.slow),
         ("norm_kernel", {"model.block": "gpt"}),
+        ("rope_kernel", {}),
+        ("rope_kernel", {"model.attention": "mha"}),
+        ("rope_kernel", {"model.attention": "gqa", "model.n_kv_heads": 2, "model.head_dim": 6}),
+        pytest.param("rope_kernel", _OTHER_WIDTHS, marks=pytest.mark.slow),
+        pytest.param("rope_kernel", _OTHER_WIDTHS | {"model.latent_norm": "none"}, marks=pytest.mark.slow),
+        pytest.param("rope_kernel", {"model.scan_layers": True}, marks=pytest.mark.slow),
+        pytest.param("rope_kernel", {"model.qk_norm": True}, marks=pytest.mark.slow),
         ("norm_kernel", {"model.block": "default"}),
         pytest.param("mla_products", {"model.v_head_dim": 20, "model.qk_rope_head_dim": 2}, marks=pytest.mark.slow),
         pytest.param("mla_products", {"model.qk_norm": True}, marks=pytest.mark.slow),
@@ -51,6 +62,18 @@ def test_a_candidate_changes_neither_values_nor_gradients(name: str, knobs: dict
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, plain)
     programs = [program(config, backend) for backend in (REFERENCE, other)]
     assert (programs[0] == programs[1]) == bool(knobs.get("model.qk_norm"))  # it does something, where it can
+
+
+@pytest.mark.parametrize("attention", ["mha", "mla"])
+def test_rows_with_positions_of_their_own_do_not_go_through_the_rope_kernel(attention: str) -> None:
+    """Documents kept apart have a table of angles for every row."""
+    model = tiny_config("mla_rope", **{"model.attention": attention}).model
+    other = dataclasses.replace(REFERENCE, candidates=("rope_kernel",))
+    x = jnp.zeros((8, 16, 32))
+    assert layers.rotates_in_one_pass(x, None, model, other)
+    assert not layers.rotates_in_one_pass(x, jnp.zeros((8, 16), jnp.int32), model, other)
+    assert not layers.rotates_in_one_pass(x[:, :15], None, model, other)
+    assert not layers.rotates_in_one_pass(x, None, model, REFERENCE)
 
 
 def program(config: Any, backend: Any) -> str:

@@ -16,7 +16,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from mla_jax import mesh
 from mla_jax.config import ModelConfig
-from mla_jax.kernels import gelu, norm
+from mla_jax.kernels import gelu, norm, rotate_heads
 from mla_jax.model import initial
 from mla_jax.model.backend import Backend
 
@@ -72,6 +72,21 @@ def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     cos, sin = cos[..., None, :], sin[..., None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def rotates_in_one_pass(x: jax.Array, positions: jax.Array | None, cfg: ModelConfig, backend: Backend) -> bool:
+    """Whether `split_and_rotate` is asked for and takes x [B, T, D]: every row at positions 0..T-1, on one device."""
+    if "rope_kernel" not in backend.candidates or cfg.position != "rope" or cfg.qk_norm or cfg.block == "gpt":
+        return False
+    return backend.mesh is None and positions is None and rotate_heads.applies(*x.shape[:2])
+
+
+def split_and_rotate(
+    y: jax.Array, parts: Sequence[rotate_heads.Part], gain: jax.Array | None, cfg: ModelConfig, backend: Backend
+) -> tuple[jax.Array, ...]:
+    """A product's parts [B, T, part.columns], heads rotated and a latent normalised, by one kernel each way."""
+    cos, sin = rope_angles(jnp.arange(y.shape[1]), parts[0].rotary, cfg.rope_theta)
+    return rotate_heads.split_and_rotate(y, cos, sin, gain, tuple(parts), RMS_EPS, backend.platform != "gpu")
 
 
 def residual(x: jax.Array, backend: Backend) -> jax.Array:
@@ -137,6 +152,11 @@ def products(x: jax.Array, weights: Sequence[jax.Array], dtype: Any, joined: int
     ends = np.cumsum([w.shape[1] for w in flat[:joined]])[:-1]
     first, *rest = _products(x, (jnp.concatenate(flat[:joined], axis=1), *flat[joined:]))
     return [*jnp.split(first, ends, axis=-1), *rest]
+
+
+def side_by_side(weights: Sequence[jax.Array], dtype: Any) -> jax.Array:
+    """Weights [D, ...] as one matrix [D, K], for one product that is read as it is (`split_and_rotate`)."""
+    return jnp.concatenate([w.reshape(w.shape[0], -1).astype(dtype) for w in weights], axis=1)
 
 
 def joins_products(backend: Backend) -> bool:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mla_jax.config import ModelConfig
+from mla_jax.kernels.rotate_heads import Part
 from mla_jax.model import attention, cache, decode_attention, initial, layers
 from mla_jax.model.attention import Where
 from mla_jax.model.backend import Backend
@@ -64,6 +65,8 @@ class MultiHeadAttention(nn.Module):
 
     def _project(self, x: jax.Array, where: Where) -> tuple[jax.Array, jax.Array, jax.Array]:
         cfg, dtype = self.cfg, self.backend.jnp_dtype
+        if layers.rotates_in_one_pass(x, where.positions, cfg, self.backend):
+            return self._project_in_one_pass(x)
         biases = (self.b_q, self.b_k, self.b_v) if cfg.block == "gpt" else (None, None, None)
         matrices = (self.w_q, self.w_k, self.w_v)
         joined = 2 if cfg.position == "rope" and layers.joins_products(self.backend) else 0  # RoPE reads q and k
@@ -75,6 +78,15 @@ class MultiHeadAttention(nn.Module):
             cos, sin = layers.rope_angles(where.at(x.shape[1]), cfg.head_dim, cfg.rope_theta)
             q, k = layers.apply_rope(q, cos, sin), layers.apply_rope(k, cos, sin)
         return q, k, v
+
+    def _project_in_one_pass(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        # v has a product of its own: attention takes it, and gives its gradient, without a copy.
+        cfg, dtype, backend = self.cfg, self.backend.jnp_dtype, self.backend
+        qk, v = layers.products(x, (layers.side_by_side((self.w_q, self.w_k), dtype), self.w_v), dtype)
+        parts = [Part(heads, cfg.head_dim, cfg.head_dim) for heads in (cfg.n_heads, cfg.n_kv_heads)]
+        q, k = layers.split_and_rotate(qk, parts, None, cfg, backend)
+        weights = (self.w_q, self.w_k, self.w_v)
+        return tuple(layers.heads_of(y, w, None) for y, w in zip((q, k, v), weights, strict=True))
 
     def _output(self, out: jax.Array) -> jax.Array:
         dtype = self.backend.jnp_dtype

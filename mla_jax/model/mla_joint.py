@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from mla_jax.kernels.rotate_heads import Part
 from mla_jax.model import attention, cache, decode_attention, initial, layers
 from mla_jax.model.attention import Where
 from mla_jax.model.mla import LatentAttention, per_token, softmax_over_cache
@@ -37,23 +38,47 @@ class JointLatentAttention(LatentAttention):
             c_kv = layers.rms_norm(c_kv, self.latent_gain)
         return cache.LatentCache(c_kv, k_rope)
 
+    def _expanded(self, x: jax.Array, where: Where) -> tuple[jax.Array, jax.Array, jax.Array, cache.LayerCache]:
+        """As the plain form; in one pass (a candidate) between the product of x and those of the latent."""
+        cfg, dtype, backend = self.cfg, self.backend.jnp_dtype, self.backend
+        plain = cfg.q_lora_rank or cfg.rope_placement == "decompressed" or not cfg.qk_rope_head_dim
+        if plain or not layers.rotates_in_one_pass(x, where.positions, cfg, backend):
+            return super()._expanded(x, where)
+        heads, rank, rope = cfg.n_heads, cfg.kv_lora_rank, cfg.qk_rope_head_dim
+        (y,) = layers.products(x, (layers.side_by_side((self.w_q, self.w_dkv, self.w_kr), dtype),), dtype)
+        parts = Part(heads, cfg.qk_head_dim, rope), Part(1, rope, rope, latent=rank)
+        gain = self.latent_gain if cfg.latent_norm == "rms" else None
+        q, joined = layers.split_and_rotate(y, parts, gain, cfg, backend)
+        # Rows of zeros for the rotary key cost v's product R/C more, and its operand no copy.
+        w_k, w_v = self._key_matrix(), jnp.pad(self._value_matrix(), ((0, rope), (0, 0), (0, 0)))
+        k, v = layers.products(joined, (w_k, w_v), dtype)
+        entries = cache.LatentCache(joined[..., :rank], joined[..., rank:])
+        return layers.heads_of(q, self.w_q, None), layers.heads_of(k, w_k, None), layers.heads_of(v, w_v, None), entries
+
     def _keys_values(self, entries: cache.LatentCache, where: Where) -> tuple[jax.Array, jax.Array]:
         """As the plain form; as products alone (a candidate) where nothing happens between the product and k."""
         cfg = self.cfg
         plain = cfg.qk_norm or cfg.rope_placement == "decompressed" or not cfg.qk_rope_head_dim
         if plain or "mla_products" not in self.backend.candidates:
             return super()._keys_values(entries, where)
-        dtype, rope = self.backend.jnp_dtype, cfg.qk_rope_head_dim
-        # [w_uk 0; 0 1]: the product with the unit matrix hands the rotary key to every head, exactly.
+        joined = jnp.concatenate([entries.c_kv, entries.k_rope.astype(self.backend.jnp_dtype)], axis=-1)
+        k = jnp.einsum("bsc,chn->bshn", joined, self._key_matrix())
+        return k, jnp.einsum("bsc,chv->bshv", entries.c_kv, self._value_matrix())
+
+    def _key_matrix(self) -> jax.Array:
+        """[w_uk 0; 0 1], [C + R, H, N + R]: its unit matrix hands the rotary key to every head, exactly."""
+        cfg, dtype = self.cfg, self.backend.jnp_dtype
+        rope = cfg.qk_rope_head_dim
         copies = jnp.broadcast_to(jnp.eye(rope, dtype=dtype)[:, None], (rope, cfg.n_heads, rope))
-        upper = attention.widened(self.w_uk.astype(dtype), cfg.qk_head_dim)
         lower = jnp.pad(copies, ((0, 0), (0, 0), (cfg.qk_nope_head_dim, 0)))
-        joined = jnp.concatenate([entries.c_kv, entries.k_rope.astype(dtype)], axis=-1)
-        k = jnp.einsum("bsc,chn->bshn", joined, jnp.concatenate([upper, lower]))
-        unequal = "attn_cudnn_mla" in self.backend.candidates  # attention takes v as it is
+        return jnp.concatenate([attention.widened(self.w_uk.astype(dtype), cfg.qk_head_dim), lower])
+
+    def _value_matrix(self) -> jax.Array:
+        """w_uv [C, H, .], as wide as attention takes v: with a candidate of unequal sizes as v is, else as k."""
+        cfg = self.cfg
+        unequal = "attn_cudnn_mla" in self.backend.candidates
         width = cfg.v_head_dim if unequal else max(cfg.qk_head_dim, cfg.v_head_dim)
-        w_uv = attention.widened(self.w_uv.astype(dtype), width)
-        return k, jnp.einsum("bsc,chv->bshv", entries.c_kv, w_uv)
+        return attention.widened(self.w_uv.astype(self.backend.jnp_dtype), width)
 
     def expand(self, entries: cache.LatentCache) -> tuple[jax.Array, jax.Array]:
         dtype = self.backend.jnp_dtype

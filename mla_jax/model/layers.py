@@ -94,6 +94,16 @@ def residual(x: jax.Array, backend: Backend) -> jax.Array:
     return row_major(mesh.constrain_rows(x, backend.mesh), backend)
 
 
+def added(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x + y, both [B, T, D], as matrices: the form of the product that y comes from.
+
+    Where XLA has to reshape x for cuBLAS to add it, it takes the reshaped x for a value of its own that the sum may
+    overwrite, and copies x first.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    return (rows + y.reshape(rows.shape)).reshape(x.shape)
+
+
 def whole(table: jax.Array, backend: Backend) -> jax.Array:
     """A table to be indexed, gathered first where the mesh splits it: XLA would otherwise move activations instead."""
     return mesh.constrain(table, backend.mesh)
@@ -107,7 +117,8 @@ def row_major(x: jax.Array, backend: Backend) -> jax.Array:
     """
     if backend.attention_impl != "cudnn":
         return x
-    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+    rows = x.reshape(-1, x.shape[-1])  # as a matrix, for `added`
+    return with_layout_constraint(rows, Layout((0, 1))).reshape(x.shape)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

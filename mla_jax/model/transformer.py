@@ -76,11 +76,11 @@ class Block(nn.Module):
         with jax.named_scope("attention"):
             x, normed = self.attention_norm.beside(x)
             out, logit_max = self.attention(normed, where)
-            x = x + layers.dropout(out, self.cfg.dropout, keys[0])
+            x = layers.added(x, layers.dropout(out, self.cfg.dropout, keys[0]))
         with jax.named_scope("ffn"):
             x, normed = self.ffn_norm.beside(x)
             out, router = self._ffn(normed, router_bias)
-            x = x + layers.dropout(out, self.cfg.dropout, keys[1])
+            x = layers.added(x, layers.dropout(out, self.cfg.dropout, keys[1]))
         return x, Aux(logit_max, router)
 
     def _ffn(self, normed: jax.Array, router_bias: jax.Array | None) -> tuple[jax.Array, RouterAux | None]:

@@ -68,6 +68,7 @@ def get_config(size: str = "m") -> ConfigDict:
     m.scan_layers = False  # lax.scan over layers: compiles faster, runs slower on GPUs
     m.dtype = "auto"  # computation: auto (bfloat16 where the device has it) | bfloat16 | float32; params are float32
     m.attention_impl = "auto"  # auto (cuDNN on GPUs from sm80 on) | cudnn | xla
+    m.train_impl = "auto"  # norms, GELU, RoPE and loss of training: auto (pallas on GPUs from sm80 on) | pallas | xla
     m.decode_impl = "auto"  # one token over the cache: auto (pallas on GPUs from sm80 on) | pallas | cudnn | xla
 
     c.data = d = ConfigDict()

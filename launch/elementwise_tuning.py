@@ -53,11 +53,6 @@ def gelu_blocks(n_tokens: int, steps: Iterable[int], parts: int) -> list[gelu.Bl
     return found
 
 
-def with_exp(blocks: list[gelu.Blocks]) -> list[gelu.Blocks]:
-    """Each with both fast forms."""
-    return [b._replace(fast=fast) for b in blocks for fast in ("tanh", "exp")]
-
-
 def groups(n_tokens: int) -> dict[str, tuple[int, list[tuple], Callable[..., Any], list[Choice]]]:
     """Kernels by name -> bytes, COPIES sets of arrays (lazily), the plain form, what to try."""
 
@@ -75,8 +70,8 @@ def groups(n_tokens: int) -> dict[str, tuple[int, list[tuple], Callable[..., Any
     def norm_backward(b: norm.Blocks) -> Callable[..., Any]:
         return lambda x, dx, dy, g, c: norm.backward(EPS, INTERPRET, (x, g, c), (dx, dy), b)
 
-    forward = with_exp(gelu_blocks(n_tokens, (1, 4), n_tokens))
-    backward = with_exp(gelu_blocks(n_tokens, (32, 16, 64, 8), 2048))
+    forward = gelu_blocks(n_tokens, (1, 4), n_tokens)
+    backward = gelu_blocks(n_tokens, (32, 16, 64, 8), 2048)
     tried = itertools.product((4, 2, 1, 8), (32, 16, 8, 4), (4, 2, 1, 8), (False, True))
     norms = [norm.Blocks(*b) for b in tried if b[0] > 1 or not b[3]]  # of one row there is nothing to add late
     singles = [norm.Blocks(n_rows, 1, warps) for n_rows, warps in itertools.product((4, 1, 2, 8), (4, 1, 2, 8))]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Training speed on one GPU: our step beside torch's, candidates beside each other, and where the time goes.
+# Training speed on one GPU: our step beside torch's, kernels beside plain XLA, and where the time goes.
 #
 #   bash launch/gpu_speed.sh OUT [PART ...]      an H100, about 10 minutes for all parts (not measured yet)
 #
@@ -43,30 +43,18 @@ torch() { # NAME SIZE VOCABULARY BATCH
 gpt=(--config mha:m --knob model.block=gpt --knob model.position=learned)
 
 peer() { # Target: 1.15 times torch, 1.25 is the stretch.
-    local both=lean_gelu+norm_kernel
-    ours 150 ours_m_8192 "${gpt[@]}" --vocab 8192 --variant "" --variant candidates=lean_gelu \
-        --variant candidates=norm_kernel --variant candidates=$both
-    # Triton's products cannot add a bias or the residual stream on the way; cuBLAS' can.
-    XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_triton_gemm=false" \
-        ours 120 ours_m_8192_cublas "${gpt[@]}" --vocab 8192 --variant "" --variant candidates=$both
+    ours 120 ours_m_8192 "${gpt[@]}" --vocab 8192 --variant "" --variant model.train_impl=xla
     torch torch_m_8192 m 8192 128
-    ours 120 ours_m_8192_more "${gpt[@]}" --vocab 8192 --variant candidates=$both+attn_tokamax \
-        --variant "candidates=$both train.loss_chunks=16"
 }
 peer_large() {
-    ours 120 ours_m_50304 "${gpt[@]}" --vocab 50304 --variant "" --variant train.loss_chunks=8
+    ours 120 ours_m_50304 "${gpt[@]}" --vocab 50304 --variant "" --variant train.loss_chunks=1
     torch torch_m_50304 m 50304 128
     ours 120 ours_l_50304 --config mha:l --knob model.block=gpt --vocab 50304 --batch 64 --variant ""
     torch torch_l_50304 l 50304 64
 }
 mla() { # Target: the second row at least 1/1.10 of the first.
-    local all=joined_products+norm_kernel
-    ours 220 mla_over_mha --config mla_rope:m --variant model.attention=mha --variant "" \
-        --variant candidates=attn_cudnn_mla --variant candidates=joined_products --variant candidates=attn_pad128 \
-        --variant candidates=attn_cudnn_mla+mla_products --variant candidates=attn_tokamax
-    XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_triton_gemm=false" \
-        ours 150 mla_over_mha_cublas --config mla_rope:m --variant "model.attention=mha candidates=$all" \
-        --variant candidates=attn_cudnn_mla+$all --variant candidates=attn_cudnn_mla+mla_products+$all
+    ours 150 mla_over_mha --config mla_rope:m --variant model.attention=mha --variant "" --variant model.train_impl=xla \
+        --variant "model.attention=mha model.train_impl=xla"
 }
 muon() { # Target: Muon's share of the step at most 5 %: its step over AdamW's, and optimizer_ms in the rows.
     ours 90 muon_share --config mla_rope:m --optimizer --variant "" --variant optim.name=muon \
@@ -91,7 +79,7 @@ startup() { # Targets: 40 s cold, 12 s warm (the line "start-up"); tokens/s over
 }
 flags() { # One that pays belongs into docs/how-to/speed.md and the launch scripts.
     local name set
-    for set in none --xla_gpu_enable_triton_gemm=false --xla_gpu_enable_latency_hiding_scheduler=true \
+    for set in none --xla_gpu_enable_latency_hiding_scheduler=true \
         --xla_gpu_triton_gemm_any=true --xla_gpu_enable_command_buffer=; do
         name=flags_$(echo "$set" | tr -dc a-z_ | cut -c 1-40)
         XLA_FLAGS="${XLA_FLAGS:-} ${set#none}" ours 70 "$name" "${gpt[@]}" --variant ""
@@ -102,7 +90,7 @@ memory() {
         --out "$rows"
 }
 tests() { # Numbers that need a GPU: cuDNN's attention, the loss without a float32 copy.
-    bounded 120 gpu_tests "$python" -m pytest -q -x tests/test_loss.py tests/test_backend.py tests/test_candidates.py
+    bounded 120 gpu_tests "$python" -m pytest -q -x tests/test_loss.py tests/test_backend.py tests/test_train_kernels.py
 }
 
 for part in $parts; do

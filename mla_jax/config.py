@@ -64,6 +64,7 @@ class ModelConfig:
     scan_layers: bool
     dtype: str
     attention_impl: str
+    train_impl: str
     decode_impl: str
 
     @property

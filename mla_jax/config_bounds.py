@@ -23,6 +23,7 @@ CHOICES = {
     "model.init": ("product_matched", "naive"),
     "model.dtype": ("auto", "bfloat16", "float32"),
     "model.attention_impl": ("auto", "cudnn", "xla"),
+    "model.train_impl": ("auto", "pallas", "xla"),
     "model.decode_impl": ("auto", "pallas", "cudnn", "xla"),
     "data.invalid_utf8": ("refuse", "replace"),
     "train.remat": ("none", "dots", "full"),

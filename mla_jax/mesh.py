@@ -166,6 +166,23 @@ def constrain(x: jax.Array, mesh: Mesh | None, *axes: Any) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*axes)))
 
 
+def own_shape(shape: tuple[int, ...], mesh: Mesh | None) -> tuple[int, ...] | None:
+    """What a device holds of an array [B, ...] whose rows are split; None where they do not divide."""
+    shards = 1 if mesh is None else batch_shards(mesh)
+    return None if shape[0] % shards else (shape[0] // shards, *shape[1:])
+
+
+def by_rows(function: Callable[..., Any], mesh: Mesh | None, rows: Sequence[Any], whole: Sequence[Any] = ()) -> Any:
+    """function(*rows, *whole) on each device's own rows of arrays [B, ...], with all of `whole`; so are its results.
+
+    What XLA's partitioner cannot split itself: kernels. The gradients of `whole` are summed over the devices.
+    """
+    if mesh is None:
+        return function(*rows, *whole)
+    specs = (*(P(BATCH) for _ in rows), *(P() for _ in whole))
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=P(BATCH), check_vma=False)(*rows, *whole)
+
+
 def constrain_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
     """x [B, ...] with its rows split as a batch's are, whatever the parameters it came from."""
     return constrain(x, mesh, BATCH)

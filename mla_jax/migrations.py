@@ -2,7 +2,7 @@
 
 from typing import Any
 
-FORMAT = 3
+FORMAT = 4
 # format -> {dotted knob: value that runs of that format behaved as}; applied in order up to FORMAT.
 MIGRATIONS: dict[int, dict[str, Any]] = {
     1: {
@@ -85,6 +85,9 @@ MIGRATIONS: dict[int, dict[str, Any]] = {
         "mesh.fsdp": 1,
         "mesh.expert": 1,
         "mesh.tensor": 1,
+    },
+    3: {
+        "model.train_impl": "auto",  # as decode_impl: a choice of speed
     },
 }
 

@@ -41,7 +41,8 @@ Shape = tuple[int, int, int, int]
 SHAPES = ((8, 1, 1, 1), (1, 8, 1, 1), (4, 2, 1, 1), (2, 2, 1, 2), (1, 2, 1, 4), (2, 1, 1, 1))
 MOE = {"model.ffn": "moe", "model.n_routed_experts": 4, "model.n_shared_experts": 1, "model.top_k": 2}
 MOE |= {"model.d_expert": 8, "model.d_ff": 24}
-FAST = (("mla_rope", (1, 2, 2, 2), MOE | {"model.moe_impl": "grouped"}),)
+KERNELS = {"model.train_impl": "pallas"}
+FAST = (("mla_rope", (1, 2, 2, 2), MOE | {"model.moe_impl": "grouped"}), ("mla_rope", (1, 2, 1, 1), KERNELS))
 # Not mha with block=gpt: the bias of the keys has no gradient but rounding, which Adam makes steps of.
 SLOW = (
     ("mla_rope", (2, 2, 2, 1), MOE | {"model.moe_impl": "grouped"}),
@@ -83,10 +84,9 @@ def trajectory(name: str, shape: Shape, knobs: dict[str, Any]) -> tuple[list[Any
     """(metrics and losses of STEPS steps, the state after them as numpy)."""
     config = config_of(name, shape, knobs)
     mesh = mesh_lib.make_mesh(config.mesh)
-    model, optimizer = (
-        Transformer(config.model, dataclasses.replace(REFERENCE, mesh=mesh)),
-        make_optimizer(config.optim),
-    )
+    impl = "pallas" if config.model.train_impl == "pallas" else "xla"
+    backend = dataclasses.replace(REFERENCE, mesh=mesh, train_impl=impl, interpret=True)
+    model, optimizer = Transformer(config.model, backend), make_optimizer(config.optim)
     params = random_params(Transformer(config.model, REFERENCE))
     if mesh is not None:
         params = mesh_lib.spread(params, mesh_lib.state_shardings(mesh, config.model, params, params))

@@ -70,14 +70,3 @@ def test_both_ways_lower_for_a_gpu(width: int, dtype: Any) -> None:
         return pull(h)
 
     assert lower_for_h100(both, x, bias).count(TRITON_CALL) == 2
-
-
-@pytest.mark.parametrize("fast", sorted(gelu._FAST))
-def test_each_fast_form_lowers_for_a_gpu(fast: str) -> None:
-    x, bias = jax.ShapeDtypeStruct((512, 2048), jnp.bfloat16), jax.ShapeDtypeStruct((2048,), jnp.float32)
-    blocks = gelu.BACKWARD._replace(fast=fast)
-
-    def both(x: jax.Array, bias: jax.Array) -> tuple:
-        return gelu.backward(x, bias, gelu.forward(x, bias, False, blocks), False, blocks)
-
-    assert lower_for_h100(both, x, bias).count(TRITON_CALL) == 2

@@ -44,7 +44,7 @@ def test_gradients_do_not_depend_on_blocks(late: bool) -> None:
     gain = jnp.ones((80,))
     wanted, found = (
         quick_jit(lambda x, dy, b=b: norm.backward(1e-5, True, (x, gain, gain), (dy, dy), b))(x, dy)
-        for b in (norm.BLOCKS._replace(steps=16), norm.Blocks(2, 4, 1, late))
+        for b in (norm.BACKWARD._replace(steps=16), norm.Blocks(2, 4, 1, late))
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, wanted)
 

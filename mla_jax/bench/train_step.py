@@ -1,11 +1,11 @@
 """Training steps side by side in one process: variants of a config on one fixed batch, timed in turns.
 
     python -m mla_jax.bench.train_step --config mha:m --knob model.block=gpt --vocab 8192 --batch 128 --length 512 \
-        --variant "" --variant candidates=attn_tokamax --variant optim.name=muon --out rows.jsonl
+        --variant "" --variant model.train_impl=xla --variant optim.name=muon --out rows.jsonl
 
-A variant is KNOB=VALUE pairs, separated by blanks, on top of --config and --knob; `candidates=a+b` are names of
-model/candidates.py; "" changes nothing. Variants take turns, so that a clock that drifts meets them all alike. A row
-is written as soon as a variant is compiled (what it takes and how much memory) and again when it is timed.
+A variant is KNOB=VALUE pairs, separated by blanks, on top of --config and --knob; "" changes nothing. Variants take
+turns, so that a clock that drifts meets them all alike. A row is written as soon as a variant is compiled (what it
+takes and how much memory) and again when it is timed.
 --trace DIR also writes a jax.profiler trace of the first variant, its HLO, and the table of `bench.profile`.
 """
 
@@ -29,7 +29,6 @@ from mla_jax.config import Config
 from mla_jax.config_files import load_config
 from mla_jax.errors import UserError
 from mla_jax.model import backend as backend_lib
-from mla_jax.model.candidates import CANDIDATES
 from mla_jax.model.initial import init_params
 from mla_jax.model.transformer import Transformer
 from mla_jax.rows import append_row, result_row
@@ -40,34 +39,27 @@ from mla_jax.train.step import make_train_step
 TRACED_STEPS = 10
 
 
-def parse_knobs(pairs: list[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """(knobs, candidates) of KNOB=VALUE texts. Raises UserError for what is not of that form."""
-    knobs, names = {}, ()
+def parse_knobs(pairs: list[str]) -> dict[str, Any]:
+    """KNOB=VALUE texts. Raises UserError for what is not of that form."""
+    knobs = {}
     for pair in pairs:
         knob, equals, text = pair.partition("=")
         if not equals:
             raise UserError(f"{pair!r} changes nothing: write KNOB=VALUE, e.g. optim.name=muon.")
-        if knob == "candidates":
-            names = tuple(sorted(text.split("+")))
-            if unknown := set(names) - set(CANDIDATES):
-                raise UserError(f"candidates is {text!r}; {', '.join(unknown)} is none: use {', '.join(CANDIDATES)}.")
-            continue
         try:
             knobs[knob] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             knobs[knob] = text
-    return knobs, names
+    return knobs
 
 
 class Variant:
     """One compiled train step with its state. Costs as much device memory as a run of it."""
 
-    def __init__(self, name: str, config: Config, candidates: tuple[str, ...]):
+    def __init__(self, name: str, config: Config):
         self.name, self.config = name, config
         backend = backend_lib.choose(config.model)
         self.backend = dataclasses.replace(backend, mesh=mesh_lib.make_mesh(config.mesh))
-        if candidates:
-            self.backend = dataclasses.replace(self.backend, candidates=candidates)
         mesh_lib.check_batches(config, self.backend.mesh)
         self.model, self.optimizer = Transformer(config.model, self.backend), make_optimizer(config.optim)
         place = mesh_lib.batch_placer(self.backend.mesh, config.train.batch_size)
@@ -137,17 +129,16 @@ def fixed_batch(config: Config) -> dict[str, jax.Array]:
 def main(argv: list[str]) -> None:
     args = _arguments(argv)
     compile_cache.enable()
-    base, base_candidates = parse_knobs(args.knob)
+    base = parse_knobs(args.knob)
     size = {"model.vocab_size": args.vocab, "tokenizer.vocab_size": args.vocab, "train.batch_size": args.batch}
     size |= {"train.seq_len": args.length, "model.max_len": args.length}
     size["sample.max_new_tokens"] = max(1, min(256, args.length - 1))
     variants = []
     for text in args.variant or [""]:
-        knobs, candidates = parse_knobs(text.split())
-        config = load_config(args.config, **(size | base | knobs))
+        config = load_config(args.config, **(size | base | parse_knobs(text.split())))
         name = " ".join([args.name or args.config, *text.split()])
         try:
-            variants.append(Variant(name, config, base_candidates + candidates))
+            variants.append(Variant(name, config))
         except Exception as error:  # one that the device cannot have must not cost the others their turn
             if not variants and len(args.variant) < 2:
                 raise

@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 
 from mla_jax.config import ModelConfig
 from mla_jax.errors import UserError
-from mla_jax.model import candidates
 
 CUBLAS_PRODUCTS = {"xla_gpu_enable_triton_gemm": False}  # instead of XLA's own, written in Triton
 CUDNN_MAX_HEAD_DIM = 128  # of the fused backward pass below sm90; Hopper takes 256, which no config here needs
@@ -28,7 +27,7 @@ class Backend:
     interpret: bool = False  # Pallas kernels as plain JAX: what tests on a CPU do
     platform: str = "cpu"  # "gpu" | "tpu" | "cpu": whose rates choose among the paths of experts
     grouped_impl: str = "xla"  # "tokamax" | "pallas" | "xla": of grouped products
-    candidates: tuple[str, ...] = ()  # unmeasured forms of the training step (model/candidates.py)
+    train_impl: str = "xla"  # "pallas" | "xla": of norms, GELU, RoPE and the loss where training's shapes allow it
     mesh: Mesh | None = None  # the devices that a batch is spread over; None = one
 
     @property
@@ -58,8 +57,9 @@ def choose(cfg: ModelConfig, device: Any = None, decodes: bool = True) -> Backen
     bfloat16 needs sm80, a TPU or an explicit wish. Everything else gets plain XLA attention in float32.
     One token a row over the cache (decode): the Pallas kernels from sm80 on, in bfloat16, where they pass their
     self-check on the device that is there; else plain XLA.
-    Raises UserError when `model.attention_impl` or `model.decode_impl` asks for what the device or the config cannot
-    have.
+    Norms, GELU, RoPE and the loss of training: Pallas kernels from sm80 on, in bfloat16; else plain XLA.
+    Raises UserError when `model.attention_impl`, `model.train_impl` or `model.decode_impl` asks for what the device
+    or the config cannot have.
     """
     probe = "" if device is not None else None  # a device that is only described cannot be tried
     device = device or jax.devices()[0]
@@ -82,9 +82,6 @@ def choose(cfg: ModelConfig, device: Any = None, decodes: bool = True) -> Backen
     decode_impl, decode_reason = _choose_decode(cfg, device, dtype, modern_gpu, probe, decodes)
     platform = "gpu" if device.platform in ("gpu", "cuda", "rocm") else device.platform
     grouped_impl = _grouped_impl(cfg, device, dtype)
-    wanted = candidates.from_environment()
-    if wanted:
-        reason += f"; candidates {', '.join(wanted)}"
     return Backend(
         dtype,
         impl,
@@ -93,8 +90,21 @@ def choose(cfg: ModelConfig, device: Any = None, decodes: bool = True) -> Backen
         decode_reason,
         platform=platform,
         grouped_impl=grouped_impl,
-        candidates=wanted,
+        train_impl=_train_impl(cfg, device, dtype),
     )
+
+
+def _train_impl(cfg: ModelConfig, device: Any, dtype: str) -> str:
+    """Raises UserError for kernels that the device cannot have."""
+    gpu = _is_modern_gpu(device)
+    if cfg.train_impl == "pallas" and not gpu:
+        raise UserError(
+            f"model.train_impl is 'pallas', whose kernels need an NVIDIA GPU from sm80 on, not {_describe(device)}: "
+            "use auto."
+        )
+    if cfg.train_impl == "auto":
+        return "pallas" if gpu and dtype == "bfloat16" else "xla"
+    return cfg.train_impl
 
 
 def _choose_decode(

@@ -5,12 +5,11 @@ Norms and rotations compute in float32 and return the dtype of their input.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax.experimental.layout import Layout, with_layout_constraint
 
@@ -54,10 +53,22 @@ class Norm(nn.Module):
         gain = self.param("gain", initial.ONES, (x.shape[-1],))
         bias = self.param("bias", initial.ZEROS, (x.shape[-1],)) if self.block == "gpt" else None
         backend = self.backend
-        if backend and "norm_kernel" in backend.candidates and backend.mesh is None and norm.applies(x.shape):
-            eps = RMS_EPS if bias is None else LAYER_NORM_EPS
-            return norm.norm_beside(x, gain, bias, eps, backend.platform != "gpu")
-        return x, rms_norm(x, gain) if bias is None else layer_norm(x, gain, bias)
+        if backend is None or not in_one_pass(x.shape, backend, norm.applies):
+            return x, rms_norm(x, gain) if bias is None else layer_norm(x, gain, bias)
+        eps = RMS_EPS if bias is None else LAYER_NORM_EPS
+
+        def kernel(x: jax.Array, gain: jax.Array, bias: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+            return norm.norm_beside(x, gain, bias, eps, backend.interpret)
+
+        return mesh.by_rows(kernel, backend.mesh, [x], [gain] if bias is None else [gain, bias])
+
+
+def in_one_pass(shape: tuple[int, ...], backend: Backend, applies: Callable[[tuple[int, ...]], bool]) -> bool:
+    """Whether a kernel of training is asked for and takes what a device holds of an array [B, ...] of this shape."""
+    if backend.train_impl != "pallas" or mesh.splits(backend.mesh, "tensor"):
+        return False
+    own = mesh.own_shape(shape, backend.mesh)
+    return own is not None and applies(own)
 
 
 def rope_angles(positions: jax.Array, width: int, theta: float) -> tuple[jax.Array, jax.Array]:
@@ -75,10 +86,10 @@ def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 def rotates_in_one_pass(x: jax.Array, positions: jax.Array | None, cfg: ModelConfig, backend: Backend) -> bool:
-    """Whether `split_and_rotate` is asked for and takes x [B, T, D]: every row at positions 0..T-1, on one device."""
-    if "rope_kernel" not in backend.candidates or cfg.position != "rope" or cfg.qk_norm or cfg.block == "gpt":
+    """Whether `split_and_rotate` is asked for and takes x [B, T, D]: all rows at positions 0..T-1, no norm of heads."""
+    if cfg.position != "rope" or cfg.qk_norm or cfg.block == "gpt" or positions is not None:
         return False
-    return backend.mesh is None and positions is None and rotate_heads.applies(*x.shape[:2])
+    return in_one_pass(x.shape[:2], backend, lambda own: rotate_heads.applies(*own))
 
 
 def split_and_rotate(
@@ -86,7 +97,11 @@ def split_and_rotate(
 ) -> tuple[jax.Array, ...]:
     """A product's parts [B, T, part.columns], heads rotated and a latent normalised, by one kernel each way."""
     cos, sin = rope_angles(jnp.arange(y.shape[1]), parts[0].rotary, cfg.rope_theta)
-    return rotate_heads.split_and_rotate(y, cos, sin, gain, tuple(parts), RMS_EPS, backend.platform != "gpu")
+
+    def kernel(y: jax.Array, gain: jax.Array | None = None) -> tuple[jax.Array, ...]:
+        return rotate_heads.split_and_rotate(y, cos, sin, gain, tuple(parts), RMS_EPS, backend.interpret)
+
+    return mesh.by_rows(kernel, backend.mesh, [y], [] if gain is None else [gain])
 
 
 def residual(x: jax.Array, backend: Backend) -> jax.Array:
@@ -150,29 +165,14 @@ def factor_stds(cfg: ModelConfig, rank: int, normed: bool) -> tuple[float, float
     return balanced, balanced
 
 
-def products(x: jax.Array, weights: Sequence[jax.Array], dtype: Any, joined: int = 0) -> list[jax.Array]:
-    """x [..., D] times each of weights [D, ...], computed in `dtype` -> [..., K_i], K_i its other dimensions' product.
-
-    Args:
-      joined: so many of the first come from one product. For results that are read in parts without a copy
-        (by norms, RoPE, joins), and weights that are split over devices alike.
-    """
-    flat = [w.reshape(w.shape[0], -1).astype(dtype) for w in weights]
-    if not joined:
-        return list(_products(x, tuple(flat)))
-    ends = np.cumsum([w.shape[1] for w in flat[:joined]])[:-1]
-    first, *rest = _products(x, (jnp.concatenate(flat[:joined], axis=1), *flat[joined:]))
-    return [*jnp.split(first, ends, axis=-1), *rest]
+def products(x: jax.Array, weights: Sequence[jax.Array], dtype: Any) -> list[jax.Array]:
+    """x [..., D] times each of weights [D, ...], in `dtype` -> [..., K_i]: a weight's other axes as one."""
+    return list(_products(x, tuple(w.reshape(w.shape[0], -1).astype(dtype) for w in weights)))
 
 
 def side_by_side(weights: Sequence[jax.Array], dtype: Any) -> jax.Array:
     """Weights [D, ...] as one matrix [D, K], for one product that is read as it is (`split_and_rotate`)."""
     return jnp.concatenate([w.reshape(w.shape[0], -1).astype(dtype) for w in weights], axis=1)
-
-
-def joins_products(backend: Backend) -> bool:
-    """Whether products of the same x are computed as one; never where devices split heads: latents stay whole."""
-    return "joined_products" in backend.candidates and not mesh.splits(backend.mesh, "tensor")
 
 
 @jax.custom_vjp
@@ -208,27 +208,15 @@ def bias_gelu(x: jax.Array, bias: jax.Array) -> jax.Array:
     return jax.nn.gelu(x + bias, approximate=True)
 
 
-@jax.custom_vjp
-def lean_bias_gelu(x: jax.Array, bias: jax.Array) -> jax.Array:
-    """`bias_gelu` that keeps x alone for its gradient; of the plain one XLA keeps a second [..., F] as well."""
-    return bias_gelu(x, bias)
-
-
-def _lean_backward(residuals: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # Without the barrier XLA finds the tanh of the forward pass again and keeps it after all.
-    x, bias, g = jax.lax.optimization_barrier((*residuals, g))
-    return jax.vjp(bias_gelu, x, bias)[1](g)
-
-
-lean_bias_gelu.defvjp(lambda x, bias: (bias_gelu(x, bias), (x, bias)), _lean_backward)
-
-
 def hidden_units(x: jax.Array, bias: jax.Array, backend: Backend) -> jax.Array:
     """tanh-GELU of x [..., F] + bias [F] in the form that the backend takes. The kernel reads float32 biases itself."""
-    if "gelu_kernel" in backend.candidates and backend.mesh is None and gelu.applies(x.shape):
-        return gelu.bias_gelu(x, bias, backend.platform != "gpu")
-    plain = lean_bias_gelu if "lean_gelu" in backend.candidates else bias_gelu
-    return plain(x, bias.astype(x.dtype))
+    if not in_one_pass(x.shape, backend, gelu.applies):
+        return bias_gelu(x, bias.astype(x.dtype))
+
+    def kernel(x: jax.Array, bias: jax.Array) -> jax.Array:
+        return gelu.bias_gelu(x, bias, backend.interpret)
+
+    return mesh.by_rows(kernel, backend.mesh, [x], [bias])
 
 
 class FeedForward(nn.Module):

@@ -69,8 +69,7 @@ class MultiHeadAttention(nn.Module):
             return self._project_in_one_pass(x)
         biases = (self.b_q, self.b_k, self.b_v) if cfg.block == "gpt" else (None, None, None)
         matrices = (self.w_q, self.w_k, self.w_v)
-        joined = 2 if cfg.position == "rope" and layers.joins_products(self.backend) else 0  # RoPE reads q and k
-        flat = layers.products(x, matrices, dtype, joined)
+        flat = layers.products(x, matrices, dtype)
         q, k, v = (layers.heads_of(y, w, b) for y, w, b in zip(flat, matrices, biases, strict=True))
         if cfg.qk_norm:
             q, k = layers.rms_norm(q, self.q_gain), layers.rms_norm(k, self.k_gain)

@@ -130,8 +130,7 @@ class LatentAttention(nn.Module):
         cfg = self.cfg
         rotary = (self.w_kr,) if cfg.qk_rope_head_dim else ()
         matrices = (self.w_dq if cfg.q_lora_rank else self.w_q, *self.down, *rotary)
-        joined = len(matrices) if layers.joins_products(self.backend) else 0
-        q, *rest = layers.products(x, matrices, self.backend.jnp_dtype, joined)
+        q, *rest = layers.products(x, matrices, self.backend.jnp_dtype)
         return q, rest[: len(self.down)], self._rotary_key(rest[-1], where) if rotary else None
 
     def _keys_values(self, entries: cache.LayerCache, where: Where) -> tuple[jax.Array, jax.Array]:

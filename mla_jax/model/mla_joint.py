@@ -39,7 +39,7 @@ class JointLatentAttention(LatentAttention):
         return cache.LatentCache(c_kv, k_rope)
 
     def _expanded(self, x: jax.Array, where: Where) -> tuple[jax.Array, jax.Array, jax.Array, cache.LayerCache]:
-        """As the plain form; in one pass (a candidate) between the product of x and those of the latent."""
+        """As the plain form, in one pass between the product of x and those of the latent."""
         cfg, dtype, backend = self.cfg, self.backend.jnp_dtype, self.backend
         plain = cfg.q_lora_rank or cfg.rope_placement == "decompressed" or not cfg.qk_rope_head_dim
         if plain or not layers.rotates_in_one_pass(x, where.positions, cfg, backend):
@@ -50,20 +50,10 @@ class JointLatentAttention(LatentAttention):
         gain = self.latent_gain if cfg.latent_norm == "rms" else None
         q, joined = layers.split_and_rotate(y, parts, gain, cfg, backend)
         # Rows of zeros for the rotary key cost v's product R/C more, and its operand no copy.
-        w_k, w_v = self._key_matrix(), jnp.pad(self._value_matrix(), ((0, rope), (0, 0), (0, 0)))
+        w_k, w_v = self._key_matrix(), jnp.pad(self.w_uv.astype(dtype), ((0, rope), (0, 0), (0, 0)))
         k, v = layers.products(joined, (w_k, w_v), dtype)
         entries = cache.LatentCache(joined[..., :rank], joined[..., rank:])
         return layers.heads_of(q, self.w_q, None), layers.heads_of(k, w_k, None), layers.heads_of(v, w_v, None), entries
-
-    def _keys_values(self, entries: cache.LatentCache, where: Where) -> tuple[jax.Array, jax.Array]:
-        """As the plain form; as products alone (a candidate) where nothing happens between the product and k."""
-        cfg = self.cfg
-        plain = cfg.qk_norm or cfg.rope_placement == "decompressed" or not cfg.qk_rope_head_dim
-        if plain or "mla_products" not in self.backend.candidates:
-            return super()._keys_values(entries, where)
-        joined = jnp.concatenate([entries.c_kv, entries.k_rope.astype(self.backend.jnp_dtype)], axis=-1)
-        k = jnp.einsum("bsc,chn->bshn", joined, self._key_matrix())
-        return k, jnp.einsum("bsc,chv->bshv", entries.c_kv, self._value_matrix())
 
     def _key_matrix(self) -> jax.Array:
         """[w_uk 0; 0 1], [C + R, H, N + R]: its unit matrix hands the rotary key to every head, exactly."""
@@ -72,13 +62,6 @@ class JointLatentAttention(LatentAttention):
         copies = jnp.broadcast_to(jnp.eye(rope, dtype=dtype)[:, None], (rope, cfg.n_heads, rope))
         lower = jnp.pad(copies, ((0, 0), (0, 0), (cfg.qk_nope_head_dim, 0)))
         return jnp.concatenate([attention.widened(self.w_uk.astype(dtype), cfg.qk_head_dim), lower])
-
-    def _value_matrix(self) -> jax.Array:
-        """w_uv [C, H, .], as wide as attention takes v: with a candidate of unequal sizes as v is, else as k."""
-        cfg = self.cfg
-        unequal = "attn_cudnn_mla" in self.backend.candidates
-        width = cfg.v_head_dim if unequal else max(cfg.qk_head_dim, cfg.v_head_dim)
-        return attention.widened(self.w_uv.astype(self.backend.jnp_dtype), width)
 
     def expand(self, entries: cache.LatentCache) -> tuple[jax.Array, jax.Array]:
         dtype = self.backend.jnp_dtype

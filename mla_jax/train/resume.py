@@ -12,6 +12,7 @@ from mla_jax.errors import UserError
 _FREE = (
     "model.dtype",
     "model.attention_impl",
+    "model.train_impl",
     "model.decode_impl",
     "model.scan_layers",
     "model.moe_impl",

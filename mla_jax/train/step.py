@@ -57,8 +57,8 @@ def _make_loss_sum(model: Transformer, config: Config) -> Callable[..., tuple[ja
     """(params, router_bias, microbatch, dropout's key) -> (what is differentiated, `Sums`)."""
     n_tokens, document_mask = config.tokenizer.vocab_size, config.data.document_mask
     chunks, backend = config.train.loss_chunks, model.backend
-    kernel = "loss_kernel" in backend.candidates and backend.mesh is None
-    interpret = backend.platform != "gpu" if kernel else None
+    kernel = backend.train_impl == "pallas" and backend.mesh is None
+    interpret = backend.interpret if kernel else None
 
     def loss_sum(params: Any, router_bias: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
         shifted = shift(batch, document_mask)

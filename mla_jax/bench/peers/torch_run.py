@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
     tier = next((tier for tier in study.tiers if tier.name == "headline"), None)
     if tier is None:
         raise UserError(f"study {study.name} has no headline tier: use one that has, e.g. study_muon.")
-    knobs = dict(study.knobs) | dict(tier.knobs) | RECIPE | parse_knobs(args.knob)[0]
+    knobs = dict(study.knobs) | dict(tier.knobs) | RECIPE | parse_knobs(args.knob)
     config = load_config(f"mha:{tier.size}", **knobs)
     prepared = prepare(config)
     config = with_vocabulary(config, prepared.tokenizer.vocab_size)

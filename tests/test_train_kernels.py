@@ -1,0 +1,164 @@
+"""Kernels of the training step compute what the plain forms do, and are chosen where the device can have them."""
+
+import dataclasses
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import quick_jit, random_params, random_tokens, reference_model, tiny_config
+
+from mla_jax.errors import UserError
+from mla_jax.model import attention, backend, layers
+from mla_jax.model.backend import REFERENCE
+from mla_jax.model.transformer import Transformer
+from mla_jax.train.loss import cross_entropy_reference
+
+
+def value_and_gradient(config: Any, backend: Any) -> Any:
+    model, tokens = Transformer(config.model, backend), random_tokens(config, 8, 16)
+
+    def loss(params: Any) -> jax.Array:
+        logits, _ = model.apply({"params": params}, tokens)
+        return jnp.mean(cross_entropy_reference(logits, tokens, config.model.vocab_size))
+
+    return quick_jit(jax.value_and_grad(loss))(random_params(reference_model(config)))
+
+
+_OTHER_WIDTHS = {f"model.{name}": size for name, size in (("qk_nope_head_dim", 10), ("v_head_dim", 20))}
+_OTHER_WIDTHS |= {"model.qk_rope_head_dim": 6, "model.kv_lora_rank": 12}
+
+
+KERNELS = dataclasses.replace(REFERENCE, train_impl="pallas", interpret=True)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"model.attention": "mha"},
+        {"model.attention": "gqa", "model.n_kv_heads": 2, "model.head_dim": 6},
+        {"model.block": "gpt", "model.attention": "mha"},
+        pytest.param({"model.block": "gpt"}, marks=pytest.mark.slow),
+        pytest.param({"model.latent": "per_head"}, marks=pytest.mark.slow),
+        pytest.param({"model.q_lora_rank": 16}, marks=pytest.mark.slow),
+        pytest.param(_OTHER_WIDTHS, marks=pytest.mark.slow),
+        pytest.param(_OTHER_WIDTHS | {"model.latent_norm": "none"}, marks=pytest.mark.slow),
+        pytest.param({"model.scan_layers": True}, marks=pytest.mark.slow),
+        pytest.param({"model.qk_norm": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_kernels_change_neither_values_nor_gradients(knobs: dict[str, Any]) -> None:
+    config = tiny_config("mla_rope", **{"model.n_layers": 1, **knobs})
+    plain, found = (value_and_gradient(config, backend) for backend in (REFERENCE, KERNELS))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, plain)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "names"),
+    [
+        ({}, {"norm", "rotate_heads"}),
+        ({"model.attention": "mha"}, {"norm", "rotate_heads"}),
+        ({"model.block": "gpt"}, {"norm", "bias_gelu"}),
+        ({"model.qk_norm": True}, {"norm"}),
+        ({"model.rope_placement": "decompressed"}, {"norm"}),
+    ],
+)
+def test_each_kernel_is_there_where_it_applies(knobs: dict[str, Any], names: set[str]) -> None:
+    config = tiny_config("mla_rope", **{"model.n_layers": 1, **knobs})
+    found = set(re.findall(r"name=(norm|rotate_heads|bias_gelu)\b", program(config, KERNELS)))
+    assert found == names
+    assert "pallas_call" not in program(config, REFERENCE)
+
+
+@pytest.mark.parametrize("attention", ["mha", "mla"])
+def test_rows_with_positions_of_their_own_do_not_go_through_the_rope_kernel(attention: str) -> None:
+    """Documents kept apart have a table of angles for every row."""
+    model = tiny_config("mla_rope", **{"model.attention": attention}).model
+    x = jnp.zeros((8, 16, 32))
+    assert layers.rotates_in_one_pass(x, None, model, KERNELS)
+    assert not layers.rotates_in_one_pass(x, jnp.zeros((8, 16), jnp.int32), model, KERNELS)
+    assert not layers.rotates_in_one_pass(x[:, :15], None, model, KERNELS)
+    assert not layers.rotates_in_one_pass(x, None, model, REFERENCE)
+
+
+def program(config: Any, backend: Any) -> str:
+    model, tokens = Transformer(config.model, backend), random_tokens(config, 8, 16)
+    params = random_params(reference_model(config))
+    return str(jax.make_jaxpr(lambda p: model.apply({"params": p}, tokens)[0])(params))
+
+
+@pytest.mark.parametrize("unequal", [False, True])
+def test_attention_gets_v_as_wide_as_it_takes_it(monkeypatch: pytest.MonkeyPatch, unequal: bool) -> None:
+    """cuDNN itself replaced by plain attention: padding, cutting and the choice are what is tested."""
+    rng = np.random.default_rng(0)
+    q, k = (jnp.asarray(rng.standard_normal((2, 8, 3, 24)), jnp.float32) for _ in range(2))
+    v = jnp.asarray(rng.standard_normal((2, 8, 3, 16)), jnp.float32)
+    where, widths = attention.Where(), []
+
+    def kernel(q: jax.Array, k: jax.Array, v: jax.Array, scale: float, **_: Any) -> jax.Array:
+        widths.append((q.shape[-1], k.shape[-1], v.shape[-1]))
+        return attention.attend_reference(q, k, v, attention.causal_mask(where, 8), scale)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    monkeypatch.setattr(attention, "_attend_cudnn_unequal", kernel)
+    monkeypatch.setattr(attention, "takes_unequal_heads", lambda: unequal)
+    out = attention.attend(q, k, v, where, 0.3, backend.Backend("float32", "cudnn"))
+    plain = attention.attend(q, k, v, where, 0.3, REFERENCE)
+    np.testing.assert_allclose(out, plain, rtol=1e-5, atol=1e-5)
+    assert widths == [(24, 24, 16 if unequal else 24)]
+
+
+def test_without_a_gpu_v_is_padded() -> None:
+    attention.takes_unequal_heads.cache_clear()
+    assert not attention.takes_unequal_heads()
+
+
+@pytest.mark.parametrize(
+    ("wish", "dtype", "capability", "expected"),
+    [
+        ("auto", "bfloat16", "9.0", "pallas"),
+        ("auto", "bfloat16", "7.5", "xla"),
+        ("auto", "float32", "9.0", "xla"),
+        ("pallas", "float32", "9.0", "pallas"),
+        ("xla", "bfloat16", "9.0", "xla"),
+    ],
+)
+def test_the_device_decides_unless_the_config_does(wish: str, dtype: str, capability: str, expected: str) -> None:
+    device = SimpleNamespace(platform="gpu", device_kind="GPU", compute_capability=capability)
+    model = tiny_config("mla_rope", **{"model.train_impl": wish, "model.dtype": dtype}).model
+    assert backend.choose(model, device).train_impl == expected
+
+
+def test_kernels_that_the_device_cannot_have_are_refused() -> None:
+    with pytest.raises(UserError, match=r"model\.train_impl is 'pallas'.*sm80.*use auto"):
+        backend.choose(tiny_config("mla_rope", **{"model.train_impl": "pallas"}).model)
+
+
+@pytest.mark.parametrize(("shape", "taken"), [((2, 1, 1, 1), True), ((1, 1, 1, 2), False), ((3, 1, 1, 1), False)])
+def test_on_a_mesh_rows_decide(shape: tuple[int, ...], taken: bool) -> None:
+    """Each device takes rows of its own; where heads or hidden units are split, or rows do not divide, XLA does it."""
+    mesh = jax.sharding.AbstractMesh(shape, ("data", "fsdp", "expert", "tensor"))
+    other = dataclasses.replace(KERNELS, mesh=mesh)
+    assert layers.in_one_pass((8, 16, 32), other, lambda own: own == (4, 16, 32)) == taken
+
+
+def test_products_of_one_input_and_their_gradients_are_those_of_single_ones() -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 5, 8)), jnp.float32)
+    weights = [jnp.asarray(rng.standard_normal((8, *shape)), jnp.float32) for shape in ((2, 3), (4,), (2, 2))]
+
+    def together(x: jax.Array, weights: list[jax.Array]) -> list[jax.Array]:
+        return [jnp.sin(y) for y in layers.products(x, weights, jnp.float32)]
+
+    def single(x: jax.Array, weights: list[jax.Array]) -> list[jax.Array]:
+        return [jnp.sin(x @ w.reshape(8, -1)) for w in weights]
+
+    expected, pull_expected = jax.vjp(single, x, weights)
+    found, pull = jax.vjp(together, x, weights)
+    pairs = (found, expected), (pull(expected), pull_expected(expected))
+    for one, other in pairs:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), one, other)

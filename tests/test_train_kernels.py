@@ -42,6 +42,7 @@ KERNELS = dataclasses.replace(REFERENCE, train_impl="pallas", interpret=True)
         {"model.attention": "mha"},
         {"model.attention": "gqa", "model.n_kv_heads": 2, "model.head_dim": 6},
         {"model.block": "gpt", "model.attention": "mha"},
+        {"model.block": "gpt", "model.attention": "mha", "model.position": "learned"},
         pytest.param({"model.block": "gpt"}, marks=pytest.mark.slow),
         pytest.param({"model.latent": "per_head"}, marks=pytest.mark.slow),
         pytest.param({"model.q_lora_rank": 16}, marks=pytest.mark.slow),
@@ -60,16 +61,17 @@ def test_kernels_change_neither_values_nor_gradients(knobs: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("knobs", "names"),
     [
-        ({}, {"norm", "rotate_heads"}),
+        ({}, {"norm", "rotate_in_place", "rotate_heads"}),
         ({"model.attention": "mha"}, {"norm", "rotate_heads"}),
-        ({"model.block": "gpt"}, {"norm", "bias_gelu"}),
+        ({"model.block": "gpt"}, {"norm", "bias_gelu", "rotate_in_place", "rotate_heads"}),
+        ({"model.block": "gpt", "model.position": "learned"}, {"norm", "bias_gelu"}),
         ({"model.qk_norm": True}, {"norm"}),
         ({"model.rope_placement": "decompressed"}, {"norm"}),
     ],
 )
 def test_each_kernel_is_there_where_it_applies(knobs: dict[str, Any], names: set[str]) -> None:
     config = tiny_config("mla_rope", **{"model.n_layers": 1, **knobs})
-    found = set(re.findall(r"name=(norm|rotate_heads|bias_gelu)\b", program(config, KERNELS)))
+    found = set(re.findall(r"name=(norm|rotate_in_place|rotate_heads|bias_gelu)\b", program(config, KERNELS)))
     assert found == names
     assert "pallas_call" not in program(config, REFERENCE)
 

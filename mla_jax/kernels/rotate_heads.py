@@ -3,7 +3,8 @@
 A joined product leaves a matrix [rows, W]: queries and keys of MHA, or queries, latent and rotary key of MLA. Forward,
 a program reads whole rows of it and writes the arrays that attention takes: heads rotated, the latent normalised.
 Backward, it reads their gradients and writes the one matrix [rows, W] that the product back wants, where XLA would
-join its columns at a quarter of the memory's speed.
+join its columns at a quarter of the memory's speed. Heads of which only an end is rotated, as MLA's queries, are
+rather turned where they lie (`rotate_in_place`): the columns before it are neither read nor written.
 """
 
 import functools
@@ -42,11 +43,12 @@ class Blocks(NamedTuple):
 # Forward and backward. MLA of size m, 65,536 rows in bfloat16 on an H200 (launch/rope_tuning.py): 89 and 113 us; XLA
 # takes 122 and 230.
 BLOCKS = (Blocks(ahead=4), Blocks(steps=2))
+IN_PLACE = Blocks(ahead=4)  # not timed yet
 
 
 def applies(batch: int, length: int, blocks: tuple[Blocks, Blocks] = BLOCKS) -> bool:
     """Whether [batch, length, W] has a number of rows that the programs divide, each block inside one sequence."""
-    return all(length % b.rows == 0 and batch * length % (b.rows * b.steps) == 0 for b in blocks)
+    return all(length % b.rows == 0 and batch * length % (b.rows * b.steps) == 0 for b in (*blocks, IN_PLACE))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
@@ -142,6 +144,38 @@ def _backward(
 
 
 split_and_rotate.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def rotate_in_place(y: jax.Array, cos: jax.Array, sin: jax.Array, part: Part, interpret: bool) -> jax.Array:
+    """y [B, T, part.columns], its heads rotated as by `split_and_rotate`: written over y where nobody else needs it."""
+    return _turned(y, cos, sin, part, interpret)
+
+
+def _turned(y: jax.Array, cos: jax.Array, sin: jax.Array, part: Part, interpret: bool) -> jax.Array:
+    matrix, blocks = y.reshape(-1, y.shape[-1]), IN_PLACE
+    out = pl.pallas_call(
+        functools.partial(_turning_program, part=part, blocks=blocks),
+        out_shape=jax.ShapeDtypeStruct(matrix.shape, matrix.dtype),
+        grid=(matrix.shape[0] // blocks.rows,),
+        compiler_params=plgpu.CompilerParams(num_warps=blocks.warps, num_stages=1),
+        input_output_aliases={0: 0},
+        interpret=interpret,
+        name="rotate_in_place",
+    )(matrix, cos, sin)
+    return out.reshape(y.shape)
+
+
+rotate_in_place.defvjp(
+    lambda y, cos, sin, part, interpret: (_turned(y, cos, sin, part, interpret), (cos, sin)),
+    lambda part, interpret, kept, g: (_turned(g, kept[0], -kept[1], part, interpret), None, None),
+)
+
+
+def _turning_program(y_ref: Any, cos_ref: Any, sin_ref: Any, out_ref: Any, *, part: Part, blocks: Blocks) -> None:
+    first = pl.program_id(0) * blocks.rows
+    rows, angles = pl.ds(first, blocks.rows), _angles(cos_ref, sin_ref, first, blocks)
+    _move_heads(_At(y_ref, rows, 0), _At(out_ref, rows, 0), part, angles, blocks.ahead, copies=False)
 
 
 def _forward_program(
@@ -242,16 +276,20 @@ def _angles(cos_ref: Any, sin_ref: Any, first: jax.Array, blocks: Blocks) -> lis
     return list(zip(*(_load(_At(ref, rows, 0), half) for ref in (cos_ref, sin_ref)), strict=True))
 
 
-def _move_heads(source: _At, target: _At, part: Part, angles: list, ahead: int) -> None:
-    """Copy a part's heads and rotate their ends. Reads go ahead of writes: no compiler moves a read over a write."""
+def _move_heads(source: _At, target: _At, part: Part, angles: list, ahead: int, copies: bool = True) -> None:
+    """Copy a part's heads and rotate their ends. Reads go ahead of writes: no compiler moves a read over a write.
+
+    copies: whether the columns that are not rotated are copied, or are there already.
+    """
     copied, half = part.width - part.rotary, part.rotary // 2
     for first in range(0, part.heads, ahead):
         heads = [head * part.width for head in range(first, min(first + ahead, part.heads))]
         begins = [source.move(head) for head in heads]
-        read = [(_load(at, copied), _load(at.move(copied), half), _load(at.move(copied + half), half)) for at in begins]
+        moved = copied if copies else 0
+        read = [(_load(at, moved), _load(at.move(copied), half), _load(at.move(copied + half), half)) for at in begins]
         for head, (plain_columns, first_half, second_half) in zip(heads, read, strict=True):
             at = target.move(head)
-            _store(at, copied, plain_columns)
+            _store(at, moved, plain_columns)
             pairs = list(zip(first_half, second_half, angles, strict=True))
             _store(at.move(copied), half, [a * c - b * s for a, b, (c, s) in pairs])
             _store(at.move(copied + half), half, [b * c + a * s for a, b, (c, s) in pairs])

@@ -87,7 +87,7 @@ def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 def rotates_in_one_pass(x: jax.Array, positions: jax.Array | None, cfg: ModelConfig, backend: Backend) -> bool:
     """Whether `split_and_rotate` is asked for and takes x [B, T, D]: all rows at positions 0..T-1, no norm of heads."""
-    if cfg.position != "rope" or cfg.qk_norm or cfg.block == "gpt" or positions is not None:
+    if cfg.position != "rope" or cfg.qk_norm or positions is not None:
         return False
     return in_one_pass(x.shape[:2], backend, lambda own: rotate_heads.applies(*own))
 
@@ -102,6 +102,12 @@ def split_and_rotate(
         return rotate_heads.split_and_rotate(y, cos, sin, gain, tuple(parts), RMS_EPS, backend.interpret)
 
     return mesh.by_rows(kernel, backend.mesh, [y], [] if gain is None else [gain])
+
+
+def rotate_in_place(q: jax.Array, part: rotate_heads.Part, cfg: ModelConfig, backend: Backend) -> jax.Array:
+    """Heads [B, T, part.columns] with their ends rotated by positions 0..T-1, by one kernel each way."""
+    cos, sin = rope_angles(jnp.arange(q.shape[1]), part.rotary, cfg.rope_theta)
+    return mesh.by_rows(lambda q: rotate_heads.rotate_in_place(q, cos, sin, part, backend.interpret), backend.mesh, [q])
 
 
 def residual(x: jax.Array, backend: Backend) -> jax.Array:

@@ -82,6 +82,9 @@ class MultiHeadAttention(nn.Module):
         # v has a product of its own: attention takes it, and gives its gradient, without a copy.
         cfg, dtype, backend = self.cfg, self.backend.jnp_dtype, self.backend
         qk, v = layers.products(x, (layers.side_by_side((self.w_q, self.w_k), dtype), self.w_v), dtype)
+        if cfg.block == "gpt":
+            qk += jnp.concatenate([self.b_q.reshape(-1), self.b_k.reshape(-1)]).astype(dtype)
+            v += self.b_v.reshape(-1).astype(dtype)
         parts = [Part(heads, cfg.head_dim, cfg.head_dim) for heads in (cfg.n_heads, cfg.n_kv_heads)]
         q, k = layers.split_and_rotate(qk, parts, None, cfg, backend)
         weights = (self.w_q, self.w_k, self.w_v)

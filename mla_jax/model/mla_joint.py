@@ -45,10 +45,12 @@ class JointLatentAttention(LatentAttention):
         if plain or not layers.rotates_in_one_pass(x, where.positions, cfg, backend):
             return super()._expanded(x, where)
         heads, rank, rope = cfg.n_heads, cfg.kv_lora_rank, cfg.qk_rope_head_dim
-        (y,) = layers.products(x, (layers.side_by_side((self.w_q, self.w_dkv, self.w_kr), dtype),), dtype)
-        parts = Part(heads, cfg.qk_head_dim, rope), Part(1, rope, rope, latent=rank)
+        q, y = layers.products(x, (self.w_q, layers.side_by_side((self.w_dkv, self.w_kr), dtype)), dtype)
+        if cfg.block == "gpt":
+            q = q + self.b_q.reshape(-1).astype(dtype)
+        q = layers.rotate_in_place(q, Part(heads, cfg.qk_head_dim, rope), cfg, backend)
         gain = self.latent_gain if cfg.latent_norm == "rms" else None
-        q, joined = layers.split_and_rotate(y, parts, gain, cfg, backend)
+        (joined,) = layers.split_and_rotate(y, [Part(1, rope, rope, latent=rank)], gain, cfg, backend)
         # Rows of zeros for the rotary key cost v's product R/C more, and its operand no copy.
         w_k, w_v = self._key_matrix(), jnp.pad(self.w_uv.astype(dtype), ((0, rope), (0, 0), (0, 0)))
         k, v = layers.products(joined, (w_k, w_v), dtype)

@@ -114,13 +114,17 @@ class MoE(nn.Module):
             router_logits = exact_product(flat, w_router)
             expert_idx, expert_weight, expert_load = route(router_logits, router_bias, cfg)
         impl = moe_choice.choose(cfg, moe_parallel.tokens_here(batch, length, self.backend), self.backend).impl
+        shared = together = None
+        if cfg.n_shared_experts:
+            shared = layers.FeedForward(cfg, self.backend, cfg.n_shared_experts * cfg.d_expert, name="shared")
+            if moe_parallel.takes_shared(impl, batch, length, cfg, self.backend):
+                together = shared.weights()
         with jax.named_scope("experts"):
             chosen = moe_parallel.Chosen(expert_idx, expert_weight)
-            out = moe_parallel.routed(impl, flat, chosen, experts, self.backend, batch).reshape(x.shape)
-        if cfg.n_shared_experts:
+            out = moe_parallel.routed(impl, flat, chosen, experts, self.backend, batch, together).reshape(x.shape)
+        if shared is not None and together is None:
             with jax.named_scope("shared_experts"):
-                hidden = cfg.n_shared_experts * cfg.d_expert
-                out = out + layers.FeedForward(cfg, self.backend, hidden, name="shared")(x)
+                out = out + shared(x)
         return out, self._aux(router_logits, expert_idx, expert_weight, expert_load, x.shape[:2])
 
     def _experts(self, width: int, dtype: Any) -> Experts:

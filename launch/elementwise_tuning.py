@@ -1,10 +1,11 @@
-"""Blocks of the kernels of GELU, masked hidden units and norms, timed alone at the sizes of size m (bfloat16).
+"""Blocks of the kernels of GELU, masked hidden units, routers and norms, timed alone at the sizes of size m (bfloat16).
 
     python launch/elementwise_tuning.py --out rows.jsonl [--only gelu_backward ...] [--max_minutes 4]
 
 One row for each kernel and choice: microseconds, bytes a second (what has to be read and written, once), and the
 largest difference from the plain form in float32. "plain" is what XLA makes of that form; "copy" is x + 1.
-Winners belong into mla_jax/kernels/{gelu,masked_hidden,norm}.py. Bytes of masked units: what is chosen, and all zeros.
+Winners belong into mla_jax/kernels/{gelu,masked_hidden,best_experts,norm}.py. Bytes of masked units are those of the
+chosen experts, and all zeros.
 """
 
 import argparse
@@ -24,9 +25,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mla_jax import rows
-from mla_jax.kernels import gelu, masked_hidden, norm
+from mla_jax.kernels import best_experts, gelu, masked_hidden, norm
 from mla_jax.model import layers, moe_paths
 from mla_jax.model.experts import activation
+from mla_jax.model.moe_router import top_choices
 
 HIDDEN, WIDTH = 2048, 512  # of the feed-forward, and of the stream
 EXPERTS, SHARED, UNITS, TOP_K = 62, 2, 32, 6  # of configs/moe_mla_rope_param_matched.py
@@ -61,6 +63,15 @@ def groups(n_tokens: int) -> dict[str, tuple[int, list[tuple], Callable[..., Any
     def hidden() -> list[tuple]:
         bias = draw(9, HIDDEN).astype(jnp.float32)
         return [(draw(i, n_tokens, HIDDEN), bias, draw(100 + i, n_tokens, HIDDEN)) for i in range(COPIES)]
+
+    def scores() -> list[tuple]:
+        bias = draw(9, EXPERTS).astype(jnp.float32) / 64
+        return [(jax.nn.sigmoid(draw(i, n_tokens, EXPERTS).astype(jnp.float32)), bias) for i in range(COPIES)]
+
+    def plain_best(scores: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+        idx = top_choices(scores + bias, TOP_K)
+        chosen = idx[..., None] == jnp.arange(EXPERTS)
+        return idx, jnp.sum(jnp.where(chosen, scores[:, None, :], 0.0), axis=-1)
 
     def masked() -> list[tuple]:
         bias, experts = draw(9, SHARED, UNITS).astype(jnp.float32), EXPERTS + SHARED
@@ -135,6 +146,15 @@ def groups(n_tokens: int) -> dict[str, tuple[int, list[tuple], Callable[..., Any
             masked,
             plain_masked_backward,
             [(str(k), masked_backward(k)) for k in masks],
+        ),
+        "best_experts": (
+            n_tokens * (4 * EXPERTS + 8 * TOP_K),
+            scores,
+            plain_best,
+            [
+                (str(k), lambda s, b, k=k: best_experts.forward(s, b, TOP_K, INTERPRET, k))
+                for k in (best_experts.Blocks(*b) for b in itertools.product((32, 16, 64, 8), (4, 2, 8, 1)))
+            ],
         ),
         "norm_forward": (
             2 * other,

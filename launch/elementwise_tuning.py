@@ -1,10 +1,11 @@
-"""Blocks of the kernels of bias + GELU and of norms, timed alone at the sizes of a step of size m (bfloat16).
+"""Blocks of the kernels of GELU, masked hidden units, routers and norms, timed alone at the sizes of size m (bfloat16).
 
     python launch/elementwise_tuning.py --out rows.jsonl [--only gelu_backward ...] [--max_minutes 4]
 
 One row for each kernel and choice: microseconds, bytes a second (what has to be read and written, once), and the
 largest difference from the plain form in float32. "plain" is what XLA makes of that form; "copy" is x + 1.
-Winners belong into mla_jax/kernels/{gelu,norm}.py.
+Winners belong into mla_jax/kernels/{gelu,masked_hidden,best_experts,norm}.py. Bytes of masked units are those of the
+chosen experts, and all zeros.
 """
 
 import argparse
@@ -24,10 +25,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mla_jax import rows
-from mla_jax.kernels import gelu, norm
-from mla_jax.model import layers
+from mla_jax.kernels import best_experts, gelu, masked_hidden, norm
+from mla_jax.model import layers, moe_paths
+from mla_jax.model.experts import activation
+from mla_jax.model.moe_router import top_choices
 
 HIDDEN, WIDTH = 2048, 512  # of the feed-forward, and of the stream
+EXPERTS, SHARED, UNITS, TOP_K = 62, 2, 32, 6  # of configs/moe_mla_rope_param_matched.py
 COPIES = (
     4  # of a kernel in a program, on arrays of their own: one launch of 31 us would time the host, and L2 helps none
 )
@@ -60,6 +64,44 @@ def groups(n_tokens: int) -> dict[str, tuple[int, list[tuple], Callable[..., Any
         bias = draw(9, HIDDEN).astype(jnp.float32)
         return [(draw(i, n_tokens, HIDDEN), bias, draw(100 + i, n_tokens, HIDDEN)) for i in range(COPIES)]
 
+    def scores() -> list[tuple]:
+        bias = draw(9, EXPERTS).astype(jnp.float32) / 64
+        return [(jax.nn.sigmoid(draw(i, n_tokens, EXPERTS).astype(jnp.float32)), bias) for i in range(COPIES)]
+
+    def plain_best(scores: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+        idx = top_choices(scores + bias, TOP_K)
+        chosen = idx[..., None] == jnp.arange(EXPERTS)
+        return idx, jnp.sum(jnp.where(chosen, scores[:, None, :], 0.0), axis=-1)
+
+    def masked() -> list[tuple]:
+        bias, experts = draw(9, SHARED, UNITS).astype(jnp.float32), EXPERTS + SHARED
+
+        def one(i: int) -> tuple:
+            weight, idx = jax.lax.top_k(draw(200 + i, n_tokens, EXPERTS).astype(jnp.float32), TOP_K)
+            pre, dh = (draw(i + k, n_tokens, experts, UNITS) for k in (0, 100))
+            return pre, bias, idx, jax.nn.softmax(weight), dh
+
+        return [one(i) for i in range(COPIES)]
+
+    def plain_masked(pre: jax.Array, bias: jax.Array, idx: jax.Array, weight: jax.Array) -> jax.Array:
+        gate = moe_paths.combine_weights(idx.astype(jnp.int32), weight, EXPERTS)
+        gate = jnp.pad(gate, ((0, 0), (0, SHARED)), constant_values=1.0).astype(pre.dtype)
+        bias = jnp.pad(bias, ((EXPERTS, 0), (0, 0))).astype(pre.dtype)
+        return activation(None, pre + bias) * gate[..., None]
+
+    def plain_masked_backward(
+        pre: jax.Array, bias: jax.Array, idx: jax.Array, weight: jax.Array, dh: jax.Array
+    ) -> tuple[tuple[jax.Array], jax.Array, jax.Array]:
+        _, pull = jax.vjp(lambda pre, bias, weight: plain_masked(pre, bias, idx, weight), pre, bias, weight)
+        d_pre, d_bias, d_weight = pull(dh)
+        return (d_pre,), d_bias, d_weight
+
+    def masked_forward(b: masked_hidden.Blocks) -> Callable[..., Any]:
+        return lambda pre, c, idx, w, dh: masked_hidden.forward((pre,), c, idx, w, SHARED, INTERPRET, b)
+
+    def masked_backward(b: masked_hidden.Blocks) -> Callable[..., Any]:
+        return lambda pre, c, idx, w, dh: masked_hidden.backward((pre,), c, idx, w, dh, SHARED, INTERPRET, b)
+
     def stream() -> list[tuple]:
         gain, bias = (draw(i, WIDTH).astype(jnp.float32) for i in (8, 9))
         return [(*(draw(i + k, n_tokens, WIDTH) for k in (0, 100, 200)), gain, bias) for i in range(COPIES)]
@@ -75,6 +117,9 @@ def groups(n_tokens: int) -> dict[str, tuple[int, list[tuple], Callable[..., Any
     tried = itertools.product((4, 2, 1, 8), (32, 16, 8, 4), (4, 2, 1, 8), (False, True))
     norms = [norm.Blocks(*b) for b in tried if b[0] > 1 or not b[3]]  # of one row there is nothing to add late
     singles = [norm.Blocks(n_rows, 1, warps) for n_rows, warps in itertools.product((4, 1, 2, 8), (4, 1, 2, 8))]
+    masks = [masked_hidden.Blocks(*b) for b in itertools.product((8, 4, 16, 2, 32), (16, 64, 8, 32), (4, 8, 2, 1))]
+    read = 2 * n_tokens * (TOP_K + SHARED) * UNITS  # bytes of one array
+    written = 2 * n_tokens * (EXPERTS + SHARED) * UNITS
     one, other = 2 * n_tokens * HIDDEN, 2 * n_tokens * WIDTH
     return {
         "copy": (2 * one, hidden, lambda x, b, dh: x + 1, []),
@@ -89,6 +134,27 @@ def groups(n_tokens: int) -> dict[str, tuple[int, list[tuple], Callable[..., Any
             hidden,
             lambda x, b, dh: jax.vjp(layers.bias_gelu, x, b.astype(x.dtype))[1](dh),
             [(str(k), lambda x, b, dh, k=k: gelu.backward(x, b, dh, INTERPRET, k)) for k in backward],
+        ),
+        "masked_forward": (
+            read + written,
+            masked,
+            lambda pre, b, idx, w, dh: plain_masked(pre, b, idx, w),
+            [(str(k), masked_forward(k)) for k in masks],
+        ),
+        "masked_backward": (
+            2 * read + written,
+            masked,
+            plain_masked_backward,
+            [(str(k), masked_backward(k)) for k in masks],
+        ),
+        "best_experts": (
+            n_tokens * (4 * EXPERTS + 8 * TOP_K),
+            scores,
+            plain_best,
+            [
+                (str(k), lambda s, b, k=k: best_experts.forward(s, b, TOP_K, INTERPRET, k))
+                for k in (best_experts.Blocks(*b) for b in itertools.product((32, 16, 64, 8), (4, 2, 8, 1)))
+            ],
         ),
         "norm_forward": (
             2 * other,

@@ -73,7 +73,7 @@ def function(cfg: ModelConfig, impl: str, backend: Backend) -> Any:
 
     def routed(x: jax.Array, logits: jax.Array, experts: Experts) -> jax.Array:
         idx, weight, _ = route(logits, jnp.zeros(cfg.n_routed_experts), cfg)
-        chosen = Backend(backend.dtype, "xla", grouped_impl=grouped_impl or "xla")
+        chosen = Backend(backend.dtype, "xla", grouped_impl=grouped_impl or "xla", train_impl=backend.train_impl)
         return moe_paths.PATHS[name](x, idx, weight, experts, chosen)
 
     def loss(x: Any, logits: Any, experts: Any, cotangent: Any) -> tuple[jax.Array, jax.Array]:

@@ -14,7 +14,8 @@ from tiny import quick_jit, random_params, random_tokens, reference_model, tiny_
 from mla_jax.errors import UserError
 from mla_jax.model import attention, backend, layers
 from mla_jax.model.backend import REFERENCE
-from mla_jax.model.transformer import Transformer
+from mla_jax.model.moe import initial_router_bias
+from mla_jax.model.transformer import Transformer, variables_of
 from mla_jax.train.loss import cross_entropy_reference
 
 
@@ -22,7 +23,7 @@ def value_and_gradient(config: Any, backend: Any) -> Any:
     model, tokens = Transformer(config.model, backend), random_tokens(config, 8, 16)
 
     def loss(params: Any) -> jax.Array:
-        logits, _ = model.apply({"params": params}, tokens)
+        logits, _ = model.apply(variables_of(params, initial_router_bias(config.model)), tokens)
         return jnp.mean(cross_entropy_reference(logits, tokens, config.model.vocab_size))
 
     return quick_jit(jax.value_and_grad(loss))(random_params(reference_model(config)))
@@ -32,6 +33,8 @@ _OTHER_WIDTHS = {f"model.{name}": size for name, size in (("qk_nope_head_dim", 1
 _OTHER_WIDTHS |= {"model.qk_rope_head_dim": 6, "model.kv_lora_rank": 12}
 
 
+_MASKED = {"model.ffn": "moe", "model.n_routed_experts": 6, "model.top_k": 2, "model.d_expert": 7}
+_MASKED |= {"model.n_shared_experts": 2, "model.moe_impl": "masked_dense"}
 KERNELS = dataclasses.replace(REFERENCE, train_impl="pallas", interpret=True)
 
 
@@ -43,6 +46,8 @@ KERNELS = dataclasses.replace(REFERENCE, train_impl="pallas", interpret=True)
         {"model.attention": "gqa", "model.n_kv_heads": 2, "model.head_dim": 6},
         {"model.block": "gpt", "model.attention": "mha"},
         {"model.block": "gpt", "model.attention": "mha", "model.position": "learned"},
+        pytest.param({"model.block": "gpt", **_MASKED}, marks=pytest.mark.slow),
+        pytest.param(_MASKED, marks=pytest.mark.slow),
         pytest.param({"model.block": "gpt"}, marks=pytest.mark.slow),
         pytest.param({"model.latent": "per_head"}, marks=pytest.mark.slow),
         pytest.param({"model.q_lora_rank": 16}, marks=pytest.mark.slow),
@@ -66,12 +71,15 @@ def test_kernels_change_neither_values_nor_gradients(knobs: dict[str, Any]) -> N
         ({"model.block": "gpt"}, {"norm", "bias_gelu", "rotate_in_place", "rotate_heads"}),
         ({"model.block": "gpt", "model.position": "learned"}, {"norm", "bias_gelu"}),
         ({"model.qk_norm": True}, {"norm"}),
+        (_MASKED, {"norm", "rotate_in_place", "rotate_heads", "masked_hidden"}),
+        ({"model.block": "gpt", **_MASKED}, {"norm", "rotate_in_place", "rotate_heads", "masked_hidden"}),
         ({"model.rope_placement": "decompressed"}, {"norm"}),
     ],
 )
 def test_each_kernel_is_there_where_it_applies(knobs: dict[str, Any], names: set[str]) -> None:
     config = tiny_config("mla_rope", **{"model.n_layers": 1, **knobs})
-    found = set(re.findall(r"name=(norm|rotate_in_place|rotate_heads|bias_gelu)\b", program(config, KERNELS)))
+    kernels = "norm|rotate_in_place|rotate_heads|bias_gelu|masked_hidden"
+    found = set(re.findall(rf"name=({kernels})\b", program(config, KERNELS)))
     assert found == names
     assert "pallas_call" not in program(config, REFERENCE)
 
@@ -90,7 +98,9 @@ def test_rows_with_positions_of_their_own_do_not_go_through_the_rope_kernel(atte
 def program(config: Any, backend: Any) -> str:
     model, tokens = Transformer(config.model, backend), random_tokens(config, 8, 16)
     params = random_params(reference_model(config))
-    return str(jax.make_jaxpr(lambda p: model.apply({"params": p}, tokens)[0])(params))
+    return str(
+        jax.make_jaxpr(lambda p: model.apply(variables_of(p, initial_router_bias(config.model)), tokens)[0])(params)
+    )
 
 
 @pytest.mark.parametrize("unequal", [False, True])

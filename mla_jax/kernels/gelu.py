@@ -7,6 +7,7 @@ XLA's tanh is a polynomial and a division, which takes longer than the memory; h
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -56,7 +57,9 @@ def forward(x: jax.Array, bias: jax.Array, interpret: bool, blocks: Blocks = FOR
     rows = x.reshape(-1, x.shape[-1])
     blocks, grid, _ = _divide(rows.shape, blocks)
     h = pl.pallas_call(
-        functools.partial(_forward_program, width=rows.shape[1], blocks=blocks, logistic=_logistic(x, interpret)),
+        functools.partial(
+            _forward_program, width=rows.shape[1], blocks=blocks, logistic=logistic_for(x.dtype, interpret)
+        ),
         out_shape=jax.ShapeDtypeStruct(rows.shape, x.dtype),
         grid=grid,
         compiler_params=plgpu.CompilerParams(num_warps=blocks.warps),
@@ -76,7 +79,7 @@ def backward(
     rows, d_rows = x.reshape(-1, width), dh.reshape(-1, width)
     blocks, grid, n_parts = _divide(rows.shape, blocks)
     dx, parts = pl.pallas_call(
-        functools.partial(_backward_program, width=width, blocks=blocks, logistic=_logistic(x, interpret)),
+        functools.partial(_backward_program, width=width, blocks=blocks, logistic=logistic_for(x.dtype, interpret)),
         out_shape=(jax.ShapeDtypeStruct(rows.shape, x.dtype), jax.ShapeDtypeStruct((n_parts, width), jnp.float32)),
         grid=grid,
         compiler_params=plgpu.CompilerParams(num_warps=blocks.warps),
@@ -108,8 +111,23 @@ def _divide(shape: tuple[int, int], blocks: Blocks) -> tuple[Blocks, tuple[int],
     return blocks._replace(rows=rows, columns=columns, steps=steps), (groups * pl.cdiv(width, columns),), groups
 
 
-def _logistic(x: jax.Array, interpret: bool) -> Any:
-    return _exact if interpret or x.dtype == jnp.float32 else _by_exp
+def logistic_for(dtype: Any, interpret: bool) -> Callable[[jax.Array], jax.Array]:
+    """u -> 1 / (1 + exp(-2 u)) inside a program, as exact as `dtype` needs."""
+    return _exact if interpret or dtype == jnp.float32 else _by_exp
+
+
+def value(y: jax.Array, logistic: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """tanh-GELU: y s with s = 1 / (1 + exp(-2 u)) = (1 + tanh u) / 2, u = y (_SLOPE + _SLOPE _CUBIC y^2)."""
+    return y * logistic(y * (_SLOPE + (_SLOPE * _CUBIC) * (y * y)))
+
+
+def value_and_slope(y: jax.Array, logistic: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """`value`, and its derivative s + y s (1 - s) 2 du/dy."""
+    square = y * y
+    s = logistic(y * (_SLOPE + (_SLOPE * _CUBIC) * square))
+    h = y * s
+    rise = h * (2 * _SLOPE + (6 * _SLOPE * _CUBIC) * square)
+    return h, s + (rise - rise * s)
 
 
 def _exact(u: jax.Array) -> jax.Array:
@@ -167,14 +185,12 @@ class _Tile:
 
 
 def _forward_program(x_ref: Any, bias_ref: Any, h_ref: Any, *, width: int, blocks: Blocks, logistic: Any) -> None:
-    """h = y s, with y = x + bias and s = 1 / (1 + exp(-2 u)) = (1 + tanh u) / 2, u = y (_SLOPE + _SLOPE _CUBIC y^2)."""
     tile = _Tile(width, blocks)
     bias = tile.load(bias_ref)[None, :]
 
     def step(index: Any, nothing: None) -> None:
         rows = tile.rows(index)
-        y = tile.load(x_ref, rows) + bias
-        tile.store(h_ref, rows, y * logistic(y * (_SLOPE + (_SLOPE * _CUBIC) * (y * y))))
+        tile.store(h_ref, rows, value(tile.load(x_ref, rows) + bias, logistic))
 
     tile.loop(step, None)
 
@@ -190,17 +206,14 @@ def _backward_program(
     blocks: Blocks,
     logistic: Any,
 ) -> None:
-    """dh/dx = s + y s (1 - s) 2 du/dy. Sums are kept for each place of the tile: rows are added once, at the end."""
+    """Sums are kept for each place of the tile: rows are added once, at the end."""
     tile = _Tile(width, blocks)
     bias = tile.load(bias_ref)[None, :]
 
     def step(index: Any, sums: jax.Array) -> jax.Array:
         rows = tile.rows(index)
         y, dh = tile.load(x_ref, rows) + bias, tile.load(dh_ref, rows)
-        square = y * y
-        s = logistic(y * (_SLOPE + (_SLOPE * _CUBIC) * square))
-        rise = y * s * (2 * _SLOPE + (6 * _SLOPE * _CUBIC) * square)
-        dx = dh * (s + (rise - rise * s))
+        dx = dh * value_and_slope(y, logistic)[1]
         tile.store(dx_ref, rows, dx)
         return sums + dx
 

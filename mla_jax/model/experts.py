@@ -1,4 +1,4 @@
-"""The matrices of routed experts, and what a hidden unit is."""
+"""The matrices of experts, and what a hidden unit is."""
 
 from typing import NamedTuple
 
@@ -11,6 +11,16 @@ class Experts(NamedTuple):
     w_gate: jax.Array | None
     w_up: jax.Array
     w_down: jax.Array
+
+
+class FeedForwardWeights(NamedTuple):
+    """w_gate, w_up [D, F], w_down [F, D] of one dense feed-forward; no gate: GELU, with biases b_up [F], b_down [D]."""
+
+    w_gate: jax.Array | None
+    w_up: jax.Array
+    w_down: jax.Array
+    b_up: jax.Array | None = None
+    b_down: jax.Array | None = None
 
 
 def activation(gate: jax.Array | None, up: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ from mla_jax.config import ModelConfig
 from mla_jax.kernels import gelu, norm, rotate_heads
 from mla_jax.model import initial
 from mla_jax.model.backend import Backend
+from mla_jax.model.experts import FeedForwardWeights
 
 RMS_EPS = 1e-6  # DeepSeek's and Llama's
 LAYER_NORM_EPS = 1e-5  # GPT-2's
@@ -232,19 +233,25 @@ class FeedForward(nn.Module):
     backend: Backend
     hidden: int  # F
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        cfg, dtype = self.cfg, self.backend.jnp_dtype
-        width, hidden = cfg.d_model, self.hidden
+        dtype, w = self.backend.jnp_dtype, self.weights()
+        if w.w_gate is None:
+            h = hidden_units(x @ w.w_up.astype(dtype), w.b_up, self.backend)
+            return h @ w.w_down.astype(dtype) + w.b_down.astype(dtype)
+        h = jax.nn.silu(x @ w.w_gate.astype(dtype)) * (x @ w.w_up.astype(dtype))
+        return h @ w.w_down.astype(dtype)
+
+    @nn.compact
+    def weights(self) -> FeedForwardWeights:
+        """The parameters, in their own dtype: for a layer that computes this one along with its own."""
+        cfg, width, hidden = self.cfg, self.cfg.d_model, self.hidden
+        into, out_of = initial.normal(cfg.init_std), initial.normal(residual_std(cfg))
         if cfg.block == "gpt":
-            w_in = self.param("w_in", initial.normal(cfg.init_std), (width, hidden))
+            w_in = self.param("w_in", into, (width, hidden))
             b_in = self.param("b_in", initial.ZEROS, (hidden,))
-            w_out = self.param("w_out", initial.normal(residual_std(cfg)), (hidden, width))
+            w_out = self.param("w_out", out_of, (hidden, width))
             b_out = self.param("b_out", initial.ZEROS, (width,))
-            h = hidden_units(x @ w_in.astype(dtype), b_in, self.backend)
-            return h @ w_out.astype(dtype) + b_out.astype(dtype)
-        w_gate = self.param("w_gate", initial.normal(cfg.init_std), (width, hidden))
-        w_up = self.param("w_up", initial.normal(cfg.init_std), (width, hidden))
-        w_down = self.param("w_down", initial.normal(residual_std(cfg)), (hidden, width))
-        h = jax.nn.silu(x @ w_gate.astype(dtype)) * (x @ w_up.astype(dtype))
-        return h @ w_down.astype(dtype)
+            return FeedForwardWeights(None, w_in, w_out, b_in, b_out)
+        w_gate = self.param("w_gate", into, (width, hidden))
+        w_up = self.param("w_up", into, (width, hidden))
+        return FeedForwardWeights(w_gate, w_up, self.param("w_down", out_of, (hidden, width)))

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from mla_jax import mesh
 from mla_jax.config import ModelConfig
+from mla_jax.kernels import best_experts
 from mla_jax.model import initial, layers, moe_balance, moe_choice, moe_parallel
 from mla_jax.model.backend import Backend
 from mla_jax.model.experts import Experts
@@ -40,7 +42,9 @@ def router_scores(router_logits: jax.Array, cfg: ModelConfig) -> jax.Array:
     return jax.nn.sigmoid(logits) if cfg.router_score == "sigmoid" else jax.nn.softmax(logits, axis=-1)
 
 
-def route(router_logits: jax.Array, router_bias: jax.Array, cfg: ModelConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
+def route(
+    router_logits: jax.Array, router_bias: jax.Array, cfg: ModelConfig, backend: Backend | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Which experts a token goes to, and with which weight: the one rule, used by every path.
 
     router_logits [N, E], router_bias [E] -> expert_idx [N, K] int32 (the largest selection_scores = scores +
@@ -52,16 +56,30 @@ def route(router_logits: jax.Array, router_bias: jax.Array, cfg: ModelConfig) ->
     """
     chex.assert_rank([router_logits, router_bias], [2, 1])
     scores = router_scores(router_logits, cfg)
-    selection_scores = jax.lax.stop_gradient(scores) + jax.lax.stop_gradient(router_bias)
-    expert_idx = top_choices(selection_scores, cfg.top_k)
-    # [N, K, E], fused into the sums and never stored; the gradient is a sum as well, where an index makes a scatter.
-    chosen = expert_idx[..., None] == jnp.arange(cfg.n_routed_experts)
-    scores = jnp.where(selection_scores == -jnp.inf, 0.0, scores)
-    expert_weight = jnp.sum(jnp.where(chosen, scores[:, None, :], 0.0), axis=-1)
+    expert_idx, expert_weight = _best(scores, jax.lax.stop_gradient(router_bias), cfg.top_k, backend)
     if cfg.router_renormalize:
         expert_weight = expert_weight / (jnp.sum(expert_weight, axis=-1, keepdims=True) + 1e-20)
-    expert_load = jnp.sum(chosen, axis=(0, 1), dtype=jnp.float32)
+    expert_load = jnp.sum(_one_hot(expert_idx, cfg.n_routed_experts), axis=(0, 1), dtype=jnp.float32)
     return expert_idx, expert_weight * cfg.routed_scaling_factor, expert_load
+
+
+def _best(scores: jax.Array, bias: jax.Array, k: int, backend: Backend | None) -> tuple[jax.Array, jax.Array]:
+    """The k experts of the largest scores [N, E] + bias [E], and their scores (0 where the bias is -inf): [N, K]."""
+    if backend is not None and layers.in_one_pass(scores.shape, backend, best_experts.applies):
+
+        def kernel(scores: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return best_experts.best_experts(scores, bias, k, backend.interpret)
+
+        return mesh.by_rows(kernel, backend.mesh, [scores], [bias])
+    selection_scores = jax.lax.stop_gradient(scores) + bias
+    expert_idx = top_choices(selection_scores, k)
+    # [N, K, E], fused into the sums and never stored; the gradient is a sum as well, where an index makes a scatter.
+    scores = jnp.where(selection_scores == -jnp.inf, 0.0, scores)
+    return expert_idx, jnp.sum(jnp.where(_one_hot(expert_idx, scores.shape[1]), scores[:, None, :], 0.0), axis=-1)
+
+
+def _one_hot(expert_idx: jax.Array, n_experts: int) -> jax.Array:
+    return expert_idx[..., None] == jnp.arange(n_experts)
 
 
 def router_bias_update(bias: jax.Array, expert_load: jax.Array, rate: float, rule: str = "sign") -> jax.Array:
@@ -112,15 +130,19 @@ class MoE(nn.Module):
             # Exact to float32: a bfloat16 logit of 1 is off by 0.4 %, more than a step of the bias.
             flat = x.reshape(batch * length, width)
             router_logits = exact_product(flat, w_router)
-            expert_idx, expert_weight, expert_load = route(router_logits, router_bias, cfg)
+            expert_idx, expert_weight, expert_load = route(router_logits, router_bias, cfg, self.backend)
         impl = moe_choice.choose(cfg, moe_parallel.tokens_here(batch, length, self.backend), self.backend).impl
+        shared = together = None
+        if cfg.n_shared_experts:
+            shared = layers.FeedForward(cfg, self.backend, cfg.n_shared_experts * cfg.d_expert, name="shared")
+            if moe_parallel.takes_shared(impl, batch, length, cfg, self.backend):
+                together = shared.weights()
         with jax.named_scope("experts"):
             chosen = moe_parallel.Chosen(expert_idx, expert_weight)
-            out = moe_parallel.routed(impl, flat, chosen, experts, self.backend, batch).reshape(x.shape)
-        if cfg.n_shared_experts:
+            out = moe_parallel.routed(impl, flat, chosen, experts, self.backend, batch, together).reshape(x.shape)
+        if shared is not None and together is None:
             with jax.named_scope("shared_experts"):
-                hidden = cfg.n_shared_experts * cfg.d_expert
-                out = out + layers.FeedForward(cfg, self.backend, hidden, name="shared")(x)
+                out = out + shared(x)
         return out, self._aux(router_logits, expert_idx, expert_weight, expert_load, x.shape[:2])
 
     def _experts(self, width: int, dtype: Any) -> Experts:

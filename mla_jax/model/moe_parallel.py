@@ -8,6 +8,7 @@ hardly send less either.
 *Tensor axis*: hidden units are split, and the shares summed.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,10 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from mla_jax.mesh import BATCH, batch_shards
+from mla_jax.config import ModelConfig
+from mla_jax.mesh import BATCH, batch_shards, splits
 from mla_jax.model import moe_grouped, moe_paths
 from mla_jax.model.backend import Backend
-from mla_jax.model.experts import Experts, activation
+from mla_jax.model.experts import Experts, FeedForwardWeights, activation
 
 
 class Chosen(NamedTuple):
@@ -33,11 +35,36 @@ def tokens_here(rows: int, length: int, backend: Backend) -> int:
     return rows * length // (batch_shards(backend.mesh) if _on_mesh(rows, backend) else 1)
 
 
-def routed(impl: str, x: jax.Array, chosen: Chosen, experts: Experts, backend: Backend, rows: int) -> jax.Array:
-    """`moe_paths.PATHS[impl]` of x [N, D], N = rows x length, on the backend's mesh: the same values and gradients."""
+def takes_shared(impl: str, rows: int, length: int, cfg: ModelConfig, backend: Backend) -> bool:
+    """Whether `routed` can compute the shared experts too: where each device has all experts and whole hidden units."""
+    mesh = backend.mesh
+    if impl != "masked_dense" or splits(mesh, "expert") or splits(mesh, "tensor"):
+        return False
+    tokens = tokens_here(rows, length, backend)
+    return (mesh is None or _on_mesh(rows, backend)) and moe_paths.masks_in_one_pass(
+        tokens, cfg.top_k, cfg.d_expert, backend
+    )
+
+
+def routed(
+    impl: str,
+    x: jax.Array,
+    chosen: Chosen,
+    experts: Experts,
+    backend: Backend,
+    rows: int,
+    shared: FeedForwardWeights | None = None,
+) -> jax.Array:
+    """`moe_paths.PATHS[impl]` of x [N, D], N = rows x length, on the backend's mesh: the same values and gradients.
+
+    With `shared` experts, which only `takes_shared` allows: plus theirs.
+    """
     path, mesh = moe_paths.PATHS[impl], backend.mesh
+    more = () if shared is None else (shared,)
+    if mesh is None:
+        return path(x, *chosen, experts, backend, *more)
     if not _on_mesh(rows, backend):
-        return path(x, *chosen, experts, backend)
+        return path(x, *chosen, experts, dataclasses.replace(backend, train_impl="xla"))
     if impl == "grouped":
         path = _grouped
     split = P(BATCH)
@@ -46,10 +73,10 @@ def routed(impl: str, x: jax.Array, chosen: Chosen, experts: Experts, backend: B
     return jax.shard_map(
         _share(path, mesh.shape["expert"], mesh.shape["tensor"], backend),
         mesh=mesh,
-        in_specs=(split, Chosen(split, split), places),
+        in_specs=(split, Chosen(split, split), places, *(P() for _ in more)),
         out_specs=split,
         check_vma=False,
-    )(x, chosen, experts)
+    )(x, chosen, experts, *more)
 
 
 def _on_mesh(rows: int, backend: Backend) -> bool:
@@ -60,7 +87,7 @@ def _on_mesh(rows: int, backend: Backend) -> bool:
 def _share(path: Callable[..., jax.Array], groups: int, splits: int, backend: Backend) -> Callable[..., jax.Array]:
     """What one device does."""
 
-    def share(x: jax.Array, chosen: Chosen, experts: Experts) -> jax.Array:
+    def share(x: jax.Array, chosen: Chosen, experts: Experts, *shared: FeedForwardWeights) -> jax.Array:
         n_experts = experts.w_up.shape[0]
         expert_idx, expert_weight = chosen
         if groups > 1:
@@ -71,7 +98,7 @@ def _share(path: Callable[..., jax.Array], groups: int, splits: int, backend: Ba
             mine = (expert_idx >= 0) & (expert_idx < n_experts)
             # One past the last: an expert that no path computes.
             expert_idx, expert_weight = jnp.where(mine, expert_idx, n_experts), jnp.where(mine, expert_weight, 0.0)
-        out = path(x, expert_idx, expert_weight, experts, backend)
+        out = path(x, expert_idx, expert_weight, experts, backend, *shared)
         if splits > 1:
             out = jax.lax.psum(out, "tensor")
         return jax.lax.psum_scatter(out, "expert", tiled=True) if groups > 1 else out

@@ -9,9 +9,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mla_jax.model import moe_grouped
+from mla_jax.kernels import masked_hidden
+from mla_jax.model import layers, moe_grouped
 from mla_jax.model.backend import Backend
-from mla_jax.model.experts import Experts, activation
+from mla_jax.model.experts import Experts, FeedForwardWeights, activation
 
 
 def combine_weights(expert_idx: jax.Array, expert_weight: jax.Array, n_experts: int) -> jax.Array:
@@ -32,16 +33,60 @@ def reference(
 
 
 def masked_dense(
-    x: jax.Array, expert_idx: jax.Array, expert_weight: jax.Array, experts: Experts, backend: Backend
+    x: jax.Array,
+    expert_idx: jax.Array,
+    expert_weight: jax.Array,
+    experts: Experts,
+    backend: Backend,
+    shared: FeedForwardWeights | None = None,
 ) -> jax.Array:
     """One dense feed-forward of width E F whose hidden units are multiplied by their expert's weight, mostly 0.
 
-    E / K times the arithmetic of the chosen experts, at the speed of two large matrix products.
+    E / K times the arithmetic of the chosen experts, at the speed of two large matrix products. With `shared`, only
+    where `masks_in_one_pass`: as columns of the same products, and added.
     """
+    if masks_in_one_pass(x.shape[0], expert_idx.shape[1], experts.w_up.shape[2], backend):
+        return _masked_in_one_pass(x, expert_idx, expert_weight, experts, shared, backend.interpret)
     weight = combine_weights(expert_idx, expert_weight, experts.w_up.shape[0]).astype(x.dtype)
     gate = None if experts.w_gate is None else jnp.einsum("nd,edf->nef", x, experts.w_gate)
     hidden = activation(gate, jnp.einsum("nd,edf->nef", x, experts.w_up))
     return jnp.einsum("nef,efd->nd", hidden * weight[..., None], experts.w_down)
+
+
+def masks_in_one_pass(n_tokens: int, top_k: int, width: int, backend: Backend) -> bool:
+    """Whether a kernel computes masked hidden units of experts of this width on a device that has n_tokens."""
+    return backend.train_impl == "pallas" and masked_hidden.applies(n_tokens, top_k, width)
+
+
+def _masked_in_one_pass(
+    x: jax.Array,
+    expert_idx: jax.Array,
+    expert_weight: jax.Array,
+    experts: Experts,
+    shared: FeedForwardWeights | None,
+    interpret: bool,
+) -> jax.Array:
+    """`masked_dense` whose hidden units, those of shared experts too, are one array and one kernel each way."""
+    n_experts, d_model, width = experts.w_up.shape
+    n_shared = 0 if shared is None else shared.w_up.shape[1] // width
+
+    def beside(routed: jax.Array, extra: jax.Array | None) -> jax.Array:
+        """[E, D, F] and [D, S F] -> [D, (E + S) F]."""
+        routed = routed.swapaxes(0, 1).reshape(d_model, -1)
+        return routed if extra is None else jnp.concatenate([routed, extra.astype(x.dtype)], axis=1)
+
+    into = [(experts.w_up, None if shared is None else shared.w_up)]
+    if experts.w_gate is not None:
+        into = [(experts.w_gate, None if shared is None else shared.w_gate), *into]
+    pre = layers.products(x, [beside(*pair) for pair in into], x.dtype)
+    pre = tuple(a.reshape(-1, n_experts + n_shared, width) for a in pre)
+    bias = None if shared is None or shared.b_up is None else shared.b_up.reshape(n_shared, width)
+    hidden = masked_hidden.masked_hidden(pre, bias, expert_idx, expert_weight, n_shared, interpret)
+    w_down = experts.w_down.reshape(-1, d_model)
+    if shared is not None:
+        w_down = jnp.concatenate([w_down, shared.w_down.astype(x.dtype)])
+    y = hidden.reshape(x.shape[0], -1) @ w_down
+    return y if shared is None or shared.b_down is None else y + shared.b_down.astype(x.dtype)
 
 
 def gathered(

@@ -4,7 +4,7 @@ A joined product leaves a matrix [rows, W]: queries and keys of MHA, or queries,
 a program reads whole rows of it and writes the arrays that attention takes: heads rotated, the latent normalised.
 Backward, it reads their gradients and writes the one matrix [rows, W] that the product back wants, where XLA would
 join its columns at a quarter of the memory's speed. Heads of which only an end is rotated, as MLA's queries, are
-rather turned where they lie (`rotate_in_place`): the columns before it are neither read nor written.
+rather turned where they lie (rotate_in_place.py): the columns before it are neither read nor written.
 """
 
 import functools
@@ -43,12 +43,11 @@ class Blocks(NamedTuple):
 # Forward and backward. MLA of size m, 65,536 rows in bfloat16 on an H200 (launch/rope_tuning.py): 89 and 113 us; XLA
 # takes 122 and 230.
 BLOCKS = (Blocks(ahead=4), Blocks(steps=2))
-IN_PLACE = Blocks(ahead=4)  # not timed yet
 
 
 def applies(batch: int, length: int, blocks: tuple[Blocks, Blocks] = BLOCKS) -> bool:
     """Whether [batch, length, W] has a number of rows that the programs divide, each block inside one sequence."""
-    return all(length % b.rows == 0 and batch * length % (b.rows * b.steps) == 0 for b in (*blocks, IN_PLACE))
+    return all(length % b.rows == 0 and batch * length % (b.rows * b.steps) == 0 for b in blocks)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
@@ -146,54 +145,22 @@ def _backward(
 split_and_rotate.defvjp(_forward, _backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def rotate_in_place(y: jax.Array, cos: jax.Array, sin: jax.Array, part: Part, interpret: bool) -> jax.Array:
-    """y [B, T, part.columns], its heads rotated as by `split_and_rotate`: written over y where nobody else needs it."""
-    return _turned(y, cos, sin, part, interpret)
-
-
-def _turned(y: jax.Array, cos: jax.Array, sin: jax.Array, part: Part, interpret: bool) -> jax.Array:
-    matrix, blocks = y.reshape(-1, y.shape[-1]), IN_PLACE
-    out = pl.pallas_call(
-        functools.partial(_turning_program, part=part, blocks=blocks),
-        out_shape=jax.ShapeDtypeStruct(matrix.shape, matrix.dtype),
-        grid=(matrix.shape[0] // blocks.rows,),
-        compiler_params=plgpu.CompilerParams(num_warps=blocks.warps, num_stages=1),
-        input_output_aliases={0: 0},
-        interpret=interpret,
-        name="rotate_in_place",
-    )(matrix, cos, sin)
-    return out.reshape(y.shape)
-
-
-rotate_in_place.defvjp(
-    lambda y, cos, sin, part, interpret: (_turned(y, cos, sin, part, interpret), (cos, sin)),
-    lambda part, interpret, kept, g: (_turned(g, kept[0], -kept[1], part, interpret), None, None),
-)
-
-
-def _turning_program(y_ref: Any, cos_ref: Any, sin_ref: Any, out_ref: Any, *, part: Part, blocks: Blocks) -> None:
-    first = pl.program_id(0) * blocks.rows
-    rows, angles = pl.ds(first, blocks.rows), _angles(cos_ref, sin_ref, first, blocks)
-    _move_heads(_At(y_ref, rows, 0), _At(out_ref, rows, 0), part, angles, blocks.ahead, copies=False)
-
-
 def _forward_program(
     y_ref: Any, cos_ref: Any, sin_ref: Any, *refs: Any, parts: tuple, eps: float, blocks: Blocks
 ) -> None:
     gain_ref = refs[0] if len(refs) > len(parts) else None
     refs = refs[-len(parts) :]
     first = pl.program_id(0) * blocks.rows
-    rows, angles = pl.ds(first, blocks.rows), _angles(cos_ref, sin_ref, first, blocks)
+    rows, angles = pl.ds(first, blocks.rows), row_angles(cos_ref, sin_ref, first, blocks)
     for part, start, ref in zip(parts, _starts(parts), refs, strict=True):
-        _move_heads(_At(y_ref, rows, start + part.latent), _At(ref, rows, part.latent), part, angles, blocks.ahead)
+        move_heads(At(y_ref, rows, start + part.latent), At(ref, rows, part.latent), part, angles, blocks.ahead)
     for part, start, ref in _with_latent(parts, refs):
         for i in range(0, blocks.rows, blocks.norm_rows):
             rows = pl.ds(first + i, blocks.norm_rows)
-            latent = _load(_At(y_ref, rows, start), part.latent)
+            latent = _load(At(y_ref, rows, start), part.latent)
             if gain_ref is not None:
                 latent = [a * g for a, g in zip(_normed(latent, part.latent, eps)[0], _row(gain_ref), strict=True)]
-            _store(_At(ref, rows, 0), part.latent, latent)
+            _store(At(ref, rows, 0), part.latent, latent)
 
 
 def _backward_program(*refs: Any, parts: tuple, eps: float, blocks: Blocks) -> None:
@@ -207,26 +174,26 @@ def _backward_program(*refs: Any, parts: tuple, eps: float, blocks: Blocks) -> N
 
     def step(index: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
         first = (program * blocks.steps + index) * blocks.rows
-        rows, back = pl.ds(first, blocks.rows), [(c, -s) for c, s in _angles(cos_ref, sin_ref, first, blocks)]
+        rows, back = pl.ds(first, blocks.rows), [(c, -s) for c, s in row_angles(cos_ref, sin_ref, first, blocks)]
         for part, start, ref in zip(parts, _starts(parts), d_refs, strict=True):
-            _move_heads(_At(ref, rows, part.latent), _At(dy_ref, rows, start + part.latent), part, back, blocks.ahead)
+            move_heads(At(ref, rows, part.latent), At(dy_ref, rows, start + part.latent), part, back, blocks.ahead)
         for part, start, ref in _with_latent(parts, d_refs):
             for i in range(0, blocks.rows, blocks.norm_rows):
                 rows = pl.ds(first + i, blocks.norm_rows)
-                d = _load(_At(ref, rows, 0), part.latent)
+                d = _load(At(ref, rows, 0), part.latent)
                 if gain_ref is not None:
-                    n, inverse = _normed(_load(_At(y_ref, rows, start), part.latent), part.latent, eps)
+                    n, inverse = _normed(_load(At(y_ref, rows, start), part.latent), part.latent, eps)
                     sums = [a + jnp.sum(b * c, axis=0) for a, b, c in zip(sums, d, n, strict=True)]
                     g = [a * b for a, b in zip(d, _row(gain_ref), strict=True)]
                     mean = _sum([a * b for a, b in zip(g, n, strict=True)]) / part.latent
                     d = [(a - b * mean) * inverse for a, b in zip(g, n, strict=True)]
-                _store(_At(dy_ref, rows, start), part.latent, d)
+                _store(At(dy_ref, rows, start), part.latent, d)
         return sums
 
     nothing = [] if gain_ref is None else [jnp.zeros((size,), jnp.float32) for _, size in _pieces(gain_ref.shape[0])]
     sums = jax.lax.fori_loop(0, blocks.steps, step, nothing)
     if gain_ref is not None:
-        _store(_At(d_gain_ref, pl.ds(program, 1), 0), gain_ref.shape[0], [a[None, :] for a in sums])
+        _store(At(d_gain_ref, pl.ds(program, 1), 0), gain_ref.shape[0], [a[None, :] for a in sums])
 
 
 def _with_latent(parts: Sequence[Part], refs: Sequence[Any]) -> list[tuple[Part, int, Any]]:
@@ -234,14 +201,14 @@ def _with_latent(parts: Sequence[Part], refs: Sequence[Any]) -> list[tuple[Part,
     return [item for item in zip(parts, _starts(parts), refs, strict=True) if item[0].latent]
 
 
-class _At(NamedTuple):
+class At(NamedTuple):
     """Where in a matrix: some rows, and the columns from one on."""
 
     ref: Any
     rows: Any
     column: int
 
-    def move(self, columns: int) -> "_At":
+    def move(self, columns: int) -> "At":
         return self._replace(column=self.column + columns)
 
     def piece(self, first: int, size: int) -> Any:
@@ -257,11 +224,11 @@ def _pieces(width: int) -> Iterator[tuple[int, int]]:
         first += size
 
 
-def _load(at: _At, width: int) -> list[jax.Array]:
+def _load(at: At, width: int) -> list[jax.Array]:
     return [plgpu.load(at.piece(*piece)).astype(jnp.float32) for piece in _pieces(width)]
 
 
-def _store(at: _At, width: int, values: list[jax.Array]) -> None:
+def _store(at: At, width: int, values: list[jax.Array]) -> None:
     for piece, value in zip(_pieces(width), values, strict=True):
         plgpu.store(at.piece(*piece), value.astype(at.ref.dtype))
 
@@ -270,13 +237,13 @@ def _row(ref: Any) -> list[jax.Array]:
     return [plgpu.load(ref.at[pl.ds(*piece)]).astype(jnp.float32)[None, :] for piece in _pieces(ref.shape[0])]
 
 
-def _angles(cos_ref: Any, sin_ref: Any, first: jax.Array, blocks: Blocks) -> list[tuple[jax.Array, jax.Array]]:
+def row_angles(cos_ref: Any, sin_ref: Any, first: jax.Array, blocks: Blocks) -> list[tuple[jax.Array, jax.Array]]:
     length, half = cos_ref.shape
     rows = pl.ds(first % length, blocks.rows)
-    return list(zip(*(_load(_At(ref, rows, 0), half) for ref in (cos_ref, sin_ref)), strict=True))
+    return list(zip(*(_load(At(ref, rows, 0), half) for ref in (cos_ref, sin_ref)), strict=True))
 
 
-def _move_heads(source: _At, target: _At, part: Part, angles: list, ahead: int, copies: bool = True) -> None:
+def move_heads(source: At, target: At, part: Part, angles: list, ahead: int, copies: bool = True) -> None:
     """Copy a part's heads and rotate their ends. Reads go ahead of writes: no compiler moves a read over a write.
 
     copies: whether the columns that are not rotated are copied, or are there already.

@@ -15,7 +15,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from mla_jax import mesh
 from mla_jax.config import ModelConfig
-from mla_jax.kernels import gelu, norm, rotate_heads
+from mla_jax.kernels import gelu, norm, rotate_heads, rotate_in_place
 from mla_jax.model import initial
 from mla_jax.model.backend import Backend
 from mla_jax.model.experts import FeedForwardWeights
@@ -90,7 +90,7 @@ def rotates_in_one_pass(x: jax.Array, positions: jax.Array | None, cfg: ModelCon
     """Whether `split_and_rotate` is asked for and takes x [B, T, D]: all rows at positions 0..T-1, no norm of heads."""
     if cfg.position != "rope" or cfg.qk_norm or positions is not None:
         return False
-    return in_one_pass(x.shape[:2], backend, lambda own: rotate_heads.applies(*own))
+    return in_one_pass(x.shape[:2], backend, lambda own: rotate_heads.applies(*own) and rotate_in_place.applies(*own))
 
 
 def split_and_rotate(
@@ -105,10 +105,14 @@ def split_and_rotate(
     return mesh.by_rows(kernel, backend.mesh, [y], [] if gain is None else [gain])
 
 
-def rotate_in_place(q: jax.Array, part: rotate_heads.Part, cfg: ModelConfig, backend: Backend) -> jax.Array:
+def rotate_queries(q: jax.Array, part: rotate_heads.Part, cfg: ModelConfig, backend: Backend) -> jax.Array:
     """Heads [B, T, part.columns] with their ends rotated by positions 0..T-1, by one kernel each way."""
     cos, sin = rope_angles(jnp.arange(q.shape[1]), part.rotary, cfg.rope_theta)
-    return mesh.by_rows(lambda q: rotate_heads.rotate_in_place(q, cos, sin, part, backend.interpret), backend.mesh, [q])
+
+    def kernel(q: jax.Array) -> jax.Array:
+        return rotate_in_place.rotate(q, cos, sin, part, backend.interpret)
+
+    return mesh.by_rows(kernel, backend.mesh, [q])
 
 
 def residual(x: jax.Array, backend: Backend) -> jax.Array:

@@ -48,7 +48,7 @@ class JointLatentAttention(LatentAttention):
         q, y = layers.products(x, (self.w_q, layers.side_by_side((self.w_dkv, self.w_kr), dtype)), dtype)
         if cfg.block == "gpt":
             q = q + self.b_q.reshape(-1).astype(dtype)
-        q = layers.rotate_in_place(q, Part(heads, cfg.qk_head_dim, rope), cfg, backend)
+        q = layers.rotate_queries(q, Part(heads, cfg.qk_head_dim, rope), cfg, backend)
         gain = self.latent_gain if cfg.latent_norm == "rms" else None
         (joined,) = layers.split_and_rotate(y, [Part(1, rope, rope, latent=rank)], gain, cfg, backend)
         # Rows of zeros for the rotary key cost v's product R/C more, and its operand no copy.

@@ -5,8 +5,8 @@
 #
 # WORKERS=3 in front (the default is 1): so many processes take turns on the one GPU, so that it computes for one while
 # others compile and evaluate. Short runs get done two to three times as fast; a run's own speed says nothing then.
-# GPUS=2 in front: WORKERS processes on each of GPUs 0 and 1 of this machine, all on the one study. The default, 1, leaves
-# CUDA_VISIBLE_DEVICES as it is.
+# GPUS=2 in front: WORKERS processes on each of two GPUs, all on the one study: the first two of CUDA_VISIBLE_DEVICES where
+# it is set, else 0 and 1. The default, 1, leaves CUDA_VISIBLE_DEVICES as it is.
 #
 # OUT gets STUDY.rows.jsonl, report.md, results.csv and study*.log. Then, where the repository is kept:
 #
@@ -25,6 +25,11 @@ if ! [[ $workers =~ ^[1-9][0-9]*$ && $gpus =~ ^[1-9][0-9]*$ ]]; then
   exit 2
 fi
 processes=$((workers * gpus))
+IFS=, read -ra devices <<<"${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 "$((gpus - 1))")}"
+if [ "${#devices[@]}" -lt "$gpus" ]; then
+  echo "gpu_study.sh: GPUS is $gpus, but CUDA_VISIBLE_DEVICES has ${#devices[@]}: lower GPUS." >&2
+  exit 2
+fi
 shift "$(($# < 3 ? $# : 3))"
 python=${PYTHON:-python3}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -44,7 +49,7 @@ if [ "$processes" -gt 1 ]; then export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREA
 
 work() { # NUMBER FLAGS...: one process, for what is left of the time; processes 1, 2, 3 ... are on GPUs 0, 1, 0 ...
   local log=$out/study$1.log left
-  if [ "$gpus" -gt 1 ]; then export CUDA_VISIBLE_DEVICES=$((($1 - 1) % gpus)); fi
+  if [ "$gpus" -gt 1 ]; then export CUDA_VISIBLE_DEVICES=${devices[($1 - 1) % gpus]}; fi
   shift
   left=$(awk "BEGIN { print $minutes - ($SECONDS - $began) / 60 }")
   "$python" -m mla_jax.main --mode study --config "$study" --workdir "$work" --max_minutes "$left" \

@@ -213,7 +213,7 @@ def load_run(workdir: str | os.PathLike, step: int | None = None, best: bool = T
     config = read_config(folder)
     tokenizer = read_tokenizer(folder)
     step = _choose_step(folder, step, best)
-    backend = backend_lib.choose(config.model)
+    backend = backend_lib.choose(backend_lib.anywhere(config.model))
     impls = (backend.attention_impl, backend.decode_impl)
     logging.info("%s: step %d, %s attention, %s decode in %s.", folder.path, step, *impls, backend.dtype)
     model = Transformer(config.model, backend)

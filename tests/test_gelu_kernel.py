@@ -28,7 +28,7 @@ def kernel(x: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
-@pytest.mark.parametrize("shape", [(128, 64), (2, 192, 80), (128, 1376), (128, 1024), (3, 5, 48)])
+@pytest.mark.parametrize("shape", [(128, 64), (2, 192, 80), (128, 1376), (128, 1024)])
 def test_bias_gelu_is_the_plain_one(shape: tuple[int, ...], dtype: Any, tolerance: float) -> None:
     """Widths of whole and of masked tiles, one tile and several; 15 rows take the plain form."""
     rng = np.random.default_rng(0)

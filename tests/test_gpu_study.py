@@ -72,3 +72,14 @@ def test_a_process_each_has_its_gpu_to_itself(call) -> None:
 def test_counts_that_are_none_are_refused(call) -> None:
     done, seen = call("gpu_study.sh", GPUS="two")
     assert done.returncode == 2 and "GPUS two: both count from 1" in done.stderr and not seen
+
+
+def test_assigned_gpus_are_the_ones_taken(call) -> None:
+    done, seen = call("gpu_study.sh", GPUS="2", CUDA_VISIBLE_DEVICES="4,5")
+    assert done.returncode == 0, done.stderr
+    assert {line.split()[0] for line in seen if "--report_only" not in line} == {"gpu=4", "gpu=5"}
+
+
+def test_more_gpus_than_were_assigned_are_refused(call) -> None:
+    done, seen = call("gpu_study.sh", GPUS="3", CUDA_VISIBLE_DEVICES="4,5")
+    assert done.returncode == 2 and "GPUS is 3, but CUDA_VISIBLE_DEVICES has 2: lower GPUS" in done.stderr and not seen

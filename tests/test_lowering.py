@@ -1,6 +1,7 @@
 """Every named config's train step and decode step lower for a TPU: nothing needs CUDA."""
 
 import re
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,12 +67,15 @@ def test_so_do_muon_and_what_saves_memory() -> None:
 
 
 @pytest.fixture
-def cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+def cudnn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """JAX believes that there is cuDNN 9.12 on an sm90 GPU: what it says to XLA then can be read anywhere."""
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
     monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91200)
     monkeypatch.setattr(fused, "check_compute_capability", lambda _: True)
+    attention.takes_unequal_heads.cache_clear()
+    yield
+    attention.takes_unequal_heads.cache_clear()
 
 
 H100 = SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3", compute_capability="9.0")
@@ -85,7 +89,6 @@ def test_mla_trains_through_cudnn_on_a_gpu(
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
     monkeypatch.setattr(fused, "check_cudnn_version", lambda: version)
-    attention.takes_unequal_heads.cache_clear()
     config = small("mla_rope", **{"model.n_layers": 1, "model.decode_impl": "xla", "model.train_impl": "xla"})
     backend = backend_lib.choose(config.model, H100)
     assert (backend.dtype, backend.attention_impl) == ("bfloat16", "cudnn")
@@ -98,4 +101,3 @@ def test_mla_trains_through_cudnn_on_a_gpu(
         operands = re.search(rf"@{re.escape(call)}\(.*?: \((.*?)\) ->", program)[1]
         sizes = [int(size) for size in re.findall(r"tensor<4x64x8x(\d+)xbf16>", operands)[:3]]
         assert sizes == [widths[0], widths[0], widths[1]], call
-    attention.takes_unequal_heads.cache_clear()

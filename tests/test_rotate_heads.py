@@ -7,7 +7,7 @@ import pytest
 from gpu_lowering import TRITON_CALL, lower_for_h100
 from tiny import quick_jit
 
-from mla_jax.kernels import rotate_heads
+from mla_jax.kernels import rotate_heads, rotate_in_place
 from mla_jax.kernels.rotate_heads import BLOCKS, Blocks, Part
 from mla_jax.model import layers
 
@@ -83,3 +83,24 @@ def test_both_ways_lower_for_a_gpu(sizes: str) -> None:
         return pull(out)
 
     assert lower_for_h100(both_ways, y, table, table, gain).count(TRITON_CALL) == 2
+
+
+def in_place(y: jax.Array, cos: jax.Array, sin: jax.Array, interpret: bool) -> tuple[jax.Array, jax.Array]:
+    """The rotation, and its gradient for cotangents that are y."""
+    out, pull = jax.vjp(lambda y: rotate_in_place.rotate(y, cos, sin, Part(3, 24, 8), interpret), y)
+    return out, pull(y)[0]
+
+
+def test_heads_turned_in_place_are_those_of_the_plain_form() -> None:
+    y = jnp.asarray(np.random.default_rng(2).standard_normal((2, 48, 72)), jnp.float32)
+    cos, sin = layers.rope_angles(jnp.arange(48), 8, 10_000.0)
+    (wanted,), pull = jax.vjp(lambda y: rotate_heads.plain(y, cos, sin, None, (Part(3, 24, 8),), 1e-6), y)
+    found, gradient = quick_jit(lambda y: in_place(y, cos, sin, True))(y)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    np.testing.assert_allclose(gradient, pull((y,))[0], atol=1e-5)
+
+
+def test_turning_in_place_lowers_for_a_gpu() -> None:
+    y, angle = jax.ShapeDtypeStruct((2, 512, 72), jnp.bfloat16), jax.ShapeDtypeStruct((512, 4), jnp.float32)
+    text = lower_for_h100(lambda y, cos, sin: in_place(y, cos, sin, False), y, angle, angle)
+    assert text.count(TRITON_CALL) == 2 and text.count("output_operand_alias") >= 2

@@ -104,11 +104,14 @@ def program(config: Any, backend: Any) -> str:
 
 
 @pytest.mark.parametrize("unequal", [False, True])
-def test_attention_gets_v_as_wide_as_it_takes_it(monkeypatch: pytest.MonkeyPatch, unequal: bool) -> None:
+@pytest.mark.parametrize(("width", "value_width"), [(24, 16), (20, 16), (24, 20), (16, 24), (16, 16)])
+def test_attention_gets_v_as_wide_as_it_takes_it(
+    monkeypatch: pytest.MonkeyPatch, width: int, value_width: int, unequal: bool
+) -> None:
     """cuDNN itself replaced by plain attention: padding, cutting and the choice are what is tested."""
     rng = np.random.default_rng(0)
-    q, k = (jnp.asarray(rng.standard_normal((2, 8, 3, 24)), jnp.float32) for _ in range(2))
-    v = jnp.asarray(rng.standard_normal((2, 8, 3, 16)), jnp.float32)
+    q, k = (jnp.asarray(rng.standard_normal((2, 8, 3, width)), jnp.float32) for _ in range(2))
+    v = jnp.asarray(rng.standard_normal((2, 8, 3, value_width)), jnp.float32)
     where, widths = attention.Where(), []
 
     def kernel(q: jax.Array, k: jax.Array, v: jax.Array, scale: float, **_: Any) -> jax.Array:
@@ -121,12 +124,18 @@ def test_attention_gets_v_as_wide_as_it_takes_it(monkeypatch: pytest.MonkeyPatch
     out = attention.attend(q, k, v, where, 0.3, backend.Backend("float32", "cudnn"))
     plain = attention.attend(q, k, v, where, 0.3, REFERENCE)
     np.testing.assert_allclose(out, plain, rtol=1e-5, atol=1e-5)
-    assert widths == [(24, 24, 16 if unequal else 24)]
+    wide = max(width, value_width)
+    assert widths == [(24, 24, 16) if unequal and (width, value_width) == (24, 16) else (wide, wide, wide)]
 
 
-def test_without_a_gpu_v_is_padded() -> None:
-    attention.takes_unequal_heads.cache_clear()
-    assert not attention.takes_unequal_heads()
+def test_without_a_gpu_v_is_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    def nothing() -> int:
+        raise RuntimeError("cuDNN is not detected.")
+
+    monkeypatch.setattr(fused, "check_cudnn_version", nothing)
+    assert not attention.takes_unequal_heads.__wrapped__()
 
 
 @pytest.mark.parametrize(
@@ -147,7 +156,7 @@ def test_the_device_decides_unless_the_config_does(wish: str, dtype: str, capabi
 
 def test_kernels_that_the_device_cannot_have_are_refused() -> None:
     with pytest.raises(UserError, match=r"model\.train_impl is 'pallas'.*sm80.*use auto"):
-        backend.choose(tiny_config("mla_rope", **{"model.train_impl": "pallas"}).model)
+        backend.choose(tiny_config("mla_rope", **{"model.train_impl": "pallas"}).model, jax.devices("cpu")[0])
 
 
 @pytest.mark.parametrize(("shape", "taken"), [((2, 1, 1, 1), True), ((1, 1, 1, 2), False), ((3, 1, 1, 1), False)])
@@ -174,3 +183,13 @@ def test_products_of_one_input_and_their_gradients_are_those_of_single_ones() ->
     pairs = (found, expected), (pull(expected), pull_expected(expected))
     for one, other in pairs:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), one, other)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="compiled kernels need a GPU: launch/gpu_speed.sh OUT tests")
+@pytest.mark.parametrize("knobs", [{}, {"model.attention": "mha"}, {"model.block": "gpt"}, _MASKED])
+def test_compiled_kernels_change_neither_values_nor_gradients(knobs: dict[str, Any]) -> None:
+    config = tiny_config("mla_rope", **{"model.n_layers": 1, **knobs})
+    compiled = dataclasses.replace(KERNELS, interpret=False, platform="gpu")
+    with jax.default_matmul_precision("highest"):
+        plain, found = (value_and_gradient(config, backend) for backend in (REFERENCE, compiled))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, plain)

@@ -15,8 +15,6 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from mla_jax.model.experts import activation
-
 
 class Blocks(NamedTuple):
     """What a program does: `steps` tiles [rows, columns] of the same columns, one after another."""
@@ -46,14 +44,12 @@ def applies(shape: tuple[int, ...]) -> bool:
 def bias_gelu(x: jax.Array, bias: jax.Array, interpret: bool) -> jax.Array:
     """tanh-GELU of x [..., F] + bias [F], in float32 inside and x's dtype outside; x alone is kept for the gradient.
 
-    The plain twin is layers.bias_gelu; where `applies` says no, this one is it.
+    The plain twin is layers.bias_gelu, for shapes too that `applies` does not take.
     """
     return forward(x, bias, interpret)
 
 
 def forward(x: jax.Array, bias: jax.Array, interpret: bool, blocks: Blocks = FORWARD) -> jax.Array:
-    if not applies(x.shape):
-        return _plain(x, bias)
     rows = x.reshape(-1, x.shape[-1])
     blocks, grid, _ = _divide(rows.shape, blocks)
     h = pl.pallas_call(
@@ -73,8 +69,6 @@ def backward(
     x: jax.Array, bias: jax.Array, dh: jax.Array, interpret: bool, blocks: Blocks = BACKWARD
 ) -> tuple[jax.Array, jax.Array]:
     """dh [..., F] -> dx [..., F] and the bias' gradient [F], summed in float32 before dx is rounded."""
-    if not applies(x.shape):
-        return jax.vjp(_plain, x, bias)[1](dh)
     width = x.shape[-1]
     rows, d_rows = x.reshape(-1, width), dh.reshape(-1, width)
     blocks, grid, n_parts = _divide(rows.shape, blocks)
@@ -93,10 +87,6 @@ bias_gelu.defvjp(
     lambda x, bias, interpret: (forward(x, bias, interpret), (x, bias)),
     lambda interpret, kept, dh: backward(*kept, dh, interpret),
 )
-
-
-def _plain(x: jax.Array, bias: jax.Array) -> jax.Array:
-    return activation(None, x + bias.astype(x.dtype))
 
 
 def _divide(shape: tuple[int, int], blocks: Blocks) -> tuple[Blocks, tuple[int], int]:

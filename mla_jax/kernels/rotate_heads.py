@@ -1,6 +1,6 @@
 """RoPE between one product and attention, in one pass each way (Pallas, Triton).
 
-A joined product leaves a matrix [rows, W]: queries and keys of MHA, or queries, latent and rotary key of MLA. Forward,
+A joined product leaves a matrix [rows, W]: queries and keys of MHA, or latent and rotary key of MLA. Forward,
 a program reads whole rows of it and writes the arrays that attention takes: heads rotated, the latent normalised.
 Backward, it reads their gradients and writes the one matrix [rows, W] that the product back wants, where XLA would
 join its columns at a quarter of the memory's speed. Heads of which only an end is rotated, as MLA's queries, are
@@ -40,8 +40,8 @@ class Blocks(NamedTuple):
     steps: int = 1  # blocks of rows that a program of the backward pass adds the gain's gradient over
 
 
-# Forward and backward. MLA of size m, 65,536 rows in bfloat16 on an H200 (launch/rope_tuning.py): 89 and 113 us; XLA
-# takes 122 and 230.
+# Forward and backward. All columns of MLA of size m, 65,536 rows in bfloat16 on an H200 (launch/rope_tuning.py): 89 and
+# 113 us; XLA takes 122 and 230. (The model leaves queries to rotate_in_place.py since.)
 BLOCKS = (Blocks(ahead=4), Blocks(steps=2))
 
 

@@ -58,7 +58,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, where: Where, scale: float,
 
 def _attend_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, where: Where, scale: float) -> jax.Array:
     width, value_width = q.shape[-1], v.shape[-1]
-    if width != value_width and where.segment_ids is None and takes_unequal_heads():
+    unequal = value_width < width and width % 8 == 0 == value_width % 8 and where.segment_ids is None
+    if unequal and takes_unequal_heads():
         return _attend_cudnn_unequal(q, k, v, scale)
     # cuDNN through JAX wants one head size: pad with zeros, cut the result
     wide = max(width, value_width)
@@ -76,7 +77,10 @@ def widened(x: jax.Array, width: int) -> jax.Array:
 
 @functools.cache
 def takes_unequal_heads() -> bool:
-    """Whether cuDNN here takes v of a head size of its own, backward too: from 9.10 on, on sm90."""
+    """Whether cuDNN here takes v of a smaller head size than k, backward too: from 9.10 on, Hopper and later.
+
+    Measured on Hopper alone.
+    """
     try:
         from jax._src.cudnn import fused_attention_stablehlo as cudnn
 

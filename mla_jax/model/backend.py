@@ -97,6 +97,12 @@ def choose(cfg: ModelConfig, device: Any = None, decodes: bool = True) -> Backen
     )
 
 
+def anywhere(cfg: ModelConfig) -> ModelConfig:
+    """cfg with its wishes for speed left to the device: a run folder is read where other kernels than its own exist."""
+    fields = ("attention_impl", "train_impl", "decode_impl", "grouped_impl")
+    return dataclasses.replace(cfg, **{name: "auto" for name in fields if getattr(cfg, name) != "xla"})
+
+
 def _train_impl(cfg: ModelConfig, device: Any, dtype: str) -> str:
     """Raises UserError for kernels that the device cannot have."""
     gpu = _is_modern_gpu(device)

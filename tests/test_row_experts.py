@@ -100,7 +100,7 @@ def test_three_launches_are_the_layer(case: tuple) -> None:
 def test_blocks_wider_than_an_expert_change_nothing() -> None:
     cfg, rows = case_of(CASES[1])
     given = (cfg, *operands(cfg, rows))
-    wide = by_the_kernels(*given, ExpertBlocks(RowBlocks(32, 4), RowBlocks(8, 4)))
+    wide = by_the_kernels(*given, ExpertBlocks(RowBlocks(32, 4), RowBlocks(64, 4)))
     np.testing.assert_allclose(wide, by_the_kernels(*given), atol=1e-6)
 
 
@@ -126,11 +126,11 @@ def test_ties_masks_and_what_is_no_number_go_the_way_of_the_layer(what: str, sco
     np.testing.assert_allclose(by_the_kernels(cfg, params, x, bias), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_table_keeps_four_warps_busy_and_limits_are_told() -> None:
-    assert [row_experts.choose_blocks(hidden).down.columns for hidden in (32, 128, 256, 512)] == [16, 8, 4, 4]
+def test_the_table_fills_a_warps_loads_and_limits_are_told() -> None:
+    assert [row_experts.choose_blocks(hidden).down.columns for hidden in (16, 32, 176, 512)] == [16, 8, 1, 1]
     cfg, _ = case_of(CASES[0])
     assert serving.packs_experts(cfg)
-    for knobs in ({"n_routed_experts": 257}, {"top_k": 31}, {"moe_impl": "gathered"}):
+    for knobs in ({"n_routed_experts": 1025}, {"top_k": 31}, {"moe_impl": "gathered"}):
         assert not serving.packs_experts(dataclasses.replace(cfg, **knobs))
     params, x, bias = operands(cfg, row_linear.MAX_ROWS + 1)
     with pytest.raises(ValueError, match="at most 8 rows, not 9"):

@@ -99,11 +99,14 @@ def check_row_experts(interpret: bool = False) -> float:
     router, rule = router.at[11].set(router[5]), Rule(4, "sigmoid", True, 1.0)
     bias = jnp.zeros((2, 37)).at[1, jnp.asarray([2, 20, 36])].set(3.0).at[1, jnp.asarray([5, 11])].set(2.0)
     up, down = 0.1 * _draw(rng, 2, 38, 48, 80), 0.05 * _draw(rng, 38, 80, 48)
-    errors = []
-    for weights in (ExpertWeights(router, up, down), ExpertWeights(router, up[0], down, jnp.ones((38, 48)))):
-        run = jax.jit(lambda w: row_experts(x, w, bias, 1, norm, rule, interpret=interpret))
-        errors.append(_error(run(weights), row_experts_reference(x, weights, bias[1], norm, rule)))
-    return max(errors)
+
+    @jax.jit
+    def run(weights: ExpertWeights) -> tuple[jax.Array, jax.Array]:
+        found = row_experts(x, weights, bias, 1, norm, rule, interpret=interpret)
+        return found, row_experts_reference(x, weights, bias[1], norm, rule)
+
+    gelu, gated = ExpertWeights(router, up[0], down, jnp.ones((38, 48))), ExpertWeights(router, up, down)
+    return max(_error(*run(gelu)), _error(*run(gated)))
 
 
 def check_row_draw(interpret: bool = False) -> float:

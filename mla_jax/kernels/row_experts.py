@@ -3,8 +3,8 @@
 XLA makes some 22 kernels a layer of them at batch 1, where a step is as long as the number of its launches: a product
 of one row is a reduction of stored terms, a gathered matrix is a copy, the top K are K reductions. Here:
   1. the router's logits: `row_linear` with the router's matrix in float32;
-  2. `_up_program`: a program chooses among the logits again, which reads nothing but them, takes one of the row's
-     experts, and makes a few of its hidden units, times the expert's weight;
+  2. `_up_program`: every program chooses among the logits again, takes one of the row's experts, and makes a few of its
+     hidden units, times the expert's weight;
   3. `_down_program`: a few output columns, over all the experts that launch 2 left the numbers of, plus the residual.
 Shared experts stand behind the routed ones as experts that every row goes to with weight 1.
 """
@@ -34,9 +34,11 @@ from mla_jax.kernels.row_linear import (
 )
 from mla_jax.model import experts, moe_router
 
-MAX_ROUTED = 256  # experts: a program compares all with all, in its registers
+MAX_ROUTED = 1024  # experts whose scores a warp holds
 MAX_CHOICES = 32  # experts that a row goes to, shared ones included: loops over them are unrolled
-_TILE = 1024  # numbers of a matrix from which a program's tile keeps four warps busy
+_LOAD = 256  # bfloat16 numbers that a warp loads at once
+_WHOLE = 1024  # hidden units up to which a row is one block, with a mask where it is no power of two
+_TAKEN = jnp.iinfo(jnp.int32).min  # below every score
 
 
 @struct.dataclass
@@ -73,11 +75,12 @@ class ExpertBlocks:
 
 
 def choose_blocks(hidden: int) -> ExpertBlocks:
-    """Not measured yet: `row_linear`'s, but narrow experts make the second product's tiles narrow too.
+    """One warp a program: a choice of experts is then a dozen instructions without a barrier (33 of them with four).
 
-    `python launch/decode_tuning.py --only moe_1 --out rows.jsonl` sweeps them.
+    From the instructions that Triton makes for an H200, not measured yet: `python launch/decode_tuning.py --only moe_1
+    --out rows.jsonl` sweeps them. Of narrow experts several columns make a warp's load of the second product.
     """
-    return ExpertBlocks(RowBlocks(4, 4), RowBlocks(min(16, max(4, pl.next_power_of_2(_TILE // hidden))), 4))
+    return ExpertBlocks(RowBlocks(4, 1), RowBlocks(min(16, max(1, _LOAD // pl.next_power_of_2(hidden))), 1))
 
 
 def applies(n_routed: int, n_shared: int, rule: Rule) -> bool:
@@ -160,9 +163,8 @@ def _up_program(
     routed, weight = _routed(logits, router_bias, layer, row, choice, rule)
     shared = choice >= rule.top_k
     expert = jnp.where(shared, logits.shape[1] + choice - rule.top_k, routed)
-    tiles = [
-        load_tiles(up, (*gate, expert), here, valid, cut, zero) for gate in ([(0,), (1,)] if up.ndim == 4 else [()])
-    ]
+    matrices = [(0, expert), (1, expert)] if up.ndim == 4 else [(expert,)]
+    tiles = [load_tiles(up, index, here, valid, cut, zero) for index in matrices]
     vector = normalise(load_vector(x, (row,), cut, width, zero), norm, cut, width, zero)
     sums = [
         sum(jnp.sum(tile.astype(jnp.float32) * part[None, :], axis=1) for tile, part in zip(t, vector, strict=True))
@@ -178,43 +180,55 @@ def _up_program(
 def _routed(
     logits: Any, router_bias: Any, layer: int, row: jax.Array, choice: jax.Array, rule: Rule
 ) -> tuple[jax.Array, jax.Array]:
-    """The row's expert number `choice` and its weight, by `moe.route`'s rule.
+    """The row's expert number `choice` and its weight, by `moe.route`'s rule: K maxima, the first of equal ones.
 
-    An expert's rank is how many are ahead of it, those of equal scores in their order: one sum over pairs, where K
-    maxima would be K sums that wait for each other.
+    Over integers in the order of the scores, of which a warp finds the largest in one instruction.
     """
     n_routed = logits.shape[1]
-    lane = jnp.arange(max(16, pl.next_power_of_2(n_routed)))
+    lane = jnp.arange(max(32, pl.next_power_of_2(n_routed)))
     valid, here = lane < n_routed, pl.ds(row * 0, lane.shape[0])
     scores = moe_router.scores(plgpu.load(logits.at[row, here], mask=valid, other=-jnp.inf), rule.score)
     selection = scores + plgpu.load(router_bias.at[row * 0 + layer, here], mask=valid, other=-jnp.inf)
-    order = jnp.where(valid, jnp.maximum(selection, jnp.finfo(jnp.float32).min), -jnp.inf)  # masked ones before none
-    behind, ahead = order[:, None], order[None, :]
-    wins = (ahead > behind) | ((ahead == behind) & (lane[None, :] < lane[:, None]))
-    rank = jnp.sum(wins.astype(jnp.int32), axis=1)
+    left = jnp.where(valid, _ordered(selection), _TAKEN)
     scores = jnp.where(selection == -jnp.inf, 0.0, scores)
-    expert = jnp.sum(jnp.where(rank == choice, lane, 0))
-    weight = jnp.sum(jnp.where(rank == choice, scores, 0.0))
+    expert = choice * 0
+    for turn in range(rule.top_k):
+        first = jnp.min(jnp.where(left == jnp.max(left), lane, n_routed - 1))
+        expert = jnp.where(choice == turn, first, expert)
+        left = jnp.where(lane == first, _TAKEN, left)
+    weight = jnp.sum(jnp.where(lane == expert, scores, 0.0))
     if rule.renormalize:
-        weight = weight / (jnp.sum(jnp.where(rank < rule.top_k, scores, 0.0)) + 1e-20)
-    return jnp.minimum(expert, n_routed - 1), weight * rule.factor  # of scores that are no numbers: some expert
+        weight = weight / (jnp.sum(jnp.where(valid & (left == _TAKEN), scores, 0.0)) + 1e-20)
+    return expert, weight * rule.factor
+
+
+def _ordered(a: jax.Array) -> jax.Array:
+    """float32 as int32 in the same order, -0.0 equal to 0.0, all above `_TAKEN`; masked experts (-inf) are the last."""
+    bits = jax.lax.bitcast_convert_type(jnp.where(a == 0, 0.0, a), jnp.int32)
+    return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
 
 
 def _down_program(x: Any, units: Any, chosen: Any, down: Any, down_bias: Any, out: Any, *, columns: int) -> None:
     lane, row = pl.program_id(0), pl.program_id(1)
-    zero, width, hidden = lane * 0, x.shape[1], units.shape[2]
-    cut = pieces(hidden)
+    zero, width, (choices, hidden) = lane * 0, x.shape[1], units.shape[1:]
+    cut = [(0, pl.next_power_of_2(hidden))] if hidden <= _WHOLE else pieces(hidden)
     here, valid = pl.ds(lane * columns, columns), (lane * columns + jnp.arange(columns)) < width
-    numbers = [plgpu.load(chosen.at[row, zero + choice]) for choice in range(units.shape[1])]
+    numbers = [plgpu.load(chosen.at[row, zero + choice]) for choice in range(choices)]
     tiles = [load_tiles(down, (number,), here, valid, cut, zero) for number in numbers]
     y = plgpu.load(x.at[row, here], mask=valid, other=jnp.zeros((), x.dtype)).astype(jnp.float32)
-    terms = [jnp.zeros((columns, size), jnp.float32) for _, size in cut]  # summed over experts first, columns last
-    for choice, each in enumerate(tiles):
-        vector = load_vector(units, (row, zero + choice), cut, hidden, zero)
-        terms = [
-            a + tile.astype(jnp.float32) * part[None, :] for a, tile, part in zip(terms, each, vector, strict=True)
-        ]
+    terms = [jnp.zeros((columns, size), jnp.float32) for _, size in cut]
+    for choice, each in enumerate(tiles):  # the sum over experts first, over hidden units once, at the end
+        for i, ((offset, size), tile) in enumerate(zip(cut, each, strict=True)):
+            terms[i] += tile.astype(jnp.float32) * _repeated(units, row, zero + choice, offset, (columns, size))
     y += sum(jnp.sum(a, axis=1) for a in terms)
     if down_bias is not None:
         y += plgpu.load(down_bias.at[here], mask=valid, other=0.0)
     plgpu.store(out.at[row, here], y.astype(out.dtype), mask=valid)
+
+
+def _repeated(units: Any, row: jax.Array, choice: jax.Array, offset: int, shape: tuple[int, int]) -> jax.Array:
+    """Hidden units in float32, loaded once for each column: each thread then has its own, where a vector's would go
+    through shared memory between barriers, once for each expert."""
+    index = jnp.broadcast_to(offset + jnp.arange(shape[1])[None, :], shape)
+    zero = jnp.zeros((), units.dtype)
+    return plgpu.load(units.at[row, choice, index], mask=index < units.shape[2], other=zero).astype(jnp.float32)

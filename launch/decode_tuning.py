@@ -9,6 +9,7 @@ profiles of whole size-m steps, by kernel.
 """
 
 import argparse
+import dataclasses
 import itertools
 import time
 from pathlib import Path
@@ -23,7 +24,6 @@ from mla_jax.config_files import load_config
 from mla_jax.kernels import blocks as blocks_lib
 from mla_jax.kernels import row_experts, row_linear
 from mla_jax.kernels.operands import Blocks
-from mla_jax.kernels.row_experts import ExpertBlocks
 from mla_jax.kernels.row_linear import RowBlocks
 from mla_jax.rows import append_row, result_row
 
@@ -34,19 +34,19 @@ def flash(*choices: tuple) -> list[dict[str, Any]]:
     return [{}] + [{"flash": Blocks(*choice)} for choice in choices]
 
 
-def experts(ups: list[tuple], downs: list[tuple]) -> list[dict[str, Any]]:
-    """The table, then each of `ups` with the table's down, and each of `downs` with its up."""
+def experts(**choices: list[tuple]) -> list[dict[str, Any]]:
+    """The table, then each choice for one launch with the table's for the others."""
     table = row_experts.choose_blocks(256)
-    tried = [ExpertBlocks(RowBlocks(*up), table.down) for up in ups]
-    return [{}] + [
-        {"experts": blocks} for blocks in tried + [ExpertBlocks(table.up, RowBlocks(*down)) for down in downs]
-    ]
+    tried = [(launch, RowBlocks(*choice)) for launch, listed in choices.items() for choice in listed]
+    return [{}] + [{"experts": dataclasses.replace(table, **{launch: blocks})} for launch, blocks in tried]
 
 
 EXPERTS = experts(
-    [(1, 1), (2, 1), (8, 1), (4, 2), (8, 2), (4, 4), (16, 4)], [(2, 1), (4, 1), (2, 2), (4, 2), (4, 4), (8, 4)]
+    router=[(2, 1), (4, 1), (2, 4), (4, 4)],
+    up=[(1, 1), (2, 1), (8, 1), (4, 2), (8, 2), (4, 4), (16, 4)],
+    down=[(2, 1), (4, 1), (2, 2), (4, 2), (4, 4), (8, 4)],
 )
-ROWS = [{"rows": RowBlocks(c, w)} for c, w in itertools.product((2, 4, 8), (2, 4, 8))]
+ROWS = [{"rows": RowBlocks(c, w)} for c, w in [(1, 1), (2, 1), *itertools.product((2, 4, 8), (2, 4, 8))]]
 # name -> config, batch, context, knobs of the model, what to try ({} = what the tables choose)
 SWEEPS: dict[str, tuple[str, int, int, dict, list[dict[str, Any]]]] = {
     "mla_1": (

@@ -179,7 +179,12 @@ def test_of_experts_a_step_reads_one_form() -> None:
 
 @pytest.mark.parametrize(
     ("name", "megabytes"),
-    [("mha_rope:m", (65, 58, 66)), ("mla_rope:m", (66, 84, 92)), ("mla_rope:xl", (319, 648, 665))],
+    [
+        ("mha_rope:m", (65, 58, 66)),
+        ("mla_rope:m", (66, 84, 92)),
+        ("mla_rope:xl", (319, 648, 665)),
+        ("moe_mla_rope_flop_matched:m", (331, 349, 357)),
+    ],
 )
 def test_what_packing_takes_is_what_the_docs_say(name: str, megabytes: tuple[int, ...]) -> None:
     """Weights, packed ones beside them, what a step reads of both: docs/how-to/benchmark.md."""

@@ -100,7 +100,7 @@ def test_three_launches_are_the_layer(case: tuple) -> None:
 def test_blocks_wider_than_an_expert_change_nothing() -> None:
     cfg, rows = case_of(CASES[1])
     given = (cfg, *operands(cfg, rows))
-    wide = by_the_kernels(*given, ExpertBlocks(RowBlocks(32, 4), RowBlocks(64, 4)))
+    wide = by_the_kernels(*given, ExpertBlocks(RowBlocks(4, 4), RowBlocks(32, 4), RowBlocks(64, 4)))
     np.testing.assert_allclose(wide, by_the_kernels(*given), atol=1e-6)
 
 

@@ -68,8 +68,9 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class ExpertBlocks:
-    """up: columns are hidden units of one expert; down: columns of the output."""
+    """columns of router: experts; of up: hidden units of one expert; of down: the output's."""
 
+    router: RowBlocks
     up: RowBlocks
     down: RowBlocks
 
@@ -80,7 +81,8 @@ def choose_blocks(hidden: int) -> ExpertBlocks:
     From the instructions that Triton makes for an H200, not measured yet: `python launch/decode_tuning.py --only moe_1
     --out rows.jsonl` sweeps them. Of narrow experts several columns make a warp's load of the second product.
     """
-    return ExpertBlocks(RowBlocks(4, 1), RowBlocks(min(16, max(1, _LOAD // pl.next_power_of_2(hidden))), 1))
+    down = min(16, max(1, _LOAD // pl.next_power_of_2(hidden)))
+    return ExpertBlocks(RowBlocks(1, 1), RowBlocks(4, 1), RowBlocks(down, 1))
 
 
 def applies(n_routed: int, n_shared: int, rule: Rule) -> bool:
@@ -104,11 +106,11 @@ def row_experts(
     """
     if x.shape[0] > MAX_ROWS:
         raise ValueError(f"row_experts is for at most {MAX_ROWS} rows, not {x.shape[0]}")
-    logits = row_linear(x, Linear(weights.router), norm, interpret=interpret)
     batch, width = x.shape
     n_experts, _, hidden = weights.down.shape
-    choices = rule.top_k + n_experts - logits.shape[1]
+    choices = rule.top_k + n_experts - weights.router.shape[0]
     blocks = blocks or choose_blocks(hidden)
+    logits = row_linear(x, Linear(weights.router), norm, blocks=blocks.router, interpret=interpret)
     units, chosen = pl.pallas_call(
         functools.partial(_up_program, columns=blocks.up.columns, layer=layer, rule=rule),
         out_shape=(

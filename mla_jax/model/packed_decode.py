@@ -1,7 +1,8 @@
 """A decode step on packed weights (model/serving.py): five launches a layer where the modules take 17 to 25.
 
 One token a row. Small batches go through `row_linear`, larger ones through XLA's products; attention is `flash_decode`,
-which rotates, normalises and writes the new entry on the way. The modules' own `decode` is the plain twin.
+which rotates, normalises and writes the new entry on the way. The modules' own `decode` is the plain twin. Experts of
+few rows take three launches (`row_experts`); of more they are left to their module.
 """
 
 import dataclasses

@@ -140,13 +140,12 @@ def _experts(cfg: ModelConfig, params: Any, dtype: Any) -> ExpertWeights:
 
     def joined(name: str, of_shared: str, out: bool) -> jax.Array:
         """Of w_up alike: routed [E, D, F] and shared [D, S F] -> [E', F, D]; of w_down (out) [E', D, F]."""
-        whole = params[name]
+        whole = params[name].astype(dtype)  # first: float32 copies of all experts would be the peak of memory
         if shared is not None:
-            wide = shared[of_shared]  # [D, S F], or [S F, D] (out)
+            wide = shared[of_shared].astype(dtype)  # [D, S F], or [S F, D] (out)
             cut = wide.reshape((-1, *whole.shape[1:])) if out else jnp.stack(jnp.split(wide, cfg.n_shared_experts, 1))
             whole = jnp.concatenate([whole, cut])
-        rows = _padded(whole.swapaxes(1, 2), 2 if out else 1, _EXPERT)
-        return rows.astype(dtype)
+        return _padded(whole.swapaxes(1, 2), 2 if out else 1, _EXPERT)
 
     up = joined("w_up", "w_in" if gpt else "w_up", False)
     if not gpt:

@@ -4,11 +4,12 @@
 
 Alone, a kernel of a few microseconds cannot be timed: what it costs depends on its neighbours in the CUDA graph. So
 each choice of blocks is timed in steps of a model with 3 layers and 512 pieces, compiled anew: blocks are constants of
-the program. Winners belong into mla_jax/kernels/{blocks,row_linear}.py. --trace: first
+the program. Winners belong into mla_jax/kernels/{blocks,row_linear,row_experts}.py. --trace: first
 profiles of whole size-m steps, by kernel.
 """
 
 import argparse
+import dataclasses
 import itertools
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ from mla_jax.bench import decode, profile
 from mla_jax.bench.points import Point
 from mla_jax.config_files import load_config
 from mla_jax.kernels import blocks as blocks_lib
-from mla_jax.kernels import row_linear
+from mla_jax.kernels import row_experts, row_linear
 from mla_jax.kernels.operands import Blocks
 from mla_jax.kernels.row_linear import RowBlocks
 from mla_jax.rows import append_row, result_row
@@ -33,7 +34,19 @@ def flash(*choices: tuple) -> list[dict[str, Any]]:
     return [{}] + [{"flash": Blocks(*choice)} for choice in choices]
 
 
-ROWS = [{"rows": RowBlocks(c, w)} for c, w in itertools.product((2, 4, 8), (2, 4, 8))]
+def experts(**choices: list[tuple]) -> list[dict[str, Any]]:
+    """The table, then each choice for one launch with the table's for the others."""
+    table = row_experts.choose_blocks(256)
+    tried = [(launch, RowBlocks(*choice)) for launch, listed in choices.items() for choice in listed]
+    return [{}] + [{"experts": dataclasses.replace(table, **{launch: blocks})} for launch, blocks in tried]
+
+
+EXPERTS = experts(
+    router=[(2, 1), (4, 1), (2, 4), (4, 4)],
+    up=[(1, 1), (2, 1), (8, 1), (4, 2), (8, 2), (4, 4), (16, 4)],
+    down=[(2, 1), (4, 1), (2, 2), (4, 2), (4, 4), (8, 4)],
+)
+ROWS = [{"rows": RowBlocks(c, w)} for c, w in [(1, 1), (2, 1), *itertools.product((2, 4, 8), (2, 4, 8))]]
 # name -> config, batch, context, knobs of the model, what to try ({} = what the tables choose)
 SWEEPS: dict[str, tuple[str, int, int, dict, list[dict[str, Any]]]] = {
     "mla_1": (
@@ -46,6 +59,10 @@ SWEEPS: dict[str, tuple[str, int, int, dict, list[dict[str, Any]]]] = {
         ),
     ),
     "mha_1": ("mha_rope", 1, 512, {}, flash((128, 4, 8, 2), (128, 4, 4, 2), (64, 8, 4, 2), (128, 2, 8, 2))),
+    "moe_1": ("moe_mla_rope_flop_matched", 1, 512, {}, EXPERTS),
+    "moe_1_modules": ("moe_mla_rope_flop_matched", 1, 512, {"moe_impl": "gathered"}, [{}]),
+    "moe_8": ("moe_mla_rope_flop_matched", 8, 512, {}, EXPERTS),
+    "moe_8_modules": ("moe_mla_rope_flop_matched", 8, 512, {"moe_impl": "gathered"}, [{}]),
     "mla_1_rows": ("mla_rope", 1, 512, {}, ROWS),
     "mla_64_flash": (
         "mla_rope",
@@ -76,11 +93,12 @@ def point(name: str, layers: int, vocab: int) -> Point:
 
 def measure(name: str, batch: int, context: int, knobs: dict, choice: dict[str, Any]) -> dict[str, Any]:
     """Metrics of a step with a choice of blocks."""
-    real_flash, real_rows = blocks_lib.choose, row_linear.choose_blocks
+    real_flash, real_rows, real_experts = blocks_lib.choose, row_linear.choose_blocks, row_experts.choose_blocks
     jax.clear_caches()
     with (
         mock.patch.object(blocks_lib, "choose", lambda *a: choice.get("flash") or real_flash(*a)),
         mock.patch.object(row_linear, "choose_blocks", lambda n: choice.get("rows") or real_rows(n)),
+        mock.patch.object(row_experts, "choose_blocks", lambda f: choice.get("experts") or real_experts(f)),
     ):
         return decode.run(point(name, 3, 512), batch, context, 64, 5, **knobs)
 

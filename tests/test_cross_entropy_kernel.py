@@ -116,7 +116,9 @@ def test_the_longest_rows_that_a_program_holds() -> None:
     assert choose(50_304).block < 50_304
 
 
-@pytest.mark.parametrize(("vocab", "n_tokens"), [(2048, 2000), (8192, 8192), (8192, 8000), (50_304, 50_304), (50_304, 50_257)])
+@pytest.mark.parametrize(
+    ("vocab", "n_tokens"), [(2048, 2000), (8192, 8192), (8192, 8000), (50_304, 50_304), (50_304, 50_257)]
+)
 def test_it_lowers_for_a_gpu_in_place(vocab: int, n_tokens: int) -> None:
     rows = 128, 512  # 6.6 GB of 50,304 logits: places are counted in 64 bits
     x, table = jax.ShapeDtypeStruct((*rows, 64), jnp.bfloat16), jax.ShapeDtypeStruct((vocab, 64), jnp.float32)

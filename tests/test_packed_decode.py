@@ -40,6 +40,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "moe_mla_rope",
         {"kv_lora_rank": 32, "qk_rope_head_dim": 32, "n_layers": 2, "first_k_dense": 1},
     ),
+    "experts, gpt": (
+        "moe_mla_rope",
+        {"kv_lora_rank": 32, "qk_rope_head_dim": 32, "n_layers": 3, "first_k_dense": 1, "block": "gpt"}
+        | {"router_score": "softmax", "n_shared_experts": 0},
+    ),
+    "experts, by their module": ("moe_mla_rope", {"kv_lora_rank": 32, "qk_rope_head_dim": 32, "moe_impl": "grouped"}),
 }
 OFTEN = (
     ("joint, views", 2),
@@ -55,7 +61,10 @@ def decode_twice(variant: str, backend: Backend, rows: int, packed: bool) -> tup
     name, knobs = VARIANTS[variant]
     config = tiny_config(name, **{f"model.{key}": value for key, value in ({"n_layers": 1} | knobs).items()})
     model = Transformer(config.model, backend)
-    variables = variables_of(random_params(model), initial_router_bias(config.model))
+    bias = initial_router_bias(config.model)
+    if bias is not None:  # as after training: zeros would not tell one layer's from another's
+        bias = bias + 0.2 * np.random.default_rng(1).standard_normal(bias.shape).astype(np.float32)
+    variables = variables_of(random_params(model), bias)
     if packed:
         assert serving.packs(config.model, backend)
         variables = serving.serving_variables(config.model, variables, backend)
@@ -156,9 +165,26 @@ def test_what_a_step_reads_is_the_packed_weights_and_the_tables() -> None:
     assert serving.read_at_decode(variables) is variables
 
 
+def test_of_experts_a_step_reads_one_form() -> None:
+    cfg = tiny_config("moe_mla_rope").model
+    variables = variables_of(random_params(Transformer(cfg, PLAIN)), initial_router_bias(cfg))
+    served = serving.serving_variables(cfg, variables, FAST)
+    few, many = (jax.tree.leaves(serving.read_at_decode(served, rows)) for rows in (8, 9))
+    for layer in ("layer_0", "layer_1"):
+        ours = served["params"][layer]["ffn"]["w_up"]
+        assert any(leaf is ours for leaf in many) and not any(leaf is ours for leaf in few)
+    packed = served["serving"]["weights"].layers[1].experts.up
+    assert any(leaf is packed for leaf in few) and not any(leaf is packed for leaf in many)
+
+
 @pytest.mark.parametrize(
     ("name", "megabytes"),
-    [("mha_rope:m", (65, 58, 66)), ("mla_rope:m", (66, 84, 92)), ("mla_rope:xl", (319, 648, 665))],
+    [
+        ("mha_rope:m", (65, 58, 66)),
+        ("mla_rope:m", (66, 84, 92)),
+        ("mla_rope:xl", (319, 648, 665)),
+        ("moe_mla_rope_flop_matched:m", (331, 349, 357)),
+    ],
 )
 def test_what_packing_takes_is_what_the_docs_say(name: str, megabytes: tuple[int, ...]) -> None:
     """Weights, packed ones beside them, what a step reads of both: docs/how-to/benchmark.md."""
@@ -173,15 +199,21 @@ def test_what_packing_takes_is_what_the_docs_say(name: str, megabytes: tuple[int
 
 
 @pytest.mark.parametrize(
-    ("name", "rows", "launches"), [("mla_rope:m", 1, 11), ("mha_rope:m", 1, 11), ("mla_rope:m", 64, 4)]
+    ("name", "rows", "launches"),
+    [("mla_rope:m", 1, 11), ("mha_rope:m", 1, 11), ("mla_rope:m", 64, 4), ("moe_mla_rope_flop_matched:m", 1, 13)],
 )
 def test_a_step_lowers_for_a_gpu_with_five_launches_a_layer(name: str, rows: int, launches: int) -> None:
-    """Two layers and the logits; above MAX_ROWS the products are XLA's, and one more launch joins the splits."""
+    """Two layers and the logits; above MAX_ROWS the products are XLA's, and one more launch joins the splits.
+
+    Experts take one more than a dense layer: the router's.
+    """
     cfg = load_config(name, **{"model.n_layers": 2, "model.vocab_size": 512, "tokenizer.vocab_size": 512}).model
     backend = Backend("bfloat16", "cudnn", decode_impl="pallas")
     model = Transformer(cfg, backend)
     params = abstract_params(Transformer(cfg, PLAIN))
-    variables = jax.eval_shape(lambda p: serving.serving_variables(cfg, {"params": p}, backend), params)
+    bias = jax.eval_shape(lambda: initial_router_bias(cfg))
+    given = variables_of(params, bias)
+    variables = jax.eval_shape(lambda v: serving.serving_variables(cfg, v, backend), given)
     store = jax.eval_shape(lambda: init_cache(cfg, rows, 512, jnp.bfloat16))
     tokens, start = jax.ShapeDtypeStruct((rows, 1), jnp.int32), jax.ShapeDtypeStruct((rows,), jnp.int32)
     text = lower_for_h100(lambda v, t, s, c: model.apply(v, t, s, c, method="decode"), variables, tokens, start, store)

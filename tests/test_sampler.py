@@ -20,6 +20,8 @@ from mla_jax import config as config_lib
 from mla_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mla_jax.errors import UserError
 from mla_jax.model import serving
+from mla_jax.model.moe import initial_router_bias
+from mla_jax.model.transformer import variables_of
 from mla_jax.sample import loop, reference, request
 from mla_jax.sample import sampler as sampler_module
 from mla_jax.sample.loop import Vocabulary
@@ -60,7 +62,7 @@ def tiny_sampler(name: str, max_len: int = 64, prefill_chunk: int = 1024) -> Sam
     }
     config = config_lib.replace(tiny_config(name, **knobs), **{"model.vocab_size": tokenizer().vocab_size + 9})
     model = reference_model(config)
-    return Sampler(model, {"params": random_params(model)}, tokenizer(), config)
+    return Sampler(model, variables_of(random_params(model), initial_router_bias(config.model)), tokenizer(), config)
 
 
 @functools.cache
@@ -151,7 +153,7 @@ def _among_itself() -> sampler_module.Completion:
     return tiny_sampler("mla_rope").generate_with_details([PROMPTS[2]] * 4, 16, **settings)[0]
 
 
-PACKED = [("mla_rope", 2, EVERYTHING)]
+PACKED = [("mla_rope", 2, EVERYTHING), ("moe_mla_rope", 2, {"temperature": 0, "top_k": 0})]
 PACKED += [
     pytest.param(name, rows, method, marks=pytest.mark.slow)
     for name in ("mla_rope", "mha_rope")

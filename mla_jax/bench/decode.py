@@ -97,7 +97,7 @@ def run(
     variables = random_variables(model)
     vocabulary = loop.Vocabulary(model.cfg.vocab_size, -1)  # nothing ends a row
     held = [filled_cache(model, batch, context)]
-    cache_bytes, weight_bytes = nbytes(held[0]), nbytes(read_at_decode(variables))
+    cache_bytes, weight_bytes = nbytes(held[0]), nbytes(read_at_decode(variables, batch))
 
     def prepare() -> loop.SamplerState:
         return state_at(model, held.pop(), context - steps, steps, seen=method.repetition_penalty != 1)

@@ -12,6 +12,7 @@ from mla_jax.kernels.flash_decode import combine, flash_decode
 from mla_jax.kernels.latent_decode import latent_decode, latent_decode_reference
 from mla_jax.kernels.operands import Entry, Layout, Operands, Raw
 from mla_jax.kernels.row_draw import row_draw
+from mla_jax.kernels.row_experts import ExpertWeights, Rule, row_experts, row_experts_reference
 from mla_jax.kernels.row_linear import Linear, NormWeights, row_linear, row_linear_reference
 from mla_jax.model import layers
 
@@ -91,6 +92,23 @@ def check_row_linear(interpret: bool = False) -> float:
     return max(_error(gate, plain[0]), _error(joined, plain[1]))
 
 
+def check_row_experts(interpret: bool = False) -> float:
+    """Four of 37 experts and a shared one, gated and not; two experts have the same score, of which the first is in."""
+    rng = np.random.default_rng(4)
+    x, norm, router = 0.2 * _draw(rng, 2, 80), NormWeights(jnp.ones(80)), 0.1 * _draw(rng, 37, 80).astype(jnp.float32)
+    router, rule = router.at[11].set(router[5]), Rule(4, "sigmoid", True, 1.0)
+    bias = jnp.zeros((2, 37)).at[1, jnp.asarray([2, 20, 36])].set(3.0).at[1, jnp.asarray([5, 11])].set(2.0)
+    up, down = 0.1 * _draw(rng, 2, 38, 48, 80), 0.05 * _draw(rng, 38, 80, 48)
+
+    @jax.jit
+    def run(weights: ExpertWeights) -> tuple[jax.Array, jax.Array]:
+        found = row_experts(x, weights, bias, 1, norm, rule, interpret=interpret)
+        return found, row_experts_reference(x, weights, bias[1], norm, rule)
+
+    gelu, gated = ExpertWeights(router, up[0], down, jnp.ones((38, 48))), ExpertWeights(router, up, down)
+    return max(_error(*run(gelu)), _error(*run(gated)))
+
+
 def check_row_draw(interpret: bool = False) -> float:
     """The likeliest of the three likeliest, by noise that would choose a less likely one: 0 or infinity."""
     logits = jnp.asarray(np.random.default_rng(3).permuted(np.tile(np.arange(100.0), (2, 1)), axis=1), jnp.bfloat16)
@@ -105,5 +123,6 @@ CHECKS: dict[str, Callable[[], float]] = {
     "latent_decode": check_latent_decode,
     "flash_decode": check_raw,
     "row_linear": check_row_linear,
+    "row_experts": check_row_experts,
     "row_draw": check_row_draw,
 }

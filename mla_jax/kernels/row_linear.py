@@ -124,7 +124,7 @@ def row_linear_reference(
     if isinstance(x, tuple):
         x = combine(*x).reshape(x[0].shape[1], -1).astype(linear.w.dtype)
     if norm is not None:
-        x = _normed_reference(x, norm)
+        x = normalise_reference(x, norm)
     if activation == "swiglu":
         gate_up = x @ linear.w.reshape(-1, linear.w.shape[-1]).T  # one product, cut after it
         gate, up = jnp.split(gate_up, 2, axis=-1)
@@ -138,7 +138,7 @@ def row_linear_reference(
     return y if residual is None else y + residual
 
 
-def _normed_reference(x: jax.Array, norm: NormWeights) -> jax.Array:
+def normalise_reference(x: jax.Array, norm: NormWeights) -> jax.Array:
     gain = jnp.ones(x.shape[-1]) if norm.gain is None else norm.gain
     return layers.rms_norm(x, gain) if norm.bias is None else layers.layer_norm(x, gain, norm.bias)
 
@@ -153,24 +153,24 @@ def _program(
     lane = pl.program_id(0)
     zero, first = lane * 0, lane * columns
     here, valid = pl.ds(first, columns), (first + jnp.arange(columns)) < n
-    tiles = [_tiles(linear.w, ((0,) if gated else ()), here, valid, cut, zero)]
+    tiles = [load_tiles(linear.w, ((0,) if gated else ()), here, valid, cut, zero)]
     if gated:
-        tiles.append(_tiles(linear.w, (1,), here, valid, cut, zero))
+        tiles.append(load_tiles(linear.w, (1,), here, valid, cut, zero))
     for row in range(out.shape[0]):
         vector = (
             _joined(x, zero + row, cut, width, value_width, zero)
             if value_width
-            else _vector(x, (zero + row,), cut, width, zero)
+            else load_vector(x, (zero + row,), cut, width, zero)
         )
         if norm is not None:
-            vector = _normed(vector, norm, cut, width, zero)
+            vector = normalise(vector, norm, cut, width, zero)
         sums = [
             sum(jnp.sum(tile.astype(jnp.float32) * part[None, :], axis=1) for tile, part in zip(t, vector, strict=True))
             for t in tiles
         ]
         if linear.bias is not None:
             sums[0] += plgpu.load(linear.bias.at[here], mask=valid, other=0.0)
-        y = _activated(sums, activation)
+        y = activate(sums, activation)
         if residual is not None:
             y += plgpu.load(residual.at[zero + row, here], mask=valid, other=jnp.zeros((), residual.dtype)).astype(
                 jnp.float32
@@ -184,7 +184,7 @@ def _join_program(out: Any, top: Any, total: Any, joined: Any, *, size: int, val
     plgpu.store(joined.at[row, pl.ds(first, size)], value.astype(joined.dtype))
 
 
-def _tiles(w: Any, index: tuple, here: Any, valid: jax.Array, cut: list, zero: jax.Array) -> list[jax.Array]:
+def load_tiles(w: Any, index: tuple, here: Any, valid: jax.Array, cut: list, zero: jax.Array) -> list[jax.Array]:
     """Rows `here` of w, [columns, piece] each: all loads are under way before the first is needed."""
     width = w.shape[-1]
     found = []
@@ -197,7 +197,7 @@ def _tiles(w: Any, index: tuple, here: Any, valid: jax.Array, cut: list, zero: j
     return found
 
 
-def _vector(ref: Any, index: tuple, cut: list, width: int, zero: jax.Array) -> list[jax.Array]:
+def load_vector(ref: Any, index: tuple, cut: list, width: int, zero: jax.Array) -> list[jax.Array]:
     """A vector [width] in float32 pieces, zeros past its end."""
     found = []
     for offset, size in cut:
@@ -208,7 +208,7 @@ def _vector(ref: Any, index: tuple, cut: list, width: int, zero: jax.Array) -> l
 
 
 def _joined(parts: tuple, row: jax.Array, cut: list, width: int, value_width: int, first: jax.Array) -> list[jax.Array]:
-    """As `_vector` from element `first` on, of attention's splits: `flash_decode.combine` of a piece's elements."""
+    """As `load_vector` from element `first` on, of attention's splits: `flash_decode.combine` of a piece's elements."""
     out, top, total = parts
     found = []
     for offset, size in cut:
@@ -232,21 +232,21 @@ def _joined(parts: tuple, row: jax.Array, cut: list, width: int, value_width: in
     return found
 
 
-def _normed(vector: list[jax.Array], norm: NormWeights, cut: list, width: int, zero: jax.Array) -> list[jax.Array]:
+def normalise(vector: list[jax.Array], norm: NormWeights, cut: list, width: int, zero: jax.Array) -> list[jax.Array]:
     square = sum(jnp.sum(part * part) for part in vector) / width
     if norm.gain is None:
         return [part * jax.lax.rsqrt(square + RMS_EPS) for part in vector]
-    gains = _vector(norm.gain, (), cut, width, zero)
+    gains = load_vector(norm.gain, (), cut, width, zero)
     if norm.bias is None:
         scale = jax.lax.rsqrt(square + RMS_EPS)
         return [part * scale * gain for part, gain in zip(vector, gains, strict=True)]
     mean = sum(jnp.sum(part) for part in vector) / width
     scale = jax.lax.rsqrt(square - mean * mean + LAYER_NORM_EPS)
-    biases = _vector(norm.bias, (), cut, width, zero)  # zero past the end, as the gains are
+    biases = load_vector(norm.bias, (), cut, width, zero)  # zero past the end, as the gains are
     return [(part - mean) * scale * gain + bias for part, gain, bias in zip(vector, gains, biases, strict=True)]
 
 
-def _activated(sums: list[jax.Array], activation: str) -> jax.Array:
+def activate(sums: list[jax.Array], activation: str) -> jax.Array:
     if activation == "swiglu":
         gate, up = sums
         return gate * jax.nn.sigmoid(gate) * up

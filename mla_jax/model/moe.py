@@ -14,7 +14,7 @@ from flax import struct
 from mla_jax import mesh
 from mla_jax.config import ModelConfig
 from mla_jax.kernels import best_experts
-from mla_jax.model import initial, layers, moe_balance, moe_choice, moe_parallel
+from mla_jax.model import initial, layers, moe_balance, moe_choice, moe_parallel, moe_router
 from mla_jax.model.backend import Backend
 from mla_jax.model.experts import Experts
 from mla_jax.model.moe_router import exact_product, top_choices
@@ -38,8 +38,7 @@ class RouterAux:
 
 def router_scores(router_logits: jax.Array, cfg: ModelConfig) -> jax.Array:
     """Affinities of tokens and experts, float32, of the shape of router_logits [..., E]."""
-    logits = router_logits.astype(jnp.float32)
-    return jax.nn.sigmoid(logits) if cfg.router_score == "sigmoid" else jax.nn.softmax(logits, axis=-1)
+    return moe_router.scores(router_logits.astype(jnp.float32), cfg.router_score)
 
 
 def route(

@@ -1,9 +1,14 @@
-"""The router's two costly parts in forms that are cheap on an accelerator: logits in float32, and the top K of them."""
+"""Scores, and the router's two costly parts in forms cheap on an accelerator: float32 logits, and the top K of them."""
 
 import jax
 import jax.numpy as jnp
 
 _PIECES = 3  # bfloat16 numbers of 8 bits each that a float32 of 24 bits is the sum of
+
+
+def scores(logits: jax.Array, kind: str) -> jax.Array:
+    """Affinities [..., E] float32 of logits [..., E] float32; kind: "sigmoid" | "softmax"."""
+    return jax.nn.sigmoid(logits) if kind == "sigmoid" else jax.nn.softmax(logits, axis=-1)
 
 
 @jax.custom_vjp

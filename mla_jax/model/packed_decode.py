@@ -1,7 +1,8 @@
 """A decode step on packed weights (model/serving.py): five launches a layer where the modules take 17 to 25.
 
 One token a row. Small batches go through `row_linear`, larger ones through XLA's products; attention is `flash_decode`,
-which rotates, normalises and writes the new entry on the way. The modules' own `decode` is the plain twin.
+which rotates, normalises and writes the new entry on the way. The modules' own `decode` is the plain twin. Experts of
+few rows take three launches (`row_experts`); of more they are left to their module.
 """
 
 import dataclasses
@@ -12,13 +13,13 @@ import jax.numpy as jnp
 
 from mla_jax.config import ModelConfig
 from mla_jax.kernels import blocks as blocks_lib
-from mla_jax.kernels import row_linear
+from mla_jax.kernels import row_experts, row_linear
 from mla_jax.kernels.flash_decode import flash_decode
 from mla_jax.kernels.operands import Entry, Layout, Operands, Raw, rotates
 from mla_jax.kernels.row_linear import Linear, NormWeights
 from mla_jax.model import cache, decode_attention, layers
 from mla_jax.model.backend import Backend
-from mla_jax.model.serving import ServingLayer
+from mla_jax.model.serving import ServingLayer, rule
 
 # Rows x groups from which cuDNN's attention over heads is faster than the kernel, cache write included. On an H100 a
 # step of size m took 3.509 ms instead of 3.672 at 1024 x 512 (8,192), and 1.913 instead of 1.925 at 64 x 4096 (512).
@@ -73,6 +74,14 @@ def feed_forward(cfg: ModelConfig, backend: Backend, weights: ServingLayer, x: j
     activation = "gelu" if cfg.block == "gpt" else "swiglu"
     hidden = linear(x, weights.ffn_in, backend, norm=weights.ffn_norm, activation=activation)
     return linear(hidden, weights.ffn_out, backend, residual=x)
+
+
+def experts(
+    cfg: ModelConfig, backend: Backend, weights: ServingLayer, x: jax.Array, router_bias: jax.Array, layer: int
+) -> jax.Array:
+    """x + experts(norm(x)) [B, D] of few rows, where `packs_experts`; router_bias [L_moe, E], of which row `layer`."""
+    given = (x, weights.experts, router_bias, layer, weights.ffn_norm, rule(cfg))
+    return row_experts.row_experts(*given, interpret=backend.interpret)
 
 
 def linear(

@@ -18,12 +18,15 @@ import jax.numpy as jnp
 from flax import struct
 
 from mla_jax.config import ModelConfig
+from mla_jax.kernels import row_experts, row_linear
+from mla_jax.kernels.row_experts import ExpertWeights, Rule
 from mla_jax.kernels.row_linear import Linear, NormWeights
 from mla_jax.model.backend import Backend
 
 # Used in float32 by the model: vectors (gains), the router, and the position table, which is added before the cast.
 _FLOAT32 = ("router", "position")
 _HIDDEN = 128
+_EXPERT = 16  # the same of an expert's hidden units: a row of its matrix begins where a memory transaction does
 COLLECTION, NAME = "serving", "weights"  # where Transformer.decode looks for the packed ones
 
 
@@ -31,7 +34,8 @@ COLLECTION, NAME = "serving", "weights"  # where Transformer.decode looks for th
 class ServingLayer:
     """w_in: to queries and new cache entries (`packed_decode.Columns`); w_out: from attention to the residual stream.
 
-    latent_gain [C] float32 | None; ffn_in (gated: gate and up), ffn_out and their norm: None for a layer with experts.
+    latent_gain [C] float32 | None; ffn_in (gated: gate and up), ffn_out: None for a layer with experts; experts: None
+    for a dense layer and where `packs_experts` says no (then ffn_norm is None too).
     """
 
     attention_norm: NormWeights
@@ -41,6 +45,7 @@ class ServingLayer:
     ffn_norm: NormWeights | None
     ffn_in: Linear | None
     ffn_out: Linear | None
+    experts: ExpertWeights | None = None
 
 
 @struct.dataclass
@@ -76,14 +81,29 @@ def packs(cfg: ModelConfig, backend: Backend) -> bool:
     return cfg.attention != "mla" or (cfg.latent == "joint" and cfg.absorbed and not cfg.q_lora_rank)
 
 
-def read_at_decode(variables: Any) -> Any:
-    """The arrays of `serving_variables` that a decode step reads, each once."""
+def packs_experts(cfg: ModelConfig) -> bool:
+    """Whether layers with experts have a packed form, for few rows: where the path is ours to choose and sizes fit."""
+    return cfg.moe_impl == "auto" and row_experts.applies(cfg.n_routed_experts, cfg.n_shared_experts, rule(cfg))
+
+
+def rule(cfg: ModelConfig) -> Rule:
+    """How the router's logits become choices."""
+    return Rule(cfg.top_k, cfg.router_score, cfg.router_renormalize, cfg.routed_scaling_factor)
+
+
+def read_at_decode(variables: Any, rows: int = 1) -> Any:
+    """The arrays of `serving_variables` that a decode step of so many rows reads, each once; of experts, all."""
     if COLLECTION not in variables:
         return variables
     params, weights = variables["params"], variables[COLLECTION][NAME]
-    experts = [params[f"layer_{i}"] for i, layer in enumerate(weights.layers) if layer.ffn_in is None]
     tables = [params[name] for name in ("embedding", "position_embedding") if name in params]
-    return weights, tables, [(layer["ffn"], layer["ffn_norm"]) for layer in experts]
+    layers, by_modules = [], []
+    for i, layer in enumerate(weights.layers):
+        if layer.ffn_in is None and (layer.experts is None or rows > row_linear.MAX_ROWS):
+            layer = layer.replace(ffn_norm=None, experts=None)
+            by_modules.append([params[f"layer_{i}"][name] for name in ("ffn", "ffn_norm")])
+        layers.append(layer)
+    return weights.replace(layers=tuple(layers)), tables, by_modules
 
 
 def pack(cfg: ModelConfig, params: Any, backend: Backend) -> ServingWeights:
@@ -105,11 +125,38 @@ def _layer(cfg: ModelConfig, params: Any, dtype: Any) -> ServingLayer:
         ffn_in = Linear(_padded(ffn["w_in"].T, 0), _padded(ffn["b_in"], 0))
         ffn_out = Linear(_padded(ffn["w_out"].T, 1), ffn["b_out"])
     attention_norm, w_in = _absorbed(_norm(params["attention_norm"]), w_in)
-    ffn_norm = None
+    ffn_norm = experts = None
     if dense:
         ffn_norm, ffn_in = _absorbed(_norm(params["ffn_norm"]), ffn_in)
+    elif packs_experts(cfg):
+        ffn_norm, experts = _norm(params["ffn_norm"]), _experts(cfg, ffn, dtype)
     cast = [None if a is None else a.replace(w=a.w.astype(dtype)) for a in (w_in, w_out, ffn_in, ffn_out)]
-    return ServingLayer(attention_norm, *cast[:2], attention.get("latent_gain"), ffn_norm, *cast[2:])
+    return ServingLayer(attention_norm, *cast[:2], attention.get("latent_gain"), ffn_norm, *cast[2:], experts)
+
+
+def _experts(cfg: ModelConfig, params: Any, dtype: Any) -> ExpertWeights:
+    """Columns become rows, hidden units are padded; the shared feed-forward is cut into experts behind the routed."""
+    shared, gpt = params.get("shared"), cfg.block == "gpt"
+
+    def joined(name: str, of_shared: str, out: bool) -> jax.Array:
+        """Of w_up alike: routed [E, D, F] and shared [D, S F] -> [E', F, D]; of w_down (out) [E', D, F]."""
+        whole = params[name].astype(dtype)  # first: float32 copies of all experts would be the peak of memory
+        if shared is not None:
+            wide = shared[of_shared].astype(dtype)  # [D, S F], or [S F, D] (out)
+            cut = wide.reshape((-1, *whole.shape[1:])) if out else jnp.stack(jnp.split(wide, cfg.n_shared_experts, 1))
+            whole = jnp.concatenate([whole, cut])
+        return _padded(whole.swapaxes(1, 2), 2 if out else 1, _EXPERT)
+
+    up = joined("w_up", "w_in" if gpt else "w_up", False)
+    if not gpt:
+        up = jnp.stack([joined("w_gate", "w_gate", False), up])
+    up_bias = down_bias = None
+    if gpt and shared is not None:
+        of_shared = shared["b_in"].reshape(cfg.n_shared_experts, cfg.d_expert)
+        up_bias = _padded(jnp.pad(of_shared, ((cfg.n_routed_experts, 0), (0, 0))), 1, _EXPERT)
+        down_bias = shared["b_out"]
+    down = joined("w_down", "w_out" if gpt else "w_down", True)
+    return ExpertWeights(params["w_router"].T, up, down, up_bias, down_bias)
 
 
 def _norm(params: Any) -> NormWeights:
@@ -158,9 +205,9 @@ def _latents(cfg: ModelConfig, params: Any) -> tuple[Linear, Linear]:
     return Linear(w_in, bias_in), Linear(w_out.reshape(w_out.shape[0], -1), bias_out)
 
 
-def _padded(w: jax.Array, axis: int) -> jax.Array:
-    """With hidden units of zeros up to a multiple of _HIDDEN: XLA would pad odd widths at every step."""
-    return jnp.pad(w, [(0, -w.shape[axis] % _HIDDEN if i == axis else 0) for i in range(w.ndim)])
+def _padded(w: jax.Array, axis: int, multiple: int = _HIDDEN) -> jax.Array:
+    """With hidden units of zeros up to a multiple: XLA would pad odd widths at every step."""
+    return jnp.pad(w, [(0, -w.shape[axis] % multiple if i == axis else 0) for i in range(w.ndim)])
 
 
 def _rows(w: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from flax import linen as nn
 from flax import struct
 
 from mla_jax.config import ModelConfig
+from mla_jax.kernels import row_linear
 from mla_jax.kernels.row_linear import Linear
 from mla_jax.model import cache, initial, layers, packed_decode, serving
 from mla_jax.model.attention import Where
@@ -224,10 +225,12 @@ class Transformer(nn.Module):
         turn = packed_decode.angles(cfg, start)
         for i, (layer, layer_store) in enumerate(zip(weights.layers, store, strict=True)):
             x, layer_store = packed_decode.attention(cfg, backend, layer, x, start, turn, layer_store)
-            if layer.ffn_in is None:
-                x = x + self._layer(i).feed_forward(x[:, None], self._router_bias(i))[:, 0]
-            else:
+            if layer.ffn_in is not None:
                 x = packed_decode.feed_forward(cfg, backend, layer, x)
+            elif layer.experts is not None and x.shape[0] <= row_linear.MAX_ROWS:
+                x = packed_decode.experts(cfg, backend, layer, x, self._router_biases(), self._moe_index(i))
+            else:
+                x = x + self._layer(i).feed_forward(x[:, None], self._router_bias(i))[:, 0]
             stores.append(layer_store)
         with jax.named_scope("logits"):
             table = Linear(self.embedding.astype(backend.jnp_dtype))
@@ -246,9 +249,17 @@ class Transformer(nn.Module):
             return None
         if self.is_initializing():
             return initial_router_bias(self.cfg)[0]
+        return self._router_biases()[self._moe_index(index)]
+
+    def _router_biases(self) -> jax.Array:
+        """[L_moe, E]."""
         if not self.has_variable("router", "bias"):
             raise ValueError("a model with experts needs its router bias: apply it to `variables`, not to `params`.")
-        return self.get_variable("router", "bias")[index - (self.cfg.n_layers - self.cfg.n_moe_layers)]
+        return self.get_variable("router", "bias")
+
+    def _moe_index(self, index: int) -> int:
+        """Which of the layers with experts a layer is."""
+        return index - (self.cfg.n_layers - self.cfg.n_moe_layers)
 
     def _embed(self, tokens: jax.Array, where: Where) -> jax.Array:
         # Gather in float32, then cast: the gradient's scatter-add then uses the GPU's float32 atomics. In bfloat16

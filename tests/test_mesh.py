@@ -49,7 +49,7 @@ def test_a_mesh_computes_what_one_device_computes_and_its_checkpoint_fits_others
 @pytest.mark.slow
 @pytest.mark.timeout(1600)
 def test_every_mesh_computes_what_one_device_computes_and_its_checkpoints_fit_others() -> None:
-    check(simulated("slow"), 14, 3)
+    check(simulated("slow"), 16, 3)
 
 
 class FakeDevice:

@@ -30,6 +30,7 @@ class Backend:
     platform: str = "cpu"  # "gpu" | "tpu" | "cpu": whose rates choose among the paths of experts
     grouped_impl: str = "xla"  # "tokamax" | "pallas" | "xla": of grouped products
     train_impl: str = "xla"  # "pallas" | "xla": of norms, GELU, RoPE and the loss where training's shapes allow it
+    train_reason: str = dataclasses.field(default="", compare=False)  # why not "pallas", where one would expect it
     mesh: Mesh | None = None  # the devices that a batch is spread over; None = one
 
     @property
@@ -60,7 +61,8 @@ def choose(cfg: ModelConfig, device: Any = None, decodes: bool = True) -> Backen
     bfloat16 needs sm80, a TPU or an explicit wish. Everything else gets plain XLA attention in float32.
     One token a row over the cache (decode): the Pallas kernels from sm80 on, in bfloat16, where they pass their
     self-check on the device that is there; else plain XLA.
-    Norms, GELU, RoPE and the loss of training: Pallas kernels from sm80 on, in bfloat16; else plain XLA.
+    Norms, GELU, RoPE and the loss of training: Pallas kernels from sm80 on, in bfloat16, where they pass theirs; else
+    plain XLA.
     Raises UserError when `model.attention_impl`, `model.train_impl` or `model.decode_impl` asks for what the device
     or the config cannot have.
     """
@@ -85,6 +87,9 @@ def choose(cfg: ModelConfig, device: Any = None, decodes: bool = True) -> Backen
     decode_impl, decode_reason = _choose_decode(cfg, device, dtype, modern_gpu, probe, decodes)
     platform = "gpu" if device.platform in ("gpu", "cuda", "rocm") else device.platform
     grouped_impl = _grouped_impl(cfg, device, dtype)
+    train_impl, train_reason = _train_impl(cfg, device, dtype), ""
+    if train_impl == "pallas" and probe is None:
+        train_impl, train_reason = tried_train_impl(cfg.train_impl)
     return Backend(
         dtype,
         impl,
@@ -93,8 +98,19 @@ def choose(cfg: ModelConfig, device: Any = None, decodes: bool = True) -> Backen
         decode_reason,
         platform=platform,
         grouped_impl=grouped_impl,
-        train_impl=_train_impl(cfg, device, dtype),
+        train_impl=train_impl,
+        train_reason=train_reason,
     )
+
+
+def tried_train_impl(wish: str) -> tuple[str, str]:
+    """ "pallas" where the training kernels pass their self-check, or are asked for by name; else "xla" and why."""
+    if wish == "pallas":
+        return "pallas", ""
+    from mla_jax.kernels import train_probe
+
+    obstacle = train_probe.obstacle()
+    return ("xla", obstacle) if obstacle else ("pallas", "")
 
 
 def anywhere(cfg: ModelConfig) -> ModelConfig:

@@ -23,7 +23,8 @@ def print_startup(console: rich.console.Console, config: Config, backend: Backen
 
     model = config.model
     say(f"device    {devices.device_name()}: {backend.attention_impl} attention in {backend.dtype} ({backend.reason})")
-    say(f"kernels   {backend.train_impl} for norms, GELU, RoPE and loss")
+    train_reason = f" ({backend.train_reason})" if backend.train_reason else ""
+    say(f"kernels   {backend.train_impl} for norms, GELU, RoPE and loss{train_reason}")
     decode_reason = "" if backend.decode_reason == backend.reason else f" ({backend.decode_reason})"
     say("decode    " + (LATER if backend.decode_reason == LATER else f"{backend.decode_impl}{decode_reason}"))
     if backend.mesh is not None:

@@ -155,6 +155,8 @@ def test_the_plan_in_words_counts_what_is_left() -> None:
     assert "another device, gpu:" in describe(made, plan(made, rows), rows, cost_model(made, []), "gpu")
     assert "another" not in describe(made, plan(made, rows), rows, cost_model(made, []), made.plan_device)
     assert text.count("| to do |") == 6 and text.count("| done |") == 1
+    assert f"Done are those of data {'f' * 12}: on other data none is." in text
+    assert "Done are" not in describe(made, plan(made, rows_of()), rows_of(), cost_model(made, []))
     assert text.count("waits for its learning rate") == 2
     total, left = (float(text.splitlines()[-1].split()[i]) for i in (0, 4))
     assert 11 < total < 12 and left == pytest.approx(total - 1, abs=0.15)

@@ -170,6 +170,7 @@ def describe(study: Study, made: Plan, rows: Rows, cost: CostModel, here: str = 
         f"{cost.experts:.1f} times that with experts, and {cost.overhead_s:.0f} s a run beside its steps ({source}).",
         "",
         *(elsewhere if here not in ("", cost.device) else []),
+        *_data_of_done(made, rows),
         "| # | point | tier | priority | seed | learning rate | minutes | status |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -196,6 +197,13 @@ def describe(study: Study, made: Plan, rows: Rows, cost: CostModel, here: str = 
     if rows.unreadable:
         lines += ["", "Rows left out, because their config cannot be read: " + "; ".join(rows.unreadable)]
     return "\n".join(lines)
+
+
+def _data_of_done(made: Plan, rows: Rows) -> list[str]:
+    """On which data the runs were done that count as done: a plan is made before data are read."""
+    done = (rows.done(task.key) for task in made.tasks)
+    found = sorted({row["data_fingerprint"][:12] for row in done if row})
+    return [f"Done are those of data {' and '.join(found)}: on other data none is.", ""] if found else []
 
 
 @dataclasses.dataclass

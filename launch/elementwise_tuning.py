@@ -114,8 +114,7 @@ def groups(n_tokens: int) -> dict[str, tuple[int, list[tuple], Callable[..., Any
 
     forward = gelu_blocks(n_tokens, (1, 4), n_tokens)
     backward = gelu_blocks(n_tokens, (32, 16, 64, 8), 2048)
-    tried = itertools.product((4, 2, 1, 8), (32, 16, 8, 4), (4, 2, 1, 8), (False, True))
-    norms = [norm.Blocks(*b) for b in tried if b[0] > 1 or not b[3]]  # of one row there is nothing to add late
+    norms = [norm.Blocks(*b) for b in itertools.product((4, 2, 1, 8), (32, 16, 8, 4), (4, 2, 1, 8))]
     singles = [norm.Blocks(n_rows, 1, warps) for n_rows, warps in itertools.product((4, 1, 2, 8), (4, 1, 2, 8))]
     masks = [masked_hidden.Blocks(*b) for b in itertools.product((8, 4, 16, 2, 32), (16, 64, 8, 32), (4, 8, 2, 1))]
     read = 2 * n_tokens * (TOP_K + SHARED) * UNITS  # bytes of one array

@@ -5,19 +5,18 @@
 #   bash launch/gpu_moe.sh OUT matched                      steps, memory and decode beside dense models (6 minutes)
 #   bash launch/gpu_moe.sh OUT balance  TRAIN VALID         800 steps on real stories: bias, none, aux ... (6 minutes)
 #   bash launch/gpu_moe.sh OUT balance_world                the same on the embedded stories
-#   bash launch/gpu_moe.sh OUT quality  TRAIN VALID SEED    MHA, MLA-RoPE, MoE-MHA, MoE-MLA-RoPE, 1,000 steps (8 minutes)
 #   bash launch/gpu_moe.sh OUT report                       tables of what is there
 #
 # VARIANTS="bias bias_slow" in front of a balance part trains these alone: the default rate, 3e-3, beside 1e-3.
 #
+# The quality of matched models is a study: launch/gpu_study.sh OUT study_paper_b:files.
 # The minutes are estimates from single runs. Rows go to OUT/*.jsonl at once, every command has a time limit, runs that are
 # done are skipped and runs that were cut go on: repeat a part until it says that all is done.
 set -uo pipefail
-out=${1:?usage: gpu_moe.sh OUT layer|matched|balance|balance_world|quality|report [TRAIN VALID [SEED]]}
-part=${2:?usage: gpu_moe.sh OUT layer|matched|balance|balance_world|quality|report [TRAIN VALID [SEED]]}
+out=${1:?usage: gpu_moe.sh OUT layer|matched|balance|balance_world|report [TRAIN VALID]}
+part=${2:?usage: gpu_moe.sh OUT layer|matched|balance|balance_world|report [TRAIN VALID]}
 train=${3:-}
 valid=${4:-}
-seed=${5:-0}
 python=${PYTHON:-python3}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 
@@ -107,24 +106,13 @@ case $part in
   balance_world)
     balance world
     ;;
-  quality)
-    stories
-    for config in mha mla_rope moe_mha moe_mla_rope_flop_matched moe_mla_rope_param_matched; do
-      extra=()
-      [ "$config" != moe_mha ] || extra=(--config.model.d_expert=256)
-      run "quality_${config}_$seed" "$config" --config.data.path="$train" --config.data.valid_path="$valid" \
-        --config.train.seed="$seed" "${extra[@]}"
-    done
-    ;;
   report)
     shopt -s nullglob
-    found=("$out"/{stories,world,quality_moe}_*/config.json)
+    found=("$out"/{stories,world}_*/config.json)
     [ ${#found[@]} -eq 0 ] || "$python" -m mla_jax.train.expert_report "${found[@]%/config.json}"
-    results=("$out"/quality_*/result.json)
-    [ ${#results[@]} -eq 0 ] || "$python" -m mla_jax.rows "${results[@]}"
     ;;
   *)
-    echo "gpu_moe.sh: $part is no part: layer, matched, balance, balance_world, quality or report." >&2
+    echo "gpu_moe.sh: $part is no part: layer, matched, balance, balance_world or report." >&2
     exit 2
     ;;
 esac

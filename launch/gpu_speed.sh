@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Training speed on one GPU: our step beside torch's, kernels beside plain XLA, and where the time goes.
 #
-#   bash launch/gpu_speed.sh OUT [PART ...]      an H100, about 10 minutes for all parts (not measured yet)
+#   bash launch/gpu_speed.sh OUT [PART ...]      on an H200 peer and mla took 2 minutes together
 #
 # Parts, in order of worth: peer mla muon startup trace peer_large flags memory tests. Each is bounded in time; rows are
 # appended to OUT/rows.jsonl at once, tables go to OUT/*.md, and the summary comes last. Needs torch for the peer

@@ -27,7 +27,7 @@ from mla_jax.model import layers
 
 CALLS, REPEATS, ROUNDS = 6, 5, 3  # calls a program, its runs timed together, such timings
 SIZES = {
-    "mla": (Part(8, 96, 32), Part(1, 32, 32, latent=256)),
+    "mla": (Part(1, 32, 32, latent=256),),  # queries: kernels/rotate_in_place.py
     "mha": (Part(8, 64, 64), Part(8, 64, 64)),
 }
 GRID = (

@@ -154,6 +154,13 @@ def test_the_device_decides_unless_the_config_does(wish: str, dtype: str, capabi
     assert backend.choose(model, device).train_impl == expected
 
 
+def test_a_run_is_read_where_its_kernels_are_not() -> None:
+    wishes = {"model.train_impl": "pallas", "model.attention_impl": "cudnn", "model.decode_impl": "xla"}
+    model = backend.anywhere(tiny_config("mla_rope", **wishes).model)
+    assert (model.train_impl, model.attention_impl, model.decode_impl) == ("auto", "auto", "xla")
+    assert backend.choose(model, jax.devices("cpu")[0]).train_impl == "xla"
+
+
 def test_kernels_that_the_device_cannot_have_are_refused() -> None:
     with pytest.raises(UserError, match=r"model\.train_impl is 'pallas'.*sm80.*use auto"):
         backend.choose(tiny_config("mla_rope", **{"model.train_impl": "pallas"}).model, jax.devices("cpu")[0])

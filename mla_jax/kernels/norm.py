@@ -20,7 +20,6 @@ class Blocks(NamedTuple):
     rows: int  # that it holds at a time
     steps: int  # blocks of rows that it adds gain's and bias' gradients over
     warps: int
-    late: bool = False  # gain's and bias' gradients: rows are added at the end, not in each step
 
     def params(self) -> plgpu.CompilerParams:
         return plgpu.CompilerParams(num_warps=self.warps, num_stages=2)
@@ -161,13 +160,10 @@ def _backward_program(
         if centred:
             dx = dx - jnp.sum(g, axis=1, keepdims=True) / width
         columns.store(dx_ref, rows, beside + dx * inverse)
-        new = (dy * n, dy) if blocks.late else (jnp.sum(dy * n, axis=0), jnp.sum(dy, axis=0))
-        return sums[0] + new[0], sums[1] + new[1]
+        return sums[0] + jnp.sum(dy * n, axis=0), sums[1] + jnp.sum(dy, axis=0)
 
-    nothing = jnp.zeros((blocks.rows,) * blocks.late + (columns.slice.size,), jnp.float32)
+    nothing = jnp.zeros((columns.slice.size,), jnp.float32)
     d_gain, d_bias = jax.lax.fori_loop(0, blocks.steps, step, (nothing, nothing))
-    if blocks.late:
-        d_gain, d_bias = jnp.sum(d_gain, axis=0), jnp.sum(d_bias, axis=0)
     here = pl.ds(program, 1)
     columns.store(d_gain_ref, here, d_gain[None, :])
     columns.store(d_bias_ref, here, d_bias[None, :])

@@ -26,6 +26,10 @@ CALLS, REPEATS = 5, 7
 HELD = [(warps, n_rows) for warps in (4, 8, 16) for n_rows in (1, 2)]
 LONG = [Plan(block, warps) for block in (2048, 4096, 8192, 16_384) for warps in (4, 8, 16)]
 LONG += [Plan(4096, 8, keep=True), Plan(8192, 8, keep=True), Plan(8192, 16, keep=True)]
+# For a vocabulary that is larger, by which a row is 100 KB in bfloat16.
+LONGER = [
+    Plan(block, warps, keep=keep) for block in (4096, 8192, 16_384) for warps in (8, 16, 32) for keep in (False, True)
+]
 
 
 def plans(vocab: int) -> list[Plan]:
@@ -34,7 +38,8 @@ def plans(vocab: int) -> list[Plan]:
     held = [Plan(padded, warps, n_rows) for warps, n_rows in HELD] if padded <= 16_384 else []
     if 16_384 < padded <= 65_536:
         held = [Plan(padded, 16), Plan(padded, 32)]
-    return list(dict.fromkeys([choose(vocab), *held, *(plan for plan in LONG if plan.block < vocab)]))
+    pieces = [plan for plan in LONG if plan.block < vocab] if padded <= 16_384 else LONGER
+    return list(dict.fromkeys([choose(vocab), *held, *pieces]))
 
 
 def draw(vocab: int, tokens: int) -> tuple[jax.Array, jax.Array, jax.Array]:

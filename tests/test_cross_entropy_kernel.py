@@ -113,7 +113,7 @@ def test_without_a_gradient_none_is_computed_and_parts_use_the_kernel_too() -> N
 
 def test_the_longest_rows_that_a_program_holds() -> None:
     assert choose(2048) == Plan(2048, 4) and choose(8192) == Plan(2048, 4) and choose(40) == Plan(64, 1)
-    assert choose(50_304).block < 50_304
+    assert choose(50_304) == Plan(8192, 16)
 
 
 @pytest.mark.parametrize(

@@ -34,16 +34,21 @@ class Plan(NamedTuple):
 
 
 # [65536, 8192] in bfloat16 on an H200 (launch/loss_tuning.py): pieces of 2,048 by 4 warps take 0.674 ms, whole rows
-# 0.840, XLA's three passes 1.255.
+# 0.840, XLA's three passes 1.255. [65536, 50304]: the same pieces 5.04 ms, 8,192 by 16 warps 4.72, XLA 7.82. There the
+# second reading finds little in the cache (100 KB a row), and fewer rows at a time did not help: 264 of them 5.09 ms.
 _HELD = 2048  # the longest row that a program holds
 _NUMBERS = 512  # of a held row for each warp: 16 a thread
 _LONG = Plan(2048, 4)
+_LONGEST = 16_384  # from here on the cache does not hold the rows that are under way
+_LARGE = Plan(8192, 16)
 
 
 def choose(vocab: int) -> Plan:
     """The plan for rows of `vocab` logits."""
     padded = pl.next_power_of_2(vocab)
-    return Plan(padded, max(1, padded // _NUMBERS)) if padded <= _HELD else _LONG
+    if padded <= _HELD:
+        return Plan(padded, max(1, padded // _NUMBERS))
+    return _LONG if padded <= _LONGEST else _LARGE
 
 
 def cross_entropy_and_gradient(

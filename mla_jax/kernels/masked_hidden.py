@@ -25,8 +25,9 @@ class Blocks(NamedTuple):
     warps: int
 
 
-# Not measured yet: launch/elementwise_tuning.py, masked_forward and masked_backward.
-FORWARD = Blocks(rows=8, experts=16, warps=4)
+# launch/elementwise_tuning.py on an H200, 65,536 rows of 62 experts: forward 97.6 us (3.1 TB/s), 103.4 with the blocks
+# below, up to 159 with others. Backward: not measured.
+FORWARD = Blocks(rows=4, experts=32, warps=8)
 BACKWARD = Blocks(rows=8, experts=16, warps=4)
 
 _ROWS = 64  # whose multiples are taken

@@ -1,6 +1,6 @@
 """Blocks of the kernels of GELU, masked hidden units, routers and norms, timed alone at the sizes of size m (bfloat16).
 
-    python launch/elementwise_tuning.py --out rows.jsonl [--only gelu_backward ...] [--max_minutes 4]
+    python launch/elementwise_tuning.py --out rows.jsonl [--only gelu_backward ...] [--max_minutes 4] [--width 768]
 
 One row for each kernel and choice: microseconds, bytes a second (what has to be read and written, once), and the
 largest difference from the plain form in float32. "plain" is what XLA makes of that form; "copy" is x + 1.
@@ -30,7 +30,7 @@ from mla_jax.model import layers, moe_paths
 from mla_jax.model.experts import activation
 from mla_jax.model.moe_router import top_choices
 
-HIDDEN, WIDTH = 2048, 512  # of the feed-forward, and of the stream
+HIDDEN = 2048  # of the feed-forward
 EXPERTS, SHARED, UNITS, TOP_K = 62, 2, 32, 6  # of configs/moe_mla_rope_param_matched.py
 COPIES = (
     4  # of a kernel in a program, on arrays of their own: one launch of 31 us would time the host, and L2 helps none
@@ -57,8 +57,8 @@ def gelu_blocks(n_tokens: int, steps: Iterable[int], parts: int) -> list[gelu.Bl
     return found
 
 
-def groups(n_tokens: int) -> dict[str, tuple[int, list[tuple], Callable[..., Any], list[Choice]]]:
-    """Kernels by name -> bytes, COPIES sets of arrays (lazily), the plain form, what to try."""
+def groups(n_tokens: int, width: int) -> dict[str, tuple[int, list[tuple], Callable[..., Any], list[Choice]]]:
+    """Kernels by name -> bytes, COPIES sets of arrays (lazily), the plain form, what to try. width: the stream's."""
 
     def hidden() -> list[tuple]:
         bias = draw(9, HIDDEN).astype(jnp.float32)
@@ -103,8 +103,8 @@ def groups(n_tokens: int) -> dict[str, tuple[int, list[tuple], Callable[..., Any
         return lambda pre, c, idx, w, dh: masked_hidden.backward((pre,), c, idx, w, dh, SHARED, INTERPRET, b)
 
     def stream() -> list[tuple]:
-        gain, bias = (draw(i, WIDTH).astype(jnp.float32) for i in (8, 9))
-        return [(*(draw(i + k, n_tokens, WIDTH) for k in (0, 100, 200)), gain, bias) for i in range(COPIES)]
+        gain, bias = (draw(i, width).astype(jnp.float32) for i in (8, 9))
+        return [(*(draw(i + k, n_tokens, width) for k in (0, 100, 200)), gain, bias) for i in range(COPIES)]
 
     def beside(x: jax.Array, gain: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
         return x, layers.layer_norm(x, gain, bias)
@@ -119,7 +119,7 @@ def groups(n_tokens: int) -> dict[str, tuple[int, list[tuple], Callable[..., Any
     masks = [masked_hidden.Blocks(*b) for b in itertools.product((8, 4, 16, 2, 32), (16, 64, 8, 32), (4, 8, 2, 1))]
     read = 2 * n_tokens * (TOP_K + SHARED) * UNITS  # bytes of one array
     written = 2 * n_tokens * (EXPERTS + SHARED) * UNITS
-    one, other = 2 * n_tokens * HIDDEN, 2 * n_tokens * WIDTH
+    one, other = 2 * n_tokens * HIDDEN, 2 * n_tokens * width
     return {
         "copy": (2 * one, hidden, lambda x, b, dh: x + 1, []),
         "gelu_forward": (
@@ -207,11 +207,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--max_minutes", type=float, default=4.0)
     parser.add_argument("--tokens", type=int, default=65_536)
+    parser.add_argument("--width", type=int, default=512, help="of the stream that norms read")
     parser.add_argument("--most", type=int, default=1000, help="choices of each kernel")
     given = parser.parse_args()
     given.out.parent.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + 60 * given.max_minutes
-    for name, (n_bytes, make, plain, choices) in groups(given.tokens).items():
+    for name, (n_bytes, make, plain, choices) in groups(given.tokens, given.width).items():
         if given.only and name not in given.only:
             continue
         sets = make()
@@ -237,7 +238,10 @@ def main() -> None:
             print(f"{name:14s} {line}  {label}", flush=True)
             results.append((took, line, label))
             found = {"blocks": label, "us": took * 1e6, "bytes_per_s": n_bytes / took, "difference": off}
-            rows.append_row(given.out, rows.result_row(f"elementwise {name}", "-", found, "random numbers", "none"))
+            rows.append_row(
+                given.out,
+                rows.result_row(f"elementwise {name}", "-", found | {"width": given.width}, "random numbers", "none"),
+            )
         print(f"-- {name}, best:")
         for _, line, label in sorted(results)[:5]:
             print(f"   {line}  {label}", flush=True)

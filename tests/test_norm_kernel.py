@@ -13,10 +13,10 @@ from mla_jax.model import layers
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
 
-@pytest.mark.parametrize("width", [64, 80])
+@pytest.mark.parametrize("width", [64, 80, 192, 200])
 @pytest.mark.parametrize("centred", [True, False])
 def test_norm_beside_is_the_plain_norm(centred: bool, width: int) -> None:
-    """80 columns: a power of two of them is loaded. The stream's own gradient is added to the norm's."""
+    """80 columns and 200 are padded, 192 are 128 and 64. The stream's own gradient is added to the norm's."""
     rng = np.random.default_rng(0)
 
     def draw(*shape: int) -> jax.Array:

@@ -6,6 +6,7 @@ gradient of what goes on beside the norm, and writes their sum.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ class Blocks(NamedTuple):
 # Size m's stream [65536, 512] in bfloat16 on an H200: 105 us backward, XLA 169 (launch/elementwise_tuning.py).
 FORWARD = Blocks(rows=4, steps=1, warps=4)
 BACKWARD = Blocks(rows=2, steps=32, warps=2)
+_LEAST = 64  # columns of a row's second piece
 
 
 def applies(shape: tuple[int, ...]) -> bool:
@@ -90,45 +92,63 @@ def backward(eps: float, interpret: bool, residuals: tuple, cotangents: tuple, b
 norm_beside.defvjp(forward, backward)
 
 
+Row = list[jax.Array]  # pieces of a row, or of several
+
+
 class _Columns:
-    """A row's places: a power of two of them, as Triton wants, of which `width` are there."""
+    """A row's places in powers of two, as Triton wants: 768 are 512 and 256; what is no such sum is padded."""
 
     def __init__(self, width: int) -> None:
-        self.slice = pl.ds(0, pl.next_power_of_2(width))
-        self.inside = None if self.slice.size == width else jnp.arange(self.slice.size) < width
+        padded = pl.next_power_of_2(width)
+        pieces = padded // 2, width - padded // 2
+        exact = pieces[1] >= _LEAST and pieces[1] == pl.next_power_of_2(pieces[1]) and width < padded
+        self.sizes = pieces if exact else (padded,)
+        self.slices = [pl.ds(begin, size) for begin, size in zip((0, padded // 2), self.sizes, strict=False)]
+        self.inside = None if exact or width == padded else jnp.arange(padded) < width
 
-    def load(self, ref: Any, rows: Any = None) -> jax.Array:
-        place = ref.at[self.slice] if rows is None else ref.at[rows, self.slice]
+    def load(self, ref: Any, rows: Any = None) -> Row:
+        places = [ref.at[here] if rows is None else ref.at[rows, here] for here in self.slices]
         if self.inside is None:
-            return plgpu.load(place).astype(jnp.float32)
-        return plgpu.load(place, mask=self._mask(place.shape), other=0.0).astype(jnp.float32)
+            return [plgpu.load(place).astype(jnp.float32) for place in places]
+        return [plgpu.load(at, mask=self._mask(at.shape), other=0.0).astype(jnp.float32) for at in places]
 
-    def store(self, ref: Any, rows: Any, value: jax.Array) -> None:
-        place = ref.at[rows, self.slice]
-        plgpu.store(place, value.astype(ref.dtype), mask=None if self.inside is None else self._mask(place.shape))
+    def store(self, ref: Any, rows: Any, values: Row) -> None:
+        for here, value in zip(self.slices, values, strict=True):
+            mask = None if self.inside is None else self._mask(value.shape)
+            plgpu.store(ref.at[rows, here], value.astype(ref.dtype), mask=mask)
 
-    def zero(self, value: jax.Array) -> jax.Array:
+    def zero(self, values: Row) -> Row:
         """0 beyond the width."""
-        return value if self.inside is None else jnp.where(self._mask(value.shape), value, 0.0)
+        return values if self.inside is None else [jnp.where(self._mask(v.shape), v, 0.0) for v in values]
 
     def _mask(self, shape: tuple[int, ...]) -> jax.Array:
         return jnp.broadcast_to(self.inside, shape)
 
 
-def _normed(x: jax.Array, columns: _Columns, width: int, eps: float, centred: bool) -> tuple[jax.Array, jax.Array]:
+def _each(function: Callable, *rows: Row) -> Row:
+    return [function(*pieces) for pieces in zip(*rows, strict=True)]
+
+
+def _sums(rows: Row) -> jax.Array:
+    """[R, 1]: over all pieces."""
+    return sum(jnp.sum(piece, axis=1, keepdims=True) for piece in rows)
+
+
+def _normed(x: Row, columns: _Columns, width: int, eps: float, centred: bool) -> tuple[Row, jax.Array]:
     """Rows without scale, and 1 / their standard deviation (or root mean square) [R, 1]."""
     if centred:
-        x = columns.zero(x - jnp.sum(x, axis=1, keepdims=True) / width)
-    inverse = jax.lax.rsqrt(jnp.sum(x * x, axis=1, keepdims=True) / width + eps)
-    return x * inverse, inverse
+        mean = _sums(x) / width
+        x = columns.zero(_each(lambda x: x - mean, x))
+    inverse = jax.lax.rsqrt(_sums(_each(jnp.square, x)) / width + eps)
+    return _each(lambda x: x * inverse, x), inverse
 
 
 def _forward_program(x_ref: Any, gain_ref: Any, *refs: Any, width: int, eps: float, centred: bool, n_rows: int) -> None:
     rows, columns = pl.ds(pl.program_id(0) * n_rows, n_rows), _Columns(width)
     y, _ = _normed(columns.load(x_ref, rows), columns, width, eps, centred)
-    y = y * columns.load(gain_ref)[None, :]
+    y = _each(lambda y, gain: y * gain[None, :], y, columns.load(gain_ref))
     if centred:
-        y = y + columns.load(refs[0])[None, :]
+        y = _each(lambda y, bias: y + bias[None, :], y, columns.load(refs[0]))
     columns.store(refs[-1], rows, y)
 
 
@@ -148,22 +168,25 @@ def _backward_program(
 ) -> None:
     """With n the normed row, s its inverse deviation, g = dy gain: dx = s (g - n mean(g n) - mean(g))."""
     program, columns = pl.program_id(0), _Columns(width)
-    gain = columns.load(gain_ref)[None, :]
+    gain = columns.load(gain_ref)
 
-    def step(index: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def step(index: jax.Array, sums: tuple[Row, Row]) -> tuple[Row, Row]:
         rows = pl.ds((program * blocks.steps + index) * blocks.rows, blocks.rows)
         # Triton keeps loads and sums over warps in order: loads that come first wait for memory once, not three times.
         x, dy, beside = (columns.load(ref, rows) for ref in (x_ref, dy_ref, beside_ref))
         n, inverse = _normed(x, columns, width, eps, centred)
-        g = dy * gain
-        dx = g - n * (jnp.sum(g * n, axis=1, keepdims=True) / width)
+        g = _each(lambda dy, gain: dy * gain[None, :], dy, gain)
+        along = _sums(_each(jnp.multiply, g, n)) / width
+        dx = _each(lambda g, n: g - n * along, g, n)
         if centred:
-            dx = dx - jnp.sum(g, axis=1, keepdims=True) / width
-        columns.store(dx_ref, rows, beside + dx * inverse)
-        return sums[0] + jnp.sum(dy * n, axis=0), sums[1] + jnp.sum(dy, axis=0)
+            mean = _sums(g) / width
+            dx = _each(lambda dx: dx - mean, dx)
+        columns.store(dx_ref, rows, _each(lambda beside, dx: beside + dx * inverse, beside, dx))
+        d_gain = _each(lambda total, dy, n: total + jnp.sum(dy * n, axis=0), sums[0], dy, n)
+        return d_gain, _each(lambda total, dy: total + jnp.sum(dy, axis=0), sums[1], dy)
 
-    nothing = jnp.zeros((columns.slice.size,), jnp.float32)
+    nothing = [jnp.zeros((size,), jnp.float32) for size in columns.sizes]
     d_gain, d_bias = jax.lax.fori_loop(0, blocks.steps, step, (nothing, nothing))
     here = pl.ds(program, 1)
-    columns.store(d_gain_ref, here, d_gain[None, :])
-    columns.store(d_bias_ref, here, d_bias[None, :])
+    columns.store(d_gain_ref, here, _each(lambda a: a[None, :], d_gain))
+    columns.store(d_bias_ref, here, _each(lambda a: a[None, :], d_bias))

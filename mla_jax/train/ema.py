@@ -20,23 +20,25 @@ class EmaState(NamedTuple):
     count: jax.Array
 
 
-def with_average(optimizer: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
+def with_average(optimizer: optax.GradientTransformation, decay: float) -> optax.GradientTransformationExtraArgs:
     """`optimizer`, with the average of the parameters it leads to: average <- d average + (1 - d) parameters.
 
     d = min(decay, (1 + t) / (10 + t)) after t updates, so that the random start is soon forgotten.
     """
 
+    optimizer = optax.with_extra_args_support(optimizer)
+
     def init(params: Any) -> EmaState:
         # A copy: the step donates parameters and average, and one buffer cannot be given away twice.
         return EmaState(optimizer.init(params), jax.tree.map(jnp.array, params), jnp.zeros((), jnp.int32))
 
-    def update(updates: Any, state: EmaState, params: Any) -> tuple[Any, EmaState]:
-        updates, inner = optimizer.update(updates, state.inner, params)
+    def update(updates: Any, state: EmaState, params: Any, **given: Any) -> tuple[Any, EmaState]:
+        updates, inner = optimizer.update(updates, state.inner, params, **given)
         d = jnp.minimum(decay, (1.0 + state.count) / (10.0 + state.count))
         average = jax.tree.map(lambda a, p, u: a + (1 - d) * (p + u - a), state.average, params, updates)
         return updates, EmaState(inner, average, optax.safe_increment(state.count))
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def swapped(state: TrainState) -> TrainState:

@@ -8,6 +8,7 @@ import optax
 from mla_jax.config import OptimConfig
 from mla_jax.model import backend
 from mla_jax.train import muon
+from mla_jax.train.clip import clip_by_norm
 from mla_jax.train.ema import with_average
 
 
@@ -58,9 +59,12 @@ def optimizer_names(params: Any) -> Any:
     return jax.tree.map(lambda _, a: "adamw" if a is None else "muon", decays, axes)
 
 
-def make_optimizer(cfg: OptimConfig) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019), or Muon for the hidden matrices, behind clipping by global norm."""
-    clip = optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity()
+def make_optimizer(cfg: OptimConfig) -> optax.GradientTransformationExtraArgs:
+    """AdamW (Loshchilov & Hutter 2019), or Muon for the hidden matrices, behind clipping by global norm.
+
+    `update` takes that norm as `grad_norm` where it has been computed already.
+    """
+    clip = clip_by_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity()
     rate = schedule(cfg)
     if cfg.name == "adamw":
         optimizer = optax.chain(clip, _adamw(cfg, rate))
@@ -73,7 +77,7 @@ def make_optimizer(cfg: OptimConfig) -> optax.GradientTransformation:
         )
         rest = _adamw(cfg, lambda step: cfg.adamw_fraction * rate(step))
         optimizer = optax.chain(clip, optax.partition({"muon": hidden, "adamw": rest}, optimizer_names))
-    return with_average(optimizer, cfg.ema_decay) if cfg.ema_decay else optimizer
+    return with_average(optimizer, cfg.ema_decay) if cfg.ema_decay else optax.with_extra_args_support(optimizer)
 
 
 def _adamw(cfg: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:

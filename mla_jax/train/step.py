@@ -15,6 +15,7 @@ from mla_jax.data.pipeline import shift
 from mla_jax.model.attention import Where
 from mla_jax.model.moe import router_bias_update
 from mla_jax.model.transformer import Transformer, variables_of
+from mla_jax.train.clip import joint_norm
 from mla_jax.train.loss import chunked_cross_entropy, cross_entropy, fused_cross_entropy
 from mla_jax.train.qk_clip import clip_queries_and_keys
 from mla_jax.train.state import TrainState, abstract_state, shardings
@@ -136,8 +137,8 @@ def make_train_step(
         if where is not None:
             grads = jax.lax.with_sharding_constraint(grads, where.params)
         with jax.named_scope("optimizer"):
-            grad_norm = optax.tree.norm(grads)
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            grad_norm = joint_norm(grads) if mesh is None else optax.tree.norm(grads)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, grad_norm=grad_norm)
             params = optax.apply_updates(state.params, updates)
             if config.optim.qk_clip:
                 params = clip_queries_and_keys(params, sums.logit_max, config.optim.qk_clip, cfg)

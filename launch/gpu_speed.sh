@@ -14,8 +14,8 @@ parts=${*:-peer mla muon startup trace peer_large flags memory tests}
 python=${PYTHON:-python3}
 limit=${LIMIT:-540}
 mkdir -p "$out"
-out=$(cd "$out" && pwd)
-export MLA_JAX_CACHE=${MLA_JAX_CACHE:-$out/cache}
+out=$(realpath --relative-to="$PWD" "$out") # rows keep their command: it names no place of this machine
+export MLA_JAX_CACHE=${MLA_JAX_CACHE:-$PWD/$out/cache}
 rows=$out/rows.jsonl
 left_out=()
 

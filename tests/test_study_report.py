@@ -392,5 +392,7 @@ def test_decode_speeds_come_from_benchmark_rows_where_the_cache_is_largest(tmp_p
     )
     judged = {j.claim.id: j.verdict for j in verdicts.judge(dataclasses.replace(found, study=claims_study()))}
     assert judged["A11"] == "confirmed"  # the whole range of the timings lies in 1.2 ... 1.6
-    assert {line.label: line.y for line in series.speeds(found)}["mla r=d/2 @ 512"] == (100.0, 1500.0)
+    longer = bench_row("mla r=d/2", 64, 7.0, context=4096)  # one batch there, two at 512
+    drawn = series.speeds(dataclasses.replace(found, bench=[*found.bench, longer]))
+    assert {line.label: line.y for line in drawn}["mla r=d/2 @ 512"] == (100.0, 1500.0)
     assert evidence.speed("mla r=d/2", "mha_rope")(found) is None

@@ -162,10 +162,13 @@ def sizes(found: Results) -> list[Line]:
 
 
 def speeds(found: Results) -> list[Line]:
-    """Decode tokens/s over the batch, at the longest context of the benchmark rows."""
-    if not found.bench:
+    """Decode tokens/s over the batch, at the context that the benchmark has most batches of; the longest of equals."""
+    batches: dict[int, set[int]] = defaultdict(set)
+    for row in found.bench:
+        batches[row["metrics"]["context"]].add(row["metrics"]["batch"])
+    if not batches:
         return []
-    context = max(row["metrics"]["context"] for row in found.bench)
+    context = max(batches, key=lambda context: (len(batches[context]), context))
     by_point: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
     for row in found.bench:
         if row["metrics"]["context"] == context:

@@ -17,7 +17,7 @@ from mla_jax.bench.settings import QUICK_MODEL
 from mla_jax.bench.timing import Timing, measure
 from mla_jax.config_files import load_config
 from mla_jax.kernels.operands import Blocks
-from mla_jax.model.backend import Backend
+from mla_jax.model.backend import REFERENCE, Backend
 from mla_jax.model.cache import init_cache
 from mla_jax.model.serving import serving_variables
 from mla_jax.model.transformer import Transformer, variables_of
@@ -99,6 +99,22 @@ def test_estimated_bytes_are_the_arrays_plus_logits(name: str) -> None:
     assert decode.estimated_bytes(config, 3, 16, "float32") == decode.nbytes((variables, store)) + logits
 
 
+def test_a_step_leaves_alone_the_experts_that_no_row_chose() -> None:
+    sizes = SMALL | {"model.n_routed_experts": 8, "model.n_shared_experts": 1, "model.top_k": 2, "model.d_expert": 16}
+
+    def unread(batch: int, backend: Backend = REFERENCE, **knobs: Any) -> int:
+        config = load_config("moe_mla_rope", **(sizes | {f"model.{name}": value for name, value in knobs.items()}))
+        return decode.unread_expert_bytes(Transformer(config.model, backend), batch)
+
+    parts = accounting.params(load_config("moe_mla_rope", **sizes).model)
+    alone = 4 * (parts["total"] - parts["active"])
+    assert unread(1, moe_impl="gathered") == alone
+    assert unread(3, moe_impl="gathered") == int(alone * 0.75**2)
+    assert unread(1, moe_impl="gathered", top_k=8) == unread(1, moe_impl="masked_dense") == 0
+    packed = Backend("bfloat16", "cudnn", decode_impl="pallas", platform="gpu")
+    assert unread(8, packed) == int(alone / 2 * 0.75**7) and unread(9, packed) == 0
+
+
 def test_a_filled_cache_has_no_zeros_and_no_pattern_along_an_axis() -> None:
     model = Transformer(load_config("mla_rope", **SMALL).model, Backend("bfloat16", "xla"))
     cache = decode.filled_cache(model, 3, 16)
@@ -173,6 +189,7 @@ def test_quick_through_the_command_line(tmp_path: Path, suites: tuple[str, ...])
     rows = read_rows(out / "rows.jsonl")
     assert {r["metrics"]["suite"] for r in rows} == set(suites)
     assert not [r for r in rows if "failed" in r["metrics"]], text
+    assert "that it runs is all that these figures say" in text
     first = next(r for r in rows if r["metrics"]["suite"] == "decode")
     assert {"device", "versions", "command", "config_hash", "time"} <= set(first)
     assert first["metrics"]["cache_bytes"] == 2 * 32 * first["metrics"]["cache_bytes_per_token"]

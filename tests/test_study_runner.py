@@ -171,6 +171,9 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys) -> None:
     assert re.search(
         "Minutes on NVIDIA .*\n\nThis machine has another device, cpu .*expect other", capsys.readouterr().out
     )
+    absent = ("--config=study_paper_b:files", "--config.common.data.path=absent.txt")
+    assert main(["mla_jax", "--mode=study", *absent, "--dry_run"]) == 2
+    assert "data.path is 'absent.txt'" in capsys.readouterr().err
 
 
 def test_a_study_stops_goes_on_and_is_complete(tmp_path, capsys, run_env, monkeypatch) -> None:

@@ -81,6 +81,8 @@ def run(
         f"device    {devices.device_name()}; copies {bandwidth / 1e9:,.1f} GB/s (read + write); {len(jobs)} to measure",
         highlight=False,
     )
+    if quick:
+        console.print("quick     tiny models and shapes: that it runs is all that these figures say", highlight=False)
     rows = []
     for number, job in enumerate(jobs, 1):
         minutes = (time.monotonic() - began) / 60

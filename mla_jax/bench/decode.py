@@ -10,11 +10,12 @@ from mla_jax import accounting
 from mla_jax.bench.points import Point
 from mla_jax.bench.timing import measure
 from mla_jax.config import Config, replace
-from mla_jax.model import packed_decode
+from mla_jax.kernels.row_linear import MAX_ROWS
+from mla_jax.model import moe_choice, packed_decode
 from mla_jax.model.cache import init_cache
 from mla_jax.model.initial import init_params
 from mla_jax.model.moe import initial_router_bias
-from mla_jax.model.serving import packs, read_at_decode, serving_variables
+from mla_jax.model.serving import packs, packs_experts, read_at_decode, serving_variables
 from mla_jax.model.transformer import Transformer, variables_of
 from mla_jax.sample import loop
 from mla_jax.sample.methods import Method
@@ -89,8 +90,9 @@ def run(
 ) -> dict[str, Any]:
     """Metrics of decoding `batch` rows at the end of a cache of `context` positions. knobs: of `model`.
 
-    Time per step (ms and its spread), tokens/s, bytes that a step has to move (weights once, the cache's filled part
-    once, counted from the arrays) and the rate that makes. Raises what JAX raises where it does not fit.
+    Time per step (ms and its spread), tokens/s, bytes that a step has to move (weights once, but not experts that no
+    row chose; the cache's filled part once; counted from the arrays) and the rate that makes. Raises what JAX raises
+    where it does not fit.
     """
     steps = min(steps, context // 2)
     model = for_context(point, context).model(**knobs)
@@ -109,7 +111,7 @@ def run(
 
     timing = measure(call, prepare, repeats)
     filled = (context - steps + context + 1) / 2 / context  # of the cache, mean over the steps
-    step_bytes = int(weight_bytes + cache_bytes * filled)
+    step_bytes = int(weight_bytes - unread_expert_bytes(model, batch) + cache_bytes * filled)
     seconds = timing.median_s / steps
     return {
         **timing.metrics(steps),
@@ -122,6 +124,20 @@ def run(
         "step_bytes": step_bytes,
         "bytes_per_s": step_bytes / seconds,
     }
+
+
+def unread_expert_bytes(model: Transformer, batch: int) -> int:
+    """Bytes of routed experts that a step of `batch` rows leaves alone, if all are chosen equally often: E (1 - K/E)^B
+    of a layer's E. 0 where all are read: beside a path that fetches the chosen ones."""
+    cfg, backend = model.cfg, model.backend
+    if not cfg.n_moe_layers or cfg.top_k == cfg.n_routed_experts:
+        return 0
+    kernels = batch <= MAX_ROWS and packs(cfg, backend) and packs_experts(cfg)
+    if not kernels and moe_choice.choose(cfg, batch, backend).impl != "gathered":
+        return 0
+    params, unchosen = accounting.params(cfg), 1 - cfg.top_k / cfg.n_routed_experts
+    routed = (params["total"] - params["active"]) / unchosen
+    return int(routed * unchosen**batch * backend.jnp_dtype.itemsize)
 
 
 def decode_impl(model: Transformer, batch: int) -> str:

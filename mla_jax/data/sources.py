@@ -25,6 +25,11 @@ class Found:
         return self.valid or self.files
 
 
+def on_hub(name: str) -> bool:
+    """Whether `name` is that of a data set to download, not of a file or folder."""
+    return name.startswith(hub.PREFIX) or (not os.path.exists(os.path.expanduser(name)) and hub.looks_like_a_name(name))
+
+
 def find(name: str, like: Source, root: Path, quiet: bool = False) -> Found:
     """Files behind `name`; a path that exists wins over a data set's name. Raises UserError when there are none.
 
@@ -32,15 +37,14 @@ def find(name: str, like: Source, root: Path, quiet: bool = False) -> Found:
     """
     path = Path(os.path.expanduser(name))
     named = dataclasses.replace(like, path=path)
-    explicit = name.startswith(hub.PREFIX)
-    if not explicit and os.path.isdir(path):
-        return Found(named, _in_folder(named))
-    if explicit or (not os.path.exists(path) and hub.looks_like_a_name(name)):
+    if on_hub(name):
         data_set = name.removeprefix(hub.PREFIX)
         named = dataclasses.replace(like, path=Path(data_set or name))
         copies = hub.local_copy(data_set, named, root, quiet)
         parts = {split: (dataclasses.replace(like, path=copy, text_field=""),) for split, copy in copies.items()}
         return Found(named, parts["train"], parts.get("valid", ()))
+    if os.path.isdir(path):
+        return Found(named, _in_folder(named))
     named.check()
     return Found(named, (named,))
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import rich.console
 
 from mla_jax import devices
+from mla_jax.data import sources
+from mla_jax.data.corpus import open_corpus
 from mla_jax.errors import UserError
 from mla_jax.runs import write_text
 from mla_jax.study import report
@@ -17,10 +19,16 @@ from mla_jax.study.rows import gather
 
 
 def dry_run(study: Study, workdir: str | None, console: rich.console.Console) -> None:
-    """Print the plan: every run, its minutes on the study's device, and whether a row of it is there."""
+    """Print the plan: every run, its minutes on the study's device, and whether a row of it is there.
+
+    Raises UserError for files of stories that are not there. Nothing is downloaded.
+    """
     rows = gather(Path(workdir) if workdir else None)
-    cost = cost_model(study, rows.by_key.values())
-    text = describe(study, plan(study, rows), rows, cost, devices.device_name())
+    cost, made = cost_model(study, rows.by_key.values()), plan(study, rows)
+    for task in made.tasks[:1]:  # the data of all
+        if not any(map(sources.on_hub, (task.config.data.path, task.config.data.valid_path))):
+            open_corpus(task.config)
+    text = describe(study, made, rows, cost, devices.device_name())
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 

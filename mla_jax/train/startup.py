@@ -10,8 +10,10 @@ from mla_jax.config import Config, replace
 from mla_jax.config_files import load_config, load_config_dict
 from mla_jax.data import statistics
 from mla_jax.errors import UserError
+from mla_jax.kernels.row_linear import MAX_ROWS
 from mla_jax.model import moe_choice
 from mla_jax.model.backend import LATER, Backend
+from mla_jax.model.serving import packs_experts
 from mla_jax.train.resume import differences, flatten
 
 
@@ -47,7 +49,11 @@ def print_startup(console: rich.console.Console, config: Config, backend: Backen
         for what, n_tokens in _token_counts(config).items():
             choice = moe_choice.choose(model, n_tokens, backend)
             grouped = f" ({backend.grouped_impl})" if choice.impl == "grouped" else ""
-            say(f"experts   {choice.impl}{grouped} in {what}, {n_tokens:,} tokens at a time: {choice.reason}")
+            line = f"{choice.impl}{grouped} in {what}, {n_tokens:,} tokens at a time: {choice.reason}"
+            kernels = what != "training" and n_tokens <= MAX_ROWS and backend.platform == "gpu"
+            if kernels and packs_experts(model):
+                line = f"three kernels a layer in {what} where decode goes by Pallas; else {line}"
+            say(f"experts   {line}")
     saved = 1 - accounting.kv_bytes(model) / accounting.mha_kv_bytes(model)
     say(
         f"per token {accounting.flops_per_token(model, config.train.seq_len):,} training FLOPs; "

@@ -23,7 +23,7 @@ from mla_jax.bench.points import Point
 from mla_jax.config import Config
 from mla_jax.config_files import load_config
 from mla_jax.errors import UserError
-from mla_jax.model import backend, moe_choice
+from mla_jax.model import backend, moe_choice, serving
 from mla_jax.model.initial import init_params
 from mla_jax.model.transformer import Transformer
 from mla_jax.train.optim import make_optimizer
@@ -116,8 +116,11 @@ def main() -> None:
     for job, run in jobs:
         tokens = config.train.batch_size // config.train.microbatches * config.train.seq_len
         if config.model.n_moe_layers:
-            choice = moe_choice.choose(config.model, tokens if job == "train" else int(job.split()[1]), model.backend)
-            about |= {"impl": choice.impl, "grouped_impl": model.backend.grouped_impl}
+            n_tokens = tokens if job == "train" else int(job.split()[1])
+            impl = moe_choice.choose(config.model, n_tokens, model.backend).impl
+            if job != "train" and serving.experts_by_kernels(config.model, model.backend, n_tokens):
+                impl = "row_experts"
+            about |= {"impl": impl, "grouped_impl": model.backend.grouped_impl}
         try:
             metrics = run()
         except Exception as error:  # a row that says why is worth more than none

@@ -40,7 +40,9 @@ def restore_weights(folder: "RunFolder", model: Transformer, step: int) -> dict[
         if model.cfg.n_moe_layers:
             check_router_bias(path)
         with quiet_reads(), contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
-            return checkpointer.restore(path.resolve(), abstract)
+            weights = checkpointer.restore(path.resolve(), abstract)
+        check_numbers(weights.get("router_bias"))
+        return weights
     except Exception as error:  # Orbax and TensorStore raise many types for a damaged or missing file
         reason = short_reason(error)
     drop_failed_reads()
@@ -59,6 +61,12 @@ def check_router_bias(item: Path) -> None:
         tree = handler.metadata(item.resolve()).tree
     if "params" in tree and "router_bias" not in tree:
         raise ValueError("it has no router_bias, without which a model with experts routes differently")
+
+
+def check_numbers(router_bias: jax.Array | None) -> None:
+    """Raise ValueError, a clause, for a router bias that is no number somewhere; -inf masks an expert and may stand."""
+    if router_bias is not None and bool(jnp.isnan(router_bias).any()):
+        raise ValueError("its router_bias is not a number, and would never become one again")
 
 
 def _is_whole(checkpoint: Path) -> bool:
@@ -90,8 +98,9 @@ def quiet_reads() -> Iterator[None]:
     """
     previous = sys.unraisablehook
 
-    def without_closed_loops(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+    def without_reads(unraisable: Any) -> None:
+        read = getattr(unraisable.object, "__qualname__", "").startswith("_read_array")  # Orbax' coroutine
+        if not read and str(unraisable.exc_value) != "Event loop is closed":
             previous(unraisable)
 
     asyncio_logger = python_logging.getLogger("asyncio")
@@ -99,7 +108,7 @@ def quiet_reads() -> Iterator[None]:
         asyncio_logger.disabled,
         True,
     )  # other reads may fail while the first is reported
-    sys.unraisablehook = without_closed_loops
+    sys.unraisablehook = without_reads
     try:
         yield
     finally:

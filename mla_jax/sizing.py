@@ -5,6 +5,7 @@ matched.config, matched.width, matched.residual
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 from mla_jax import accounting
@@ -48,8 +49,9 @@ def match_flops(config: Config, target: int, multiple: int = 1, knob: str = "") 
 def match(config: Config, target: int, quantity: Callable[[ModelConfig], int], multiple: int, knob: str = "") -> Match:
     """Turns `knob`, in steps of `multiple`, until `quantity` is nearest.
 
-    knob: "model.d_expert" or "model.d_ff"; by default the one of most layers. d_ff is the finer one: of a model with
-    experts it is the width of its `first_k_dense` layers alone, and leaves a few hundredths of a per cent.
+    `multiple` is raised to what `mesh.tensor` divides. knob: "model.d_expert" or "model.d_ff"; by default the one of
+    most layers. d_ff is the finer one: of a model with experts it is the width of its `first_k_dense` layers alone,
+    and leaves a few hundredths of a per cent.
     Every quantity here is linear in the width, so two evaluations give the answer and two more round it. Raises
     UserError when `model.vocab_size` is not known yet, the knob changes nothing, or the target is below the model with
     the smallest width.
@@ -57,6 +59,10 @@ def match(config: Config, target: int, quantity: Callable[[ModelConfig], int], m
     knob = knob or ("model.d_expert" if config.model.ffn == "moe" else "model.d_ff")
     if not config.model.vocab_size:
         raise UserError("model.vocab_size is 0 (the tokenizer's); sizes cannot be matched before it is known: set it.")
+
+    if not 0 < target < math.inf:
+        raise UserError(f"the target is {target}; it must be a positive number: give a count of parameters or FLOPs.")
+    multiple = math.lcm(multiple, config.mesh.tensor)  # which splits the width
 
     def at(width: int) -> tuple[Config, int]:
         changed = replace(config, **{knob: width})

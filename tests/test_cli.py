@@ -230,9 +230,12 @@ def test_ctrl_c_before_training_is_one_line(monkeypatch: pytest.MonkeyPatch, cap
     assert not (tmp_path / "run").exists()
 
 
-def test_too_little_device_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, refused, stories_file, tmp_path) -> None:
+@pytest.mark.parametrize("kind", ["RESOURCE_EXHAUSTED: Out of memory", "INTERNAL: Error dispatching: Out of memory"])
+def test_too_little_device_memory_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, refused, stories_file, tmp_path, kind: str
+) -> None:
     def exhausted(*_: object) -> None:
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4677632028868 bytes.\nmore")
+        raise jax.errors.JaxRuntimeError(f"{kind} allocating 4677632028868 bytes.\nmore")
 
     monkeypatch.setattr("mla_jax.train.loop.train", exhausted)
     words = ("4677632028868 bytes", "train.microbatches")

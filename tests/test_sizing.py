@@ -141,3 +141,15 @@ def test_the_default_rate_of_the_bias_follows_the_score() -> None:
     assert tiny_config(**GOOD).model.router_bias_rate == 3e-3
     assert tiny_config(**GOOD, **{"model.router_score": "softmax"}).model.router_bias_rate == pytest.approx(1.2e-2 / 8)
     assert tiny_config(**GOOD, **{"model.router_bias_rate": 0.0}).model.router_bias_rate == 0
+
+
+@pytest.mark.parametrize("target", [float("nan"), float("inf"), 0, -1])
+def test_a_target_is_a_positive_number(target: float) -> None:
+    with pytest.raises(UserError, match="it must be a positive number"):
+        sizing.match_total_params(load_config("moe_mla_rope", **ROWS), target)
+
+
+def test_a_width_is_one_that_the_mesh_splits() -> None:
+    config = load_config("moe_mla_rope", **ROWS, **{"mesh.data": 1, "mesh.tensor": 2})
+    found = sizing.match_total_params(config, 165_000_000, multiple=3)
+    assert found.width % 6 == 0 and found.config.model.d_expert == found.width

@@ -10,12 +10,11 @@ from mla_jax import accounting
 from mla_jax.bench.points import Point
 from mla_jax.bench.timing import measure
 from mla_jax.config import Config, replace
-from mla_jax.kernels.row_linear import MAX_ROWS
 from mla_jax.model import moe_choice, packed_decode
 from mla_jax.model.cache import init_cache
 from mla_jax.model.initial import init_params
 from mla_jax.model.moe import initial_router_bias
-from mla_jax.model.serving import packs, packs_experts, read_at_decode, serving_variables
+from mla_jax.model.serving import experts_by_kernels, packs, read_at_decode, serving_variables
 from mla_jax.model.transformer import Transformer, variables_of
 from mla_jax.sample import loop
 from mla_jax.sample.methods import Method
@@ -132,8 +131,7 @@ def unread_expert_bytes(model: Transformer, batch: int) -> int:
     cfg, backend = model.cfg, model.backend
     if not cfg.n_moe_layers or cfg.top_k == cfg.n_routed_experts:
         return 0
-    kernels = batch <= MAX_ROWS and packs(cfg, backend) and packs_experts(cfg)
-    if not kernels and moe_choice.choose(cfg, batch, backend).impl != "gathered":
+    if not experts_by_kernels(cfg, backend, batch) and moe_choice.choose(cfg, batch, backend).impl != "gathered":
         return 0
     params, unchosen = accounting.params(cfg), 1 - cfg.top_k / cfg.n_routed_experts
     routed = (params["total"] - params["active"]) / unchosen

@@ -47,9 +47,9 @@ class _Form(NamedTuple):
     biased: bool
 
 
-def applies(n_rows: int, top_k: int, width: int) -> bool:
-    """Whether programs divide the rows, and can hold the units of a row's chosen experts."""
-    return n_rows % _ROWS == 0 and pl.next_power_of_2(top_k) * pl.next_power_of_2(width) <= _NUMBERS
+def applies(n_rows: int, at_once: int, width: int) -> bool:
+    """Whether programs divide the rows, and can hold the units of `at_once` experts of a row: chosen, or shared."""
+    return n_rows % _ROWS == 0 and pl.next_power_of_2(at_once) * pl.next_power_of_2(width) <= _NUMBERS
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -142,7 +142,7 @@ def _form(pre: Arrays, bias: jax.Array | None, expert_idx: jax.Array, n_shared: 
 def _fitting(form: _Form, blocks: Blocks) -> Blocks:
     """Blocks of at most _NUMBERS numbers."""
     width = pl.next_power_of_2(form.width)
-    rows = min(blocks.rows, _ROWS, max(1, _NUMBERS // (width * pl.next_power_of_2(form.top_k))))
+    rows = min(blocks.rows, _ROWS, max(1, _NUMBERS // (width * pl.next_power_of_2(max(form.top_k, form.shared)))))
     experts = min(blocks.experts, pl.next_power_of_2(form.experts), max(1, _NUMBERS // (rows * width)))
     return blocks._replace(rows=rows, experts=experts)
 

@@ -28,6 +28,8 @@ class Rates:
 
 # gpu: one H100, bfloat16, launch/moe_layer.py with the Pallas kernels (docs/results/moe_gpu.md): widths 512 and 256
 # give 275 TFLOP/s beside 1.4 ms for 65,536 tokens, width 32 of masked dense the passes. A large dense product: 589.
+# Older than kernels/masked_hidden.py, by which masked dense takes about 1 ms a layer less: widths of 48 to 64 may be
+# better off with it than this says.
 # tpu: not measured; the GPU's figures stand in for them.
 # cpu: two cores in float32; launch/moe_layer.py gave the ratios, on a busy machine.
 _GPU = Rates(dense=589e12, grouped=275e12, move=2.5e12, sort_s=1e-4, tile=128, passes=8)

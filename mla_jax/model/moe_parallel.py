@@ -42,7 +42,7 @@ def takes_shared(impl: str, rows: int, length: int, cfg: ModelConfig, backend: B
         return False
     tokens = tokens_here(rows, length, backend)
     return (mesh is None or _on_mesh(rows, backend)) and moe_paths.masks_in_one_pass(
-        tokens, cfg.top_k, cfg.d_expert, backend
+        tokens, max(cfg.top_k, cfg.n_shared_experts), cfg.d_expert, backend
     )
 
 

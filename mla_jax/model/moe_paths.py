@@ -53,9 +53,12 @@ def masked_dense(
     return jnp.einsum("nef,efd->nd", hidden * weight[..., None], experts.w_down)
 
 
-def masks_in_one_pass(n_tokens: int, top_k: int, width: int, backend: Backend) -> bool:
-    """Whether a kernel computes masked hidden units of experts of this width on a device that has n_tokens."""
-    return backend.train_impl == "pallas" and masked_hidden.applies(n_tokens, top_k, width)
+def masks_in_one_pass(n_tokens: int, at_once: int, width: int, backend: Backend) -> bool:
+    """Whether a kernel computes masked hidden units of experts of this width on a device that has n_tokens.
+
+    at_once: experts that a token has chosen, or shares if those are more.
+    """
+    return backend.train_impl == "pallas" and masked_hidden.applies(n_tokens, at_once, width)
 
 
 def _masked_in_one_pass(

@@ -86,6 +86,11 @@ def packs_experts(cfg: ModelConfig) -> bool:
     return cfg.moe_impl == "auto" and row_experts.applies(cfg.n_routed_experts, cfg.n_shared_experts, rule(cfg))
 
 
+def experts_by_kernels(cfg: ModelConfig, backend: Backend, rows: int) -> bool:
+    """Whether decode of so many rows takes kernels/row_experts.py for its experts, not one of `moe_paths.PATHS`."""
+    return cfg.n_moe_layers > 0 and rows <= row_linear.MAX_ROWS and packs(cfg, backend) and packs_experts(cfg)
+
+
 def rule(cfg: ModelConfig) -> Rule:
     """How the router's logits become choices."""
     return Rule(cfg.top_k, cfg.router_score, cfg.router_renormalize, cfg.routed_scaling_factor)

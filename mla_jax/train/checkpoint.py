@@ -20,7 +20,7 @@ from orbax.checkpoint import checkpoint_managers
 from mla_jax import checksums, distributed
 from mla_jax.config import CheckpointConfig, Config
 from mla_jax.errors import UserError
-from mla_jax.restore import check_router_bias, drop_failed_reads, quiet_reads, short_reason
+from mla_jax.restore import check_numbers, check_router_bias, drop_failed_reads, quiet_reads, short_reason
 from mla_jax.runs import RunFolder
 from mla_jax.train.ema import swapped
 from mla_jax.train.state import TrainState
@@ -137,6 +137,7 @@ class Checkpoints:
                     check_router_bias(self._folder.checkpoints / str(step) / "model")
                 with quiet_reads():
                     restored = self._manager.restore(step, args=items)
+                check_numbers(restored["model"].get("router_bias"))
                 data.set_state(self._data_state(step))
                 reason = ""
             except Exception as error:  # Orbax and TensorStore raise many types for a damaged file

@@ -93,6 +93,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--window", type=int, default=50, help="steps that a mean is taken over")
     args = parser.parse_args(arguments)
     try:
+        if args.window < 1:
+            raise UserError(f"--window is {args.window}; a mean needs one step at least: give 1 or more.")
         print(table([RunFolder(Path(name)) for name in args.runs], args.after, args.window))
     except UserError as error:
         print(f"mla_jax: {error}", file=sys.stderr)

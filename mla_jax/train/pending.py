@@ -41,8 +41,8 @@ class Pending:
             done, on_device = self._steps.popleft()
             fetched = jax.device_get(on_device)
             self.latest = {name: float(value) for name, value in fetched.items() if not value.ndim}
-            self.experts.add(fetched)
             if self.latest["finite"]:
+                self.experts.add(fetched)  # a bad step's tokens all go to the first experts, with NaN as their entropy
                 continue
             if self._cfg.on_nonfinite == "rollback":
                 raise BadStep(done, self.latest)

@@ -90,7 +90,8 @@ memory() {
         --out "$rows"
 }
 tests() { # Numbers that need a GPU: cuDNN's attention, the loss without a float32 copy.
-    bounded 120 gpu_tests "$python" -m pytest -q -x tests/test_loss.py tests/test_backend.py tests/test_train_kernels.py
+    JAX_PLATFORMS=cuda,cpu \
+        bounded 120 gpu_tests "$python" -m pytest -q -x tests/test_loss.py tests/test_backend.py tests/test_train_kernels.py
 }
 
 for part in $parts; do

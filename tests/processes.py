@@ -29,7 +29,7 @@ class Processes:
         self.logs = [folder / f"process{i}.txt" for i in range(count)]
         environment = {n: v for n, v in os.environ.items() if n != "JAX_COMPILATION_CACHE_DIR"}
         environment |= {"MLA_JAX_CACHE": str(folder / "cache"), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)}
-        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+        environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
         port, self.children = free_port(), []
         for i in range(count):
             launch = [f"--coordinator_address=localhost:{port}", f"--num_processes={count}", f"--process_id={i}"]

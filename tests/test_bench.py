@@ -183,7 +183,10 @@ def bench(out: Path, cache: Path, *flags: str, **more: Any) -> str:
     [("decode", "memory"), pytest.param(tuple(plan.SUITES), marks=pytest.mark.slow)],
     ids=lambda s: "+".join(s),
 )
-def test_quick_through_the_command_line(tmp_path: Path, suites: tuple[str, ...]) -> None:
+def test_quick_through_the_command_line(
+    tmp_path: Path, suites: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # rows under flags are no reference for ratios
     out, flags = tmp_path / "bench", [f"--suite={suite}" for suite in suites]
     text = bench(out, tmp_path / "cache", *flags)
     rows = read_rows(out / "rows.jsonl")

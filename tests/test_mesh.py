@@ -27,7 +27,7 @@ TESTS = Path(__file__).resolve().parent
 def simulated(part: str, devices: int = 8) -> dict[str, dict[str, float]]:
     """What `mesh_driver.py PART` prints, with simulated devices."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{TESTS.parent}:{TESTS}"}
-    environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     command = [sys.executable, str(TESTS / "mesh_driver.py"), part]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -42,9 +42,12 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_installed(installed: Path, arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run Python on the wheel's files; -S skips .pth files, hence an editable install of the repository."""
+    """Run Python on the wheel's files as a user would, whose XLA has no flags for tests.
+
+    -S skips .pth files, hence an editable install of the repository.
+    """
     path = os.pathsep.join([str(installed), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
-    env = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    env = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     return run([sys.executable, "-S", *arguments], cwd=cwd, env=env)
 
 

@@ -16,7 +16,8 @@ FOLDER = {
 
 
 @pytest.mark.timeout(240)
-def test_smoke_from_nothing(tmp_path: Path) -> None:
+def test_smoke_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # compiled as for a user, who has no flags for tests
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     said = call("--config=smoke", f"--workdir={tmp_path / 'smoke'}", cache=tmp_path / "cache", cwd=tmp_path)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

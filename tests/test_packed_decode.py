@@ -57,7 +57,7 @@ OFTEN = (
 
 
 def decode_twice(variant: str, backend: Backend, rows: int, packed: bool) -> tuple[jax.Array, Any]:
-    """Two steps after a ragged prefill -> logits of the second [rows, vocab], cache."""
+    """Two steps after a ragged prefill -> their logits [2, rows, vocab], cache. One program of a step serves both."""
     name, knobs = VARIANTS[variant]
     config = tiny_config(name, **{f"model.{key}": value for key, value in ({"n_layers": 1} | knobs).items()})
     model = Transformer(config.model, backend)
@@ -74,9 +74,14 @@ def decode_twice(variant: str, backend: Backend, rows: int, packed: bool) -> tup
     def run(variables: Any) -> tuple[jax.Array, Any]:
         store = init_cache(config.model, rows, 13, jnp.float32)
         _, store = model.apply(variables, tokens, lengths, store, method="prefill")
-        _, store = model.apply(variables, tokens[:, :1], lengths, store, method="decode")
-        logits, store = model.apply(variables, tokens[:, 1:2], lengths + 1, store, method="decode")
-        return logits[:, 0], store
+
+        def step(carry: tuple, token: jax.Array) -> tuple[tuple, jax.Array]:
+            start, store = carry
+            logits, store = model.apply(variables, token[:, None], start, store, method="decode")
+            return (start + 1, store), logits[:, 0]
+
+        (_, store), logits = jax.lax.scan(step, (lengths, store), tokens[:, :2].T)
+        return logits, store
 
     return quick_jit(run)(variables)
 

@@ -3,6 +3,9 @@
 Prints the largest differences. Two shapes run always; all of them, the interpreted kernels and tokamax are slow.
 """
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,19 +32,25 @@ def random_shape(seed: int) -> ModelConfig:
     )
 
 
+@functools.cache
+def references(seed: int) -> list[tuple[Any, Any]]:
+    """Layers of random numbers of tokens, one a routing, with their values and gradients: once for all paths."""
+    cfg, rng = random_shape(seed), np.random.default_rng([seed, 1])
+    layers = [random_layer(cfg, int(rng.integers(1, 300)), seed, routing) for routing in ROUTINGS]
+    return [(layer, values_and_gradients(cfg, "reference", "xla", layer)) for layer in layers]
+
+
 def check(seed: int, path: str, capsys: pytest.CaptureFixture) -> None:
-    """One path against the reference at three routings of random numbers of tokens."""
-    cfg, rng, largest = random_shape(seed), np.random.default_rng([seed, 1]), np.zeros(2)
+    """One path against the reference at three routings."""
+    cfg, largest = random_shape(seed), np.zeros(2)
     impl, _, grouped_impl = path.partition(":")
 
     def scaled(a: jax.Array, b: jax.Array) -> float:
         """Of gradients, sums over hundreds of tokens: a share of the array's largest entry where that is above 1."""
         return float(jnp.abs(a - b).max() / jnp.maximum(1.0, jnp.abs(b).max()))
 
-    for routing in ROUTINGS:
-        layer = random_layer(cfg, int(rng.integers(1, 300)), seed, routing)
+    for layer, (wanted, wanted_grads) in references(seed):
         y, grads = values_and_gradients(cfg, impl, grouped_impl or "xla", layer)
-        wanted, wanted_grads = values_and_gradients(cfg, "reference", "xla", layer)
         gradients = jax.tree.leaves(jax.tree.map(scaled, grads, wanted_grads))
         largest = np.maximum(largest, [float(jnp.abs(y - wanted).max()), max(gradients)])
     with capsys.disabled():

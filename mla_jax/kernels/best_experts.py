@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from mla_jax.kernels.padding import padded
+
 
 class Blocks(NamedTuple):
     """What a program does: so many rows."""
@@ -73,7 +75,7 @@ best_experts.defvjp(_forward, _backward)
 def _program(
     scores_ref: Any, bias_ref: Any, idx_ref: Any, score_ref: Any, *, n_experts: int, k: int, n_rows: int
 ) -> None:
-    rows, columns = pl.ds(pl.program_id(0) * n_rows, n_rows), pl.ds(0, pl.next_power_of_2(n_experts))
+    rows, columns = pl.ds(pl.program_id(0) * n_rows, n_rows), padded(pl.next_power_of_2(n_experts), n_experts)
     expert = jnp.arange(columns.size)
     inside = expert < n_experts
     mask = jnp.broadcast_to(inside, (n_rows, columns.size))

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from mla_jax.kernels.padding import padded
+
 MASKED = -1e30  # the logit of what is no token
 _LOG2_E = math.log2(math.e)
 
@@ -102,7 +104,7 @@ def _held_program(
     here = pl.ds(pl.program_id(0) * rows, rows)
     column = jnp.broadcast_to(jnp.arange(block)[None, :], (rows, block))
     target, weight = plgpu.load(targets_ref.at[here]), plgpu.load(weights_ref.at[here])
-    logits = _load(logits_ref.at[here, pl.ds(0, block)], column, None if n_tokens == block else n_tokens)
+    logits = _load(logits_ref.at[here, padded(block, vocab)], column, None if n_tokens == block else n_tokens)
     logits = logits - jnp.max(logits, axis=1, keepdims=True)
     exp = _exp(logits)
     exp_sum = jnp.sum(exp, axis=1)
@@ -111,7 +113,7 @@ def _held_program(
     chosen = jnp.sum(jnp.where(is_target, logits, 0.0), axis=1)
     plgpu.store(nll_ref.at[here], jnp.log(exp_sum) - chosen)
     d_logits = exp * (weight / exp_sum)[:, None] - jnp.where(is_target, weight[:, None], 0.0)
-    _store(d_logits_ref.at[here, pl.ds(0, block)], d_logits, column, None if vocab == block else vocab)
+    _store(d_logits_ref.at[here, padded(block, vocab)], d_logits, column, None if vocab == block else vocab)
 
 
 def _long_program(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from mla_jax.kernels.padding import padded
 from mla_jax.model.experts import activation
 
 _NUMBERS = 2048  # of each array that a program holds
@@ -60,7 +61,7 @@ def hidden_backward(
 def _program(weight_ref: Any, d_hidden_ref: Any, *refs: Any, width: int, block: tuple[int, int]) -> None:
     n_pre = (len(refs) - 2) // 2
     pre_refs, (hidden_ref, *d_pre_refs, d_weight_ref) = refs[:n_pre], refs[n_pre:]
-    rows, columns = pl.ds(pl.program_id(0) * block[0], block[0]), pl.ds(0, block[1])
+    rows, columns = pl.ds(pl.program_id(0) * block[0], block[0]), padded(block[1], width)
     whole = width == block[1]
     mask = None if whole else jnp.broadcast_to(jnp.arange(block[1]) < width, block)
 

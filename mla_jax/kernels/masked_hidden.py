@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from mla_jax.kernels import gelu
+from mla_jax.kernels.padding import padded
 
 
 class Blocks(NamedTuple):
@@ -186,7 +187,7 @@ class _Tile:
         self.form, self.blocks = form, blocks
         self.first = pl.program_id(0) * blocks.rows
         self.rows, self.idx_ref = pl.ds(self.first, blocks.rows), idx_ref
-        self.choices = pl.ds(0, pl.next_power_of_2(form.top_k))
+        self.choices = padded(pl.next_power_of_2(form.top_k), form.top_k)
         self.some = jnp.broadcast_to(jnp.arange(self.choices.size) < form.top_k, (blocks.rows, self.choices.size))
         self.expert_idx = plgpu.load(idx_ref.at[self.rows, self.choices], mask=self.some, other=form.experts)
 
@@ -227,12 +228,13 @@ class _Tile:
 
     def bias(self, ref: Any) -> jax.Array:
         mask = self._of_shared()
-        place = ref.at[pl.ds(0, mask.shape[0]), pl.ds(0, mask.shape[1])]
+        place = ref.at[padded(mask.shape[0], self.form.shared), padded(mask.shape[1], self.form.width)]
         return plgpu.load(place, mask=mask, other=0.0).astype(jnp.float32)[None]
 
     def store_part(self, ref: Any, value: jax.Array) -> None:
         mask = self._of_shared()[None]
-        place = ref.at[pl.ds(pl.program_id(0), 1), pl.ds(0, mask.shape[1]), pl.ds(0, mask.shape[2])]
+        all_shared = padded(mask.shape[1], self.form.shared), padded(mask.shape[2], self.form.width)
+        place = ref.at[pl.ds(pl.program_id(0), 1), *all_shared]
         plgpu.store(place, jnp.sum(value, axis=0)[None], mask=mask)
 
     def _of_shared(self) -> jax.Array:

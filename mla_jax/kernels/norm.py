@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from mla_jax.kernels.padding import padded
+
 
 class Blocks(NamedTuple):
     """What a program of the backward pass does; one of the forward pass does a single step."""
@@ -99,12 +101,12 @@ class _Columns:
     """A row's places in powers of two, as Triton wants: 768 are 512 and 256; what is no such sum is padded."""
 
     def __init__(self, width: int) -> None:
-        padded = pl.next_power_of_2(width)
-        pieces = padded // 2, width - padded // 2
-        exact = pieces[1] >= _LEAST and pieces[1] == pl.next_power_of_2(pieces[1]) and width < padded
-        self.sizes = pieces if exact else (padded,)
-        self.slices = [pl.ds(begin, size) for begin, size in zip((0, padded // 2), self.sizes, strict=False)]
-        self.inside = None if exact or width == padded else jnp.arange(padded) < width
+        whole = pl.next_power_of_2(width)
+        pieces = whole // 2, width - whole // 2
+        exact = pieces[1] >= _LEAST and pieces[1] == pl.next_power_of_2(pieces[1]) and width < whole
+        self.sizes = pieces if exact else (whole,)
+        self.slices = [pl.ds(0, pieces[0]), pl.ds(*pieces)] if exact else [padded(whole, width)]
+        self.inside = None if exact or width == whole else jnp.arange(whole) < width
 
     def load(self, ref: Any, rows: Any = None) -> Row:
         places = [ref.at[here] if rows is None else ref.at[rows, here] for here in self.slices]

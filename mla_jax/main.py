@@ -11,7 +11,7 @@ import sys
 from typing import TextIO
 
 from mla_jax import phases  # noqa: F401 - first, so that its clock counts the imports
-from mla_jax.errors import UserError
+from mla_jax.errors import UserError, out_of_memory
 
 
 def main(argv: list[str]) -> int:
@@ -29,10 +29,9 @@ def main(argv: list[str]) -> int:
         print(f"mla_jax: this machine has too little memory ({error}): lower batch sizes or sizes.", file=sys.stderr)
         return 2
     except RuntimeError as error:  # JaxRuntimeError is one; importing jax here would cost --help a second
-        sign = next((sign for sign in ("RESOURCE_EXHAUSTED", "Out of memory") if sign in str(error)), None)
-        if sign is None:
+        reason = out_of_memory(error)
+        if reason is None:
             raise
-        reason = " ".join(str(error).split(sign, 1)[1].split()).strip(": .")[:160]
         print(
             f"mla_jax: the device has too little memory ({reason}): in training raise --config.train.microbatches, "
             "lower --config.train.batch_size or --config.train.seq_len, or choose a smaller --config.model; in "

@@ -28,6 +28,7 @@ import jax
 from absl import logging
 
 from mla_jax.distributed import client, count, exchange, index, is_first
+from mla_jax.errors import out_of_memory
 
 HEARTBEAT_S = 30  # after which a process that sends none counts as dead
 SILENCE_S = 30  # the same for a host that does not answer the kernel's probes of a connection
@@ -76,7 +77,7 @@ def peers_needed() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # JaxRuntimeError is one
-        if count() == 1 or "RESOURCE_EXHAUSTED" in str(error) or not isinstance(error, jax.errors.JaxRuntimeError):
+        if count() == 1 or out_of_memory(error) is not None or not isinstance(error, jax.errors.JaxRuntimeError):
             raise
         time.sleep(NEWS_S)  # the watch knows which process it is
         _lost((str(error).strip().splitlines() or ["no reason given"])[0][:200])

@@ -53,8 +53,8 @@ def match(config: Config, target: int, quantity: Callable[[ModelConfig], int], m
     most layers. d_ff is the finer one: of a model with experts it is the width of its `first_k_dense` layers alone,
     and leaves a few hundredths of a per cent.
     Every quantity here is linear in the width, so two evaluations give the answer and two more round it. Raises
-    UserError when `model.vocab_size` is not known yet, the knob changes nothing, or the target is below the model with
-    the smallest width.
+    UserError when `model.vocab_size` is not known yet, the knob changes nothing, or the target is no positive number or
+    below the model with the smallest width.
     """
     knob = knob or ("model.d_expert" if config.model.ffn == "moe" else "model.d_ff")
     if not config.model.vocab_size:

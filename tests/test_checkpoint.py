@@ -1,5 +1,6 @@
 """mla_jax.train.checkpoint: what is kept, what comes back, and what a damaged checkpoint does."""
 
+import dataclasses
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 from mla_jax import checksums
 from mla_jax.config import CheckpointConfig
 from mla_jax.errors import UserError
+from mla_jax.restore import check_numbers
 from mla_jax.runs import RunFolder, checkpoint_losses
 from mla_jax.train.checkpoint import Checkpoints
 from mla_jax.train.state import TrainState
@@ -142,6 +144,20 @@ def test_everything_comes_back_bit_for_bit(folder: RunFolder, router_bias: bool)
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
     assert following == 21
+
+
+def test_a_checkpoint_whose_bias_is_no_number_is_damaged(folder: RunFolder) -> None:
+    good, bad = state_at(1, router_bias=True), state_at(2, router_bias=True)
+    bad = dataclasses.replace(bad, router_bias=bad.router_bias.at[1, 2].set(jnp.nan))
+    with Checkpoints(folder, keep()) as checkpoints:
+        checkpoints.save(good, data_at(1), None)
+        checkpoints.save(bad, data_at(2), None)
+    state, _ = restore(folder, keep(), router_bias=True)
+    assert int(state.step) == 1 and folder.steps() == [1]
+    with pytest.raises(ValueError, match="its router_bias is not a number"):
+        check_numbers(bad.router_bias)
+    check_numbers(good.router_bias.at[0, 0].set(-jnp.inf))  # masks an expert
+    check_numbers(None)
 
 
 def test_a_save_copies_before_it_returns(folder: RunFolder) -> None:

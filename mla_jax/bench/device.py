@@ -39,7 +39,3 @@ def peak_memory() -> int | None:
     """Most bytes that this process has held on the device so far; None where the device does not say."""
     stats: dict[str, Any] = jax.local_devices()[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use")
-
-
-def out_of_memory(error: Exception) -> bool:
-    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()

@@ -19,7 +19,7 @@ from mla_jax import compile_cache
 from mla_jax.bench.train_step import fixed_batch
 from mla_jax.config import Config, replace
 from mla_jax.config_files import load_config
-from mla_jax.errors import UserError
+from mla_jax.errors import UserError, out_of_memory
 from mla_jax.model import backend as backend_lib
 from mla_jax.model.initial import init_params
 from mla_jax.model.transformer import Transformer
@@ -65,7 +65,7 @@ def fits(config: Config, batch: int) -> bool:
         state = init_state(model, optimizer, init_params(model, 0))
         jax.block_until_ready(make_train_step(model, optimizer, config)(state, fixed_batch(config)))
     except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if out_of_memory(error) is None:
             raise
         return False
     return True

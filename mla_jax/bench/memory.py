@@ -5,6 +5,7 @@ from typing import Any
 from mla_jax import accounting
 from mla_jax.bench import decode, device
 from mla_jax.bench.points import Point
+from mla_jax.errors import out_of_memory
 
 _RESERVE = 0.04  # of the memory, for the program, its temporaries and fragmentation
 
@@ -42,6 +43,6 @@ def run(point: Point, context: int, limit: int | None, **knobs: Any) -> dict[str
             ran = decode.run(point, tried, context, 8, 1, **knobs)
             return metrics | {"ran_batch": tried, "ms": ran["ms"], "peak_bytes": device.peak_memory()}
         except Exception as error:
-            if not device.out_of_memory(error):
+            if out_of_memory(error) is None:
                 raise
     return metrics | {"ran_batch": 0}

@@ -37,7 +37,7 @@ class Plan(NamedTuple):
 
 # [65536, 8192] in bfloat16 on an H200 (launch/loss_tuning.py): pieces of 2,048 by 4 warps take 0.674 ms, whole rows
 # 0.840, XLA's three passes 1.255. [65536, 50304]: the same pieces 5.04 ms, 8,192 by 16 warps 4.72, XLA 7.82. There the
-# second reading finds little in the cache (100 KB a row), and fewer rows at a time did not help (a trial that is not kept).
+# second reading finds little in the cache (100 KB a row); fewer rows at a time did not help (a trial, not kept).
 _HELD = 2048  # the longest row that a program holds
 _NUMBERS = 512  # of a held row for each warp: 16 a thread
 _LONG = Plan(2048, 4)

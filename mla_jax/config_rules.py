@@ -3,13 +3,21 @@
 A rule is a function of a resolved Config that raises UserError: field, value, rule, remedy.
 """
 
-from typing import TYPE_CHECKING
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
 
 from mla_jax.bench import settings as bench_settings
 from mla_jax.config_bounds import fail, get, ranges
 
 if TYPE_CHECKING:
     from mla_jax.config import Config
+
+# What only experts read. A knob that changes nothing is refused: who sets it believes that it does.
+_EXPERTS = ("n_routed_experts", "n_shared_experts", "top_k", "d_expert", "first_k_dense")
+_EXPERTS += ("router_aux_weight", "router_sequence_weight", "router_z_weight")
+_ROUTING = ("router_score", "router_renormalize", "routed_scaling_factor", "router_bias_rate", "router_bias_rule")
+_ROUTING += ("moe_impl", "grouped_impl")  # these were not refused before: see `forgive`
 
 
 def heads(config: "Config") -> None:
@@ -102,10 +110,10 @@ def experts(config: "Config") -> None:
         fail(config, f"model.{name}", rule, remedy)
 
     if m.ffn == "dense":
-        sizes = ("n_routed_experts", "n_shared_experts", "top_k", "d_expert", "first_k_dense")
-        for name in (*sizes, "router_aux_weight", "router_sequence_weight", "router_z_weight"):
-            if getattr(m, name):
-                refuse(name, "ffn=dense has no experts", "set it to 0, or --config.model.ffn=moe")
+        for name in (*_EXPERTS, *_ROUTING):
+            default = _defaults()[name]
+            if getattr(m, name) != default:
+                refuse(name, "ffn=dense has no experts", f"set it to {default!r}, or --config.model.ffn=moe")
         return
     if not m.n_routed_experts:
         refuse(
@@ -133,6 +141,25 @@ def experts(config: "Config") -> None:
         refuse("first_k_dense", "scan_layers needs layers that are all alike", "set it to 0, or scan_layers=False")
     if -1 <= m.router_bias_rate < 0:
         refuse("router_bias_rate", "a rate is 0 (off) or more", "set it to such a number, or -1 for the default")
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    """The knobs of `model` in configs/base.py, the one home of defaults; they do not depend on the size here."""
+    from mla_jax.config_files import base_config  # which stands on this module
+
+    return base_config().model.to_dict()
+
+
+def forgive(config: "Config") -> "Config":
+    """A stored config whose dense model has knobs of routing, which it never read, with their defaults instead.
+
+    mla_jax took such runs without a word once: they are what they would be without these knobs, and can go on.
+    """
+    if config.model.ffn != "dense":
+        return config
+    unread = {name: _defaults()[name] for name in _ROUTING}
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **unread))
 
 
 def batches(config: "Config") -> None:

@@ -25,6 +25,7 @@ CONFIG_VALUES = [
     ("model.qk_rope_head_dim=7", "model.qk_rope_head_dim", "7", "even"),
     ("model.dropout=1.5", "model.dropout", "1.5"),
     ("model.top_k=3", "model.top_k", "3", "ffn=dense"),
+    ("model.router_score=softmax", "model.router_score", "'softmax'", "ffn=dense", "--config.model.ffn=moe"),
     ("model.ffn=moe", "model.n_routed_experts", "0", "at least 1"),
     ("model.vocab_size=300", "model.vocab_size", "300", "tokenizer"),
     ("train.microbatches=3", "train.microbatches", "3", "train.batch_size"),

@@ -1,13 +1,14 @@
 """What values of knobs may be, alone and together, in a sentence each; what is derived from them."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from knobs import with_knobs
+from knobs import BASE, with_knobs
 
-from mla_jax.config import from_dict
+from mla_jax.config import dumps, from_dict, loads
 from mla_jax.config_files import load_config
 from mla_jax.errors import UserError
 
@@ -128,6 +129,54 @@ DERIVED = [
 def test_derived_values_follow_their_rule(name: str, expected: dict[str, Any]) -> None:
     model = load_config(name).model
     assert {field: getattr(model, field) for field in expected} == expected
+
+
+UNREAD = {  # every knob of experts, with another value than base.py's
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "top_k": 4,
+    "d_expert": 64,
+    "first_k_dense": 1,
+    "router_score": "softmax",
+    "router_renormalize": False,
+    "routed_scaling_factor": 2.5,
+    "router_bias_rate": 0.0,
+    "router_bias_rule": "proportional",
+    "router_aux_weight": 0.01,
+    "router_sequence_weight": 1e-4,
+    "router_z_weight": 1e-3,
+    "moe_impl": "grouped",
+    "grouped_impl": "xla",
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_a_knob_of_experts_that_a_dense_model_would_not_read_is_refused(name: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config("mha", **{f"model.{name}": UNREAD[name]})
+    sentence = f"model.{name} is {UNREAD[name]!r}; ffn=dense has no experts: set it to {BASE['model'][name]!r}, or "
+    assert str(caught.value) == f"{sentence}--config.model.ffn=moe."
+    assert load_config("mha", **{f"model.{name}": BASE["model"][name]}) == load_config("mha")
+
+
+def test_every_knob_of_experts_is_among_those() -> None:
+    assert set(UNREAD) == {name for name in BASE["model"] if re.search(r"expert|rout|moe|top_k|first_k|grouped", name)}
+    knobs = {f"model.{name}": value for name, value in UNREAD.items()}
+    assert load_config("mha", **knobs, **{"model.ffn": "moe"}).model.router_score == "softmax"
+
+
+def test_a_stored_dense_run_with_knobs_that_it_never_read_goes_on_without_them() -> None:
+    """They were not refused once; what was refused always is damage."""
+    plain = load_config("mha")
+    stored = json.loads(dumps(plain))
+    forgiven = ("router_score", "router_renormalize", "routed_scaling_factor", "router_bias_rate", "router_bias_rule")
+    stored["config"]["model"] |= {name: UNREAD[name] for name in (*forgiven, "moe_impl", "grouped_impl")}
+    assert loads(json.dumps(stored)) == plain
+    stored["config"]["model"]["top_k"] = 4
+    with pytest.raises(UserError, match=r"^x: model.top_k is 4; ffn=dense has no experts"):
+        loads(json.dumps(stored), "x")
+    experts = json.loads(dumps(load_config("mha", **EXPERTS, **{"model.router_score": "softmax"})))
+    assert loads(json.dumps(experts)).model.router_score == "softmax"
 
 
 EXPERTS = {"model.ffn": "moe", "model.n_routed_experts": 6, "model.top_k": 2, "model.d_expert": 32}

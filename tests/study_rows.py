@@ -1,13 +1,15 @@
 """Made-up studies and rows for tests of the study: no training."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from mla_jax import accounting
 from mla_jax import config as config_lib
 from mla_jax.study import declare, grid
 from mla_jax.study.grid import Study
-from mla_jax.study.plan import Task
+from mla_jax.study.plan import Task, plan
+from mla_jax.study.rows import Rows, key_of_row
 
 TINY = {
     "model.n_layers": 2,
@@ -40,6 +42,31 @@ def declared(rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3), seeds: tuple[int, ..
 
 def study(**settings: Any) -> Study:
     return grid.from_config_dict(declared(**settings))
+
+
+def claims_study_dict(**settings: Any):
+    """Every point that paper A's measured claims ask for, at a tiny size."""
+    c = declared(rates=(), papers=("A",), **settings)
+    for name, config, knobs in (
+        ("mha_rope", "mha_rope", {}),
+        ("per_head_learned_r2", "mla", {"model.latent": "per_head", "model.position": "learned"}),
+        *(
+            (f"per_head_rope_r{p}", "mla_rope", PER_HEAD | {"model.kv_lora_rank": rank})
+            for p, rank in ((4, 3), (8, 2), (16, 1), (32, 5))
+        ),
+    ):
+        declare.point(c, name, config, "headline", knobs, (0, 1, 2))
+    return c
+
+
+def claims_study(**settings: Any) -> Study:
+    return grid.from_config_dict(claims_study_dict(**settings))
+
+
+PAPER_SAYS = {  # best losses by which paper A's claims hold, all but A5
+    "mha": 2.0, "mha_rope": 1.98, "per_head_learned_r2": 2.08, "per_head_rope_r2": 2.006, "per_head_rope_r4": 2.088,
+    "per_head_rope_r8": 2.206, "per_head_rope_r16": 2.3, "per_head_rope_r32": 2.6, "s_mha": 3.0,
+}  # fmt: skip
 
 
 def row(task: Task, loss: float = 2.0, status: str = "done", device: str = "cpu x86_64", **more: Any) -> dict[str, Any]:
@@ -86,3 +113,21 @@ def row(task: Task, loss: float = 2.0, status: str = "done", device: str = "cpu 
         "experts": {},
         "stories": [{"prompt": "Once", "text": " upon a time."}],
     } | more  # fmt: skip
+
+
+def rows_of(*rows: dict) -> Rows:
+    return Rows({key_of_row(r): r for r in rows})
+
+
+def done(made: Study, loss: Callable[[Task], float | None]) -> Rows:
+    """Rows of all runs of a study; `loss(task)` gives the best loss, None for a run that is missing."""
+    rows = rows_of()
+    for _ in range(2):  # the second time for the seeds that waited for their learning rate
+        tasks = plan(made, rows).tasks
+        rows = rows_of(*(row(t, loss(t)) for t in tasks if loss(t) is not None))
+    return rows
+
+
+def by_name(table: dict[str, float], noise: float = 0.0) -> Callable[[Task], float | None]:
+    """Losses by point; seeds differ by `noise`, equally for all points."""
+    return lambda task: table.get(task.point.name) and table[task.point.name] * (1 + noise * task.seed)

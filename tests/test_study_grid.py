@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from study_rows import declared, row, study
+from study_rows import declared, row, rows_of, study
 
 from mla_jax import accounting
 from mla_jax import config as config_lib
@@ -14,11 +14,7 @@ from mla_jax.study import declare, grid
 from mla_jax.study.claims import CLAIMS
 from mla_jax.study.plan import CostModel, chosen_rate, cost_model, describe, plan
 from mla_jax.study.results import collect
-from mla_jax.study.rows import Rows, gather, key_of, key_of_row, read_files
-
-
-def rows_of(*rows: dict) -> Rows:
-    return Rows({key_of_row(r): r for r in rows}, ())
+from mla_jax.study.rows import gather, key_of, read_files
 
 
 @pytest.mark.parametrize("name", study_names())

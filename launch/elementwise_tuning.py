@@ -106,15 +106,15 @@ def groups(n_tokens: int, width: int) -> dict[str, tuple[int, list[tuple], Calla
         gain, bias = (draw(i, width).astype(jnp.float32) for i in (8, 9))
         return [(*(draw(i + k, n_tokens, width) for k in (0, 100, 200)), gain, bias) for i in range(COPIES)]
 
-    def beside(x: jax.Array, gain: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return x, layers.layer_norm(x, gain, bias)
+    def beside(x: jax.Array, gain: jax.Array, bias: jax.Array, later: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return layers.tracked(x, later), layers.layer_norm(x, gain, bias)
 
     def norm_backward(b: norm.Blocks) -> Callable[..., Any]:
-        return lambda x, dx, dy, g, c: norm.backward(EPS, INTERPRET, (x, g, c), (dx, dy), b)
+        return lambda x, dx, dy, g, c: norm.backward(EPS, INTERPRET, (x, g, c, c), (dx, dy), b)
 
     forward = gelu_blocks(n_tokens, (1, 4), n_tokens)
     backward = gelu_blocks(n_tokens, (32, 16, 64, 8), 2048)
-    norms = [norm.Blocks(*b) for b in itertools.product((4, 2, 1, 8), (32, 16, 8, 4), (4, 2, 1, 8))]
+    norms = [norm.Blocks(*b) for b in itertools.product((2, 1, 4, 8), (32, 16, 64, 8), (2, 4, 1, 8))]
     singles = [norm.Blocks(n_rows, 1, warps) for n_rows, warps in itertools.product((4, 1, 2, 8), (4, 1, 2, 8))]
     masks = [masked_hidden.Blocks(*b) for b in itertools.product((8, 4, 16, 2, 32), (16, 64, 8, 32), (4, 8, 2, 1))]
     read = 2 * n_tokens * (TOP_K + SHARED) * UNITS  # bytes of one array
@@ -159,12 +159,15 @@ def groups(n_tokens: int, width: int) -> dict[str, tuple[int, list[tuple], Calla
             2 * other,
             stream,
             lambda x, dx, dy, g, b: layers.layer_norm(x, g, b),
-            [(str(k), lambda x, dx, dy, g, b, k=k: norm.forward(x, g, b, EPS, INTERPRET, k)[0][1]) for k in singles],
+            [
+                (str(k), lambda x, dx, dy, g, b, k=k: norm.forward(x, g, b, None, EPS, INTERPRET, k)[0][1])
+                for k in singles
+            ],
         ),
         "norm_backward": (
             4 * other,
             stream,
-            lambda x, dx, dy, g, b: jax.vjp(beside, x, g, b)[1]((dx, dy)),
+            lambda x, dx, dy, g, b: jax.vjp(beside, x, g, b, b)[1]((dx, dy)),
             [(str(k), norm_backward(k)) for k in norms],
         ),
     }

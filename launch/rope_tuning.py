@@ -1,10 +1,11 @@
-"""Blocks of the kernels between a product and attention (mla_jax/kernels/rotate_heads.py), each timed alone.
+"""Blocks of the kernels between a product and attention (rotate_heads.py, rotate_in_place.py), each timed alone.
 
-    python launch/rope_tuning.py --out rows.jsonl [--max_minutes 3]
+    python launch/rope_tuning.py --out rows.jsonl [--max_minutes 3] [--only mla mha queries]
 
 At MLA+RoPE's and MHA+RoPE's sizes (size m, 128 x 512 tokens, bfloat16): us and TB/s, forward and backward, of XLA's own
 form and of each choice of blocks; values are compared with XLA's. TB/s counts each array that has to be read or written
-once, for XLA too. Winners, one forward and one backward, belong into BLOCKS there.
+once, for XLA too. Winners, one forward and one backward, belong into BLOCKS there. queries: MLA's, turned in place (its
+backward pass is the same with other angles); the winner belongs into IN_PLACE.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mla_jax import rows
-from mla_jax.kernels import rotate_heads
+from mla_jax.kernels import rotate_heads, rotate_in_place
 from mla_jax.kernels.rotate_heads import Blocks, Part
 from mla_jax.model import layers
 
@@ -44,6 +46,9 @@ GRID = (
     Blocks(64, 4, 2, 16, 1),
     Blocks(8, 1, 4, 4, 4),
 )
+QUERIES = Part(8, 96, 32)
+IN_PLACE = [Blocks(*c) for c in ((16, 1, 4), (16, 1, 8), (16, 1, 2), (16, 1, 1), (32, 1, 4), (32, 1, 2), (32, 2, 8))]
+IN_PLACE += [Blocks(*c) for c in ((32, 2, 4), (8, 1, 8), (64, 4, 4), (64, 4, 8), (64, 2, 2))]
 
 
 def times(function: Callable[..., tuple], sets: list[tuple]) -> tuple[float, tuple]:
@@ -67,6 +72,51 @@ def times(function: Callable[..., tuple], sets: list[tuple]) -> tuple[float, tup
         jax.block_until_ready(out)
         took.append((time.perf_counter() - began) / (REPEATS * CALLS))
     return float(np.median(took)), first
+
+
+def queries(out: Path, batch: int, length: int, interpret: bool, ends: float) -> None:
+    """Turned in place: each run's results are the next one's arrays, which it may overwrite."""
+    cos, sin = layers.rope_angles(jnp.arange(length), QUERIES.rotary, 10_000.0)
+    n_bytes = 2 * 2 * batch * length * QUERIES.heads * QUERIES.rotary
+    for blocks in (None, *IN_PLACE):
+        if time.monotonic() > ends:
+            print("time is up")
+            return
+
+        def form(y: jax.Array, blocks: Blocks | None = blocks) -> jax.Array:
+            if blocks is None:
+                return rotate_heads.plain(y, cos, sin, None, (QUERIES,), layers.RMS_EPS)[0]
+            with mock.patch.object(rotate_in_place, "IN_PLACE", blocks):
+                return rotate_in_place.rotate(y, cos, sin, QUERIES, interpret)
+
+        def program(ys: list[jax.Array], form: Callable = form) -> list[jax.Array]:
+            found: list[jax.Array] = []
+            for y in ys:
+                if found:
+                    y, found[-1] = jax.lax.optimization_barrier((y, found[-1]))
+                found.append(form(y))
+            return found
+
+        name = "XLA" if blocks is None else " ".join(f"{k}={v}" for k, v in blocks._asdict().items())
+        keys = jax.random.split(jax.random.key(0), CALLS)
+        ys = [jax.random.normal(key, (batch, length, QUERIES.columns), jnp.bfloat16) for key in keys]
+        try:
+            run = jax.jit(program, donate_argnums=0).lower(ys).compile()
+            ys = jax.block_until_ready(run(ys))
+            took = []
+            for _ in range(ROUNDS):
+                began = time.perf_counter()
+                for _ in range(REPEATS):
+                    ys = run(ys)
+                jax.block_until_ready(ys)
+                took.append((time.perf_counter() - began) / (REPEATS * CALLS))
+        except Exception as error:
+            print(f"queries {name} {' '.join(str(error).split())[:120]}", flush=True)
+            continue
+        best = float(np.median(took))
+        print(f"queries          {name:44s} {best * 1e6:7.1f} us {n_bytes / best / 1e12:5.2f} TB/s", flush=True)
+        row = {"blocks": name, "us": best * 1e6, "bytes_per_s": n_bytes / best}
+        rows.append_row(out, rows.result_row("rope queries in place", "-", row, "random", "none"))
 
 
 def difference(found: tuple, wanted: tuple) -> float:
@@ -106,11 +156,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--max_minutes", type=float, default=3.0)
+    parser.add_argument("--only", nargs="*", default=["queries", *SIZES])
     given = parser.parse_args()
     given.out.parent.mkdir(parents=True, exist_ok=True)
     interpret = jax.default_backend() != "gpu"  # only to try this script
     begun = time.monotonic()
+    if "queries" in given.only:
+        queries(given.out, given.batch, given.length, interpret, begun + 60 * given.max_minutes)
     for size, parts in SIZES.items():
+        if size not in given.only:
+            continue
         cos, sin = layers.rope_angles(jnp.arange(given.length), parts[0].rotary, 10_000.0)
         gain = jnp.linspace(0.5, 1.5, parts[-1].latent) if parts[-1].latent else None
         for way, (compute, sets, n_bytes) in work(parts, given.batch, given.length).items():

@@ -15,24 +15,32 @@ pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is dep
 
 @pytest.mark.parametrize("width", [64, 80, 192, 200])
 @pytest.mark.parametrize("centred", [True, False])
-def test_norm_beside_is_the_plain_norm(centred: bool, width: int) -> None:
-    """80 columns and 200 are padded, 192 are 128 and 64. The stream's own gradient is added to the norm's."""
+@pytest.mark.parametrize("tracks", [True, False])
+def test_norm_beside_is_the_plain_norm(tracks: bool, centred: bool, width: int) -> None:
+    """80 columns and 200 are padded, 192 are 128 and 64. The stream's own gradient is added to the norm's.
+
+    tracks: and the gradient of a bias that is added later comes out of it.
+    """
     rng = np.random.default_rng(0)
 
     def draw(*shape: int) -> jax.Array:
         return jnp.asarray(rng.standard_normal(shape), jnp.float32)
 
-    x, gain, bias = 3 + draw(4, 64, width), draw(width), draw(width)
+    x, gain, bias, later = 3 + draw(4, 64, width), draw(width), draw(width), draw(width)
     beside, out = draw(4, 64, width), draw(4, 64, width)
+    Two = tuple[jax.Array, jax.Array]
 
-    def kernel(x: jax.Array, gain: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return norm.norm_beside(x, gain, bias if centred else None, 1e-5 if centred else 1e-6, True)
+    def kernel(x: jax.Array, gain: jax.Array, bias: jax.Array, later: jax.Array) -> Two:
+        vectors = (bias if centred else None, later if tracks else None)
+        return norm.norm_beside(x, gain, *vectors, 1e-5 if centred else 1e-6, True)
 
-    def plain(x: jax.Array, gain: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return x, layers.layer_norm(x, gain, bias) if centred else layers.rms_norm(x, gain)
+    def plain(x: jax.Array, gain: jax.Array, bias: jax.Array, later: jax.Array) -> Two:
+        y = layers.layer_norm(x, gain, bias) if centred else layers.rms_norm(x, gain)
+        return layers.tracked(x, later if tracks else None), y
 
     found, wanted = (
-        quick_jit(lambda *a, f=f: (f(*a), jax.vjp(f, *a)[1]((beside, out))))(x, gain, bias) for f in (kernel, plain)
+        quick_jit(lambda *a, f=f: (f(*a), jax.vjp(f, *a)[1]((beside, out))))(x, gain, bias, later)
+        for f in (kernel, plain)
     )
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(jnp.abs(b).max())))
@@ -42,7 +50,7 @@ def test_gradients_do_not_depend_on_blocks() -> None:
     x, dy = (jax.random.normal(jax.random.key(seed), (64, 80)) for seed in (0, 1))
     gain = jnp.ones((80,))
     wanted, found = (
-        quick_jit(lambda x, dy, b=b: norm.backward(1e-5, True, (x, gain, gain), (dy, dy), b))(x, dy)
+        quick_jit(lambda x, dy, b=b: norm.backward(1e-5, True, (x, gain, gain, gain), (dy, dy), b))(x, dy)
         for b in (norm.BACKWARD._replace(steps=16), norm.Blocks(2, 4, 1))
     )
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
@@ -59,7 +67,7 @@ def test_both_ways_lower_for_a_gpu(width: int) -> None:
     x, gain = jax.ShapeDtypeStruct((2, 512, width), jnp.bfloat16), jax.ShapeDtypeStruct((width,), jnp.float32)
 
     def both_ways(x: jax.Array, gain: jax.Array) -> jax.Array:
-        y, pull = jax.vjp(lambda x: norm.norm_beside(x, gain, gain, 1e-5, False), x)
+        y, pull = jax.vjp(lambda x: norm.norm_beside(x, gain, gain, gain, 1e-5, False), x)
         return pull(y)
 
     assert lower_for_h100(both_ways, x, gain).count(TRITON_CALL) == 2

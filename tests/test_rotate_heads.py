@@ -91,9 +91,10 @@ def in_place(y: jax.Array, cos: jax.Array, sin: jax.Array, interpret: bool) -> t
     return out, pull(y)[0]
 
 
-def test_heads_turned_in_place_are_those_of_the_plain_form() -> None:
-    y = jnp.asarray(np.random.default_rng(2).standard_normal((2, 48, 72)), jnp.float32)
-    cos, sin = layers.rope_angles(jnp.arange(48), 8, 10_000.0)
+@pytest.mark.parametrize("length", [48, 64])  # blocks of 16 rows, and of 32
+def test_heads_turned_in_place_are_those_of_the_plain_form(length: int) -> None:
+    y = jnp.asarray(np.random.default_rng(2).standard_normal((2, length, 72)), jnp.float32)
+    cos, sin = layers.rope_angles(jnp.arange(length), 8, 10_000.0)
     (wanted,), pull = jax.vjp(lambda y: rotate_heads.plain(y, cos, sin, None, (Part(3, 24, 8),), 1e-6), y)
     found, gradient = quick_jit(lambda y: in_place(y, cos, sin, True))(y)
     np.testing.assert_allclose(found, wanted, atol=1e-5)

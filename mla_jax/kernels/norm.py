@@ -2,7 +2,8 @@
 
 XLA reads a row once for its statistics and once more to scale it, and in the backward pass adds the stream's own
 gradient in a third pass. Here a program holds whole rows: forward reads x and writes y; backward reads x, dy and the
-gradient of what goes on beside the norm, and writes their sum.
+gradient of what goes on beside the norm, writes their sum, and sums that gradient's columns: the gradient of a bias
+that is added to the stream later, for which XLA reads it once more.
 """
 
 import functools
@@ -21,17 +22,23 @@ class Blocks(NamedTuple):
     """What a program of the backward pass does; one of the forward pass does a single step."""
 
     rows: int  # that it holds at a time
-    steps: int  # blocks of rows that it adds gain's and bias' gradients over
+    steps: int  # blocks of rows that it adds gradients of vectors over
     warps: int
 
     def params(self) -> plgpu.CompilerParams:
         return plgpu.CompilerParams(num_warps=self.warps, num_stages=2)
 
 
-# Size m's stream [65536, 512] in bfloat16 on an H200: 105 us backward, XLA 169 (launch/elementwise_tuning.py).
 FORWARD = Blocks(rows=4, steps=1, warps=4)
 BACKWARD = Blocks(rows=2, steps=32, warps=2)
+_WIDE = Blocks(rows=2, steps=16, warps=1)  # sums never leave the warp
 _LEAST = 64  # columns of a row's second piece
+
+
+def backward_blocks(width: int) -> Blocks:
+    """Measured on an H200 in bfloat16 (launch/elementwise_tuning.py): [65536, 512] takes 105 us, by XLA 169;
+    [32768, 768] with a later bias 96 us, 131 by BACKWARD and 158 by XLA."""
+    return BACKWARD if width <= 512 else _WIDE
 
 
 def applies(shape: tuple[int, ...]) -> bool:
@@ -42,20 +49,28 @@ def applies(shape: tuple[int, ...]) -> bool:
     return all(n_rows % (b.rows * b.steps) == 0 for b in (FORWARD, BACKWARD)) and shape[-1] <= 4096
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def norm_beside(
-    x: jax.Array, gain: jax.Array, bias: jax.Array | None, eps: float, interpret: bool
+    x: jax.Array, gain: jax.Array, bias: jax.Array | None, later: jax.Array | None, eps: float, interpret: bool
 ) -> tuple[jax.Array, jax.Array]:
     """x [..., D] -> x itself, and its norm times gain [D]: LayerNorm plus bias [D], or without a bias RMSNorm.
 
     In float32 inside; y in x's dtype. Whoever goes on with the x that comes back has its gradient added to the norm's
-    in the kernel. The plain twins are layers.layer_norm and layers.rms_norm.
+    in the kernel. later [D] or None: a bias that is added to that x further on, without a gradient
+    (`stop_gradient(later)`); it gets its gradient here. The plain twins are layers.layer_norm and layers.rms_norm with
+    `layers.tracked`.
     """
-    return forward(x, gain, bias, eps, interpret)[0]
+    return forward(x, gain, bias, later, eps, interpret)[0]
 
 
 def forward(
-    x: jax.Array, gain: jax.Array, bias: jax.Array | None, eps: float, interpret: bool, blocks: Blocks = FORWARD
+    x: jax.Array,
+    gain: jax.Array,
+    bias: jax.Array | None,
+    later: jax.Array | None,
+    eps: float,
+    interpret: bool,
+    blocks: Blocks = FORWARD,
 ) -> tuple[tuple, tuple]:
     """What `norm_beside` returns, and what it keeps for the gradient."""
     width = x.shape[-1]
@@ -69,26 +84,32 @@ def forward(
         interpret=interpret,
         name="norm",
     )(rows, *given)
-    return (x, y.reshape(x.shape)), (x, gain, bias)
+    return (x, y.reshape(x.shape)), (x, gain, bias, later)
 
 
-def backward(eps: float, interpret: bool, residuals: tuple, cotangents: tuple, blocks: Blocks = BACKWARD) -> tuple:
-    """Gradients of x, gain and bias."""
-    x, gain, bias = residuals
+def backward(eps: float, interpret: bool, residuals: tuple, cotangents: tuple, blocks: Blocks | None = None) -> tuple:
+    """Gradients of x, gain, bias and later."""
+    x, gain, *others = residuals
     width = x.shape[-1]
+    blocks = blocks or backward_blocks(width)
     rows, beside, dy = (a.reshape(-1, width) for a in (x, *cotangents))
     programs = rows.shape[0] // (blocks.rows * blocks.steps)
-    parts = jax.ShapeDtypeStruct((programs, width), jnp.float32)
-    d_x, d_gain, d_bias = pl.pallas_call(
-        functools.partial(_backward_program, width=width, eps=eps, centred=bias is not None, blocks=blocks),
-        out_shape=(jax.ShapeDtypeStruct(rows.shape, x.dtype), parts, parts),
+    bias, later = (vector is not None for vector in others)
+    n_vectors = 1 + bias + later
+    d_x, parts = pl.pallas_call(
+        functools.partial(_backward_program, width=width, eps=eps, centred=bias, sums_beside=later, blocks=blocks),
+        out_shape=(
+            jax.ShapeDtypeStruct(rows.shape, x.dtype),
+            jax.ShapeDtypeStruct((programs * n_vectors, width), jnp.float32),
+        ),
         grid=(programs,),
         compiler_params=blocks.params(),
         interpret=interpret,
         name="norm_backward",
     )(rows, gain, beside, dy)
-    d_bias = None if bias is None else jnp.sum(d_bias, axis=0).astype(bias.dtype)
-    return d_x.reshape(x.shape), jnp.sum(d_gain, axis=0).astype(gain.dtype), d_bias
+    sums = iter(jnp.sum(parts.reshape(programs, n_vectors, width), axis=0))
+    vectors = [None if vector is None else next(sums).astype(vector.dtype) for vector in (gain, *others)]
+    return d_x.reshape(x.shape), *vectors
 
 
 norm_beside.defvjp(forward, backward)
@@ -160,19 +181,20 @@ def _backward_program(
     beside_ref: Any,
     dy_ref: Any,
     dx_ref: Any,
-    d_gain_ref: Any,
-    d_bias_ref: Any,
+    parts_ref: Any,
     *,
     width: int,
     eps: float,
     centred: bool,
+    sums_beside: bool,
     blocks: Blocks,
 ) -> None:
     """With n the normed row, s its inverse deviation, g = dy gain: dx = s (g - n mean(g n) - mean(g))."""
     program, columns = pl.program_id(0), _Columns(width)
     gain = columns.load(gain_ref)
+    n_vectors = 1 + centred + sums_beside
 
-    def step(index: jax.Array, sums: tuple[Row, Row]) -> tuple[Row, Row]:
+    def step(index: jax.Array, sums: list[Row]) -> list[Row]:
         rows = pl.ds((program * blocks.steps + index) * blocks.rows, blocks.rows)
         # Triton keeps loads and sums over warps in order: loads that come first wait for memory once, not three times.
         x, dy, beside = (columns.load(ref, rows) for ref in (x_ref, dy_ref, beside_ref))
@@ -184,11 +206,12 @@ def _backward_program(
             mean = _sums(g) / width
             dx = _each(lambda dx: dx - mean, dx)
         columns.store(dx_ref, rows, _each(lambda beside, dx: beside + dx * inverse, beside, dx))
-        d_gain = _each(lambda total, dy, n: total + jnp.sum(dy * n, axis=0), sums[0], dy, n)
-        return d_gain, _each(lambda total, dy: total + jnp.sum(dy, axis=0), sums[1], dy)
+        summands = [_each(jnp.multiply, dy, n), *([dy] if centred else []), *([beside] if sums_beside else [])]
+        return [
+            _each(lambda total, row: total + jnp.sum(row, axis=0), total, rows)
+            for total, rows in zip(sums, summands, strict=True)
+        ]
 
-    nothing = [jnp.zeros((size,), jnp.float32) for size in columns.sizes]
-    d_gain, d_bias = jax.lax.fori_loop(0, blocks.steps, step, (nothing, nothing))
-    here = pl.ds(program, 1)
-    columns.store(d_gain_ref, here, _each(lambda a: a[None, :], d_gain))
-    columns.store(d_bias_ref, here, _each(lambda a: a[None, :], d_bias))
+    nothing = [[jnp.zeros((size,), jnp.float32) for size in columns.sizes]] * n_vectors
+    for i, vector in enumerate(jax.lax.fori_loop(0, blocks.steps, step, nothing)):
+        columns.store(parts_ref, pl.ds(program * n_vectors + i, 1), _each(lambda a: a[None, :], vector))

@@ -12,12 +12,14 @@ from jax.experimental.pallas import triton as plgpu
 
 from mla_jax.kernels.rotate_heads import At, Blocks, Part, move_heads, row_angles
 
-IN_PLACE = Blocks(ahead=4)  # not timed yet
+# Size m's queries, 65,536 rows in bfloat16 on an H200 (launch/rope_tuning.py): 36 us; 16 rows a warp 39 to 43, XLA 118.
+IN_PLACE = Blocks(rows=32, warps=2, ahead=8)
+_SHORT = Blocks(rows=16, warps=1, ahead=8)  # for lengths that 32 does not divide
 
 
 def applies(batch: int, length: int) -> bool:
     """Whether [batch, length, W] has a length that blocks of rows divide."""
-    return length % IN_PLACE.rows == 0
+    return length % _SHORT.rows == 0
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -30,7 +32,7 @@ def rotate(y: jax.Array, cos: jax.Array, sin: jax.Array, part: Part, interpret: 
 
 
 def _turned(y: jax.Array, cos: jax.Array, sin: jax.Array, part: Part, interpret: bool) -> jax.Array:
-    matrix, blocks = y.reshape(-1, y.shape[-1]), IN_PLACE
+    matrix, blocks = y.reshape(-1, y.shape[-1]), IN_PLACE if y.shape[1] % IN_PLACE.rows == 0 else _SHORT
     out = pl.pallas_call(
         functools.partial(_turning_program, part=part, blocks=blocks),
         out_shape=jax.ShapeDtypeStruct(matrix.shape, matrix.dtype),

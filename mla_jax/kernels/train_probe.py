@@ -59,14 +59,15 @@ def _error(kernel: Callable, plain: Callable, arguments: Sequence[jax.Array], gr
 
 
 def check_norm(interpret: bool) -> jax.Array:
-    """LayerNorm, with what goes on beside it."""
+    """LayerNorm, with what goes on beside it and the bias of that."""
     x, gain = _draw(0, 128, 80), _gain(80)
 
-    def plain(x: jax.Array, gain: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return x, layers.layer_norm(x, gain, bias)
+    def plain(x: jax.Array, gain: jax.Array, bias: jax.Array, later: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return layers.tracked(x, later), layers.layer_norm(x, gain, bias)
 
     gradients = _draw(1, 128, 80), _draw(2, 128, 80)
-    return _error(lambda *a: norm.norm_beside(*a, 1e-5, interpret), plain, (x, gain, gain - 1), gradients)
+    arguments = (x, gain, gain - 1, gain - 1)
+    return _error(lambda *a: norm.norm_beside(*a, 1e-5, interpret), plain, arguments, gradients)
 
 
 def check_gelu(interpret: bool) -> jax.Array:

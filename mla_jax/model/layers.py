@@ -48,20 +48,35 @@ class Norm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.beside(x)[1]
 
+    def tracks(self, x: jax.Array) -> bool:
+        """Whether `beside` computes the gradient of a later bias on the way, for x [B, T, D]: where the kernel runs."""
+        return self.backend is not None and in_one_pass(x.shape, self.backend, norm.applies)
+
     @nn.compact
-    def beside(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """x, for what goes on beside the norm, and its norm: their gradients are added where the norm's is computed."""
+    def beside(self, x: jax.Array, later: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """x, for what goes on beside the norm, and its norm: their gradients are added where the norm's is computed.
+
+        later [D] float32: a bias that will be added to that x without a gradient, and has it from here (`tracked`).
+        """
         gain = self.param("gain", initial.ONES, (x.shape[-1],))
         bias = self.param("bias", initial.ZEROS, (x.shape[-1],)) if self.block == "gpt" else None
         backend = self.backend
-        if backend is None or not in_one_pass(x.shape, backend, norm.applies):
-            return x, rms_norm(x, gain) if bias is None else layer_norm(x, gain, bias)
+        if not self.tracks(x):
+            return tracked(x, later), rms_norm(x, gain) if bias is None else layer_norm(x, gain, bias)
         eps = RMS_EPS if bias is None else LAYER_NORM_EPS
+        given = [vector for vector in (gain, bias, later) if vector is not None]
 
-        def kernel(x: jax.Array, gain: jax.Array, bias: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-            return norm.norm_beside(x, gain, bias, eps, backend.interpret)
+        def kernel(x: jax.Array, gain: jax.Array, *more: jax.Array) -> tuple[jax.Array, jax.Array]:
+            optional = iter(more)
+            vectors = [None if vector is None else next(optional) for vector in (bias, later)]
+            return norm.norm_beside(x, gain, *vectors, eps, backend.interpret)
 
-        return mesh.by_rows(kernel, backend.mesh, [x], [gain] if bias is None else [gain, bias])
+        return mesh.by_rows(kernel, backend.mesh, [x], given)
+
+
+def tracked(x: jax.Array, later: jax.Array | None) -> jax.Array:
+    """x [..., D], from whose gradient the bias `later` [D] has its own; `stop_gradient(later)` is added further on."""
+    return x if later is None else x + (later - jax.lax.stop_gradient(later)).astype(x.dtype)
 
 
 def in_one_pass(shape: tuple[int, ...], backend: Backend, applies: Callable[[tuple[int, ...]], bool]) -> bool:
@@ -237,13 +252,19 @@ class FeedForward(nn.Module):
     backend: Backend
     hidden: int  # F
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, constant: jax.Array | None = None) -> jax.Array:
+        """constant: `self.constant()` where its gradient is computed elsewhere (`tracked`)."""
         dtype, w = self.backend.jnp_dtype, self.weights()
         if w.w_gate is None:
             h = hidden_units(x @ w.w_up.astype(dtype), w.b_up, self.backend)
-            return h @ w.w_down.astype(dtype) + w.b_down.astype(dtype)
+            bias = w.b_down if constant is None else jax.lax.stop_gradient(constant)
+            return h @ w.w_down.astype(dtype) + bias.astype(dtype)
         h = jax.nn.silu(x @ w.w_gate.astype(dtype)) * (x @ w.w_up.astype(dtype))
         return h @ w.w_down.astype(dtype)
+
+    def constant(self) -> jax.Array | None:
+        """What a call adds to every row: the second layer's bias [D] float32, or None."""
+        return self.weights().b_down
 
     @nn.compact
     def weights(self) -> FeedForwardWeights:

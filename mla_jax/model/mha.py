@@ -38,11 +38,21 @@ class MultiHeadAttention(nn.Module):
     def scale(self) -> float:
         return self.cfg.head_dim**-0.5
 
-    def __call__(self, x: jax.Array, where: Where) -> tuple[jax.Array, jax.Array]:
-        """Self-attention over x -> (output [B, T, D], largest attention logit of each head [H])."""
-        q, k, v = self._project(x, where)
+    def __call__(self, x: jax.Array, where: Where, constant: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Self-attention over x -> (output [B, T, D], largest attention logit of each head [H]).
+
+        constant: `self.constant()` where its gradient is computed elsewhere (`layers.tracked`).
+        """
+        q, k, v = self._project(x, where, constant is not None)
         out = attention.attend(q, k, v, where, self.scale, self.backend)
-        return self._output(out), attention.largest_logit(q, k, where, self.scale)
+        return self._output(out, constant), attention.largest_logit(q, k, where, self.scale)
+
+    def constant(self) -> jax.Array | None:
+        """What a call adds to every row whatever it attends to, [D] float32: b_o + b_v w_o, since weights sum to 1."""
+        if self.cfg.block != "gpt":
+            return None
+        b_v = jnp.repeat(self.b_v, self.cfg.n_heads // self.cfg.n_kv_heads, axis=0)
+        return self.b_o + jnp.einsum("hv,hvd->d", b_v, self.w_o, precision=jax.lax.Precision.HIGHEST)
 
     def prefill(self, x: jax.Array, where: Where, store: cache.HeadCache) -> tuple[jax.Array, cache.HeadCache]:
         """As a call on an empty cache, whose positions 0..T-1 it fills."""
@@ -63,11 +73,14 @@ class MultiHeadAttention(nn.Module):
         out = attention.attend_reference(q, store.k.astype(q.dtype), store.v.astype(q.dtype), mask, self.scale)
         return self._output(out), store
 
-    def _project(self, x: jax.Array, where: Where) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _project(
+        self, x: jax.Array, where: Where, constant_apart: bool = False
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """q, k, v of x [B, T, D]. constant_apart: v is without its bias, which is a part of `constant`."""
         cfg, dtype = self.cfg, self.backend.jnp_dtype
+        biases = self._biases(constant_apart)
         if layers.rotates_in_one_pass(x, where.positions, cfg, self.backend):
-            return self._project_in_one_pass(x)
-        biases = (self.b_q, self.b_k, self.b_v) if cfg.block == "gpt" else (None, None, None)
+            return self._project_in_one_pass(x, biases)
         matrices = (self.w_q, self.w_k, self.w_v)
         flat = layers.products(x, matrices, dtype)
         q, k, v = (layers.heads_of(y, w, b) for y, w, b in zip(flat, matrices, biases, strict=True))
@@ -78,19 +91,34 @@ class MultiHeadAttention(nn.Module):
             q, k = layers.apply_rope(q, cos, sin), layers.apply_rope(k, cos, sin)
         return q, k, v
 
-    def _project_in_one_pass(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _biases(self, constant_apart: bool) -> tuple[jax.Array | None, ...]:
+        """Of q, k and v. Softmax ignores what all keys share, unless they are rotated: no gradient, not a sum of 0."""
+        if self.cfg.block != "gpt":
+            return None, None, None
+        if not constant_apart:
+            return self.b_q, self.b_k, self.b_v
+        shared = self.cfg.position != "rope" and not self.cfg.qk_norm
+        return self.b_q, jax.lax.stop_gradient(self.b_k) if shared else self.b_k, None
+
+    def _project_in_one_pass(
+        self, x: jax.Array, biases: tuple[jax.Array | None, ...]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         # v has a product of its own: attention takes it, and gives its gradient, without a copy.
         cfg, dtype, backend = self.cfg, self.backend.jnp_dtype, self.backend
         qk, v = layers.products(x, (layers.side_by_side((self.w_q, self.w_k), dtype), self.w_v), dtype)
-        if cfg.block == "gpt":
-            qk += jnp.concatenate([self.b_q.reshape(-1), self.b_k.reshape(-1)]).astype(dtype)
-            v += self.b_v.reshape(-1).astype(dtype)
+        b_q, b_k, b_v = biases
+        if b_q is not None:
+            qk += jnp.concatenate([b_q.reshape(-1), b_k.reshape(-1)]).astype(dtype)
+        if b_v is not None:
+            v += b_v.reshape(-1).astype(dtype)
         parts = [Part(heads, cfg.head_dim, cfg.head_dim) for heads in (cfg.n_heads, cfg.n_kv_heads)]
         q, k = layers.split_and_rotate(qk, parts, None, cfg, backend)
         weights = (self.w_q, self.w_k, self.w_v)
         return tuple(layers.heads_of(y, w, None) for y, w in zip((q, k, v), weights, strict=True))
 
-    def _output(self, out: jax.Array) -> jax.Array:
+    def _output(self, out: jax.Array, constant: jax.Array | None = None) -> jax.Array:
         dtype = self.backend.jnp_dtype
         y = jnp.einsum("bthv,hvd->btd", out, self.w_o.astype(dtype))
-        return y + self.b_o.astype(dtype) if self.cfg.block == "gpt" else y
+        if self.cfg.block != "gpt":
+            return y
+        return y + (self.b_o if constant is None else jax.lax.stop_gradient(constant)).astype(dtype)

@@ -86,11 +86,18 @@ class LatentAttention(nn.Module):
     def scale(self) -> float:
         return self.cfg.qk_head_dim**-0.5
 
-    def __call__(self, x: jax.Array, where: Where) -> tuple[jax.Array, jax.Array]:
-        """Self-attention, expanded -> (output [B, T, D], largest attention logit of each head [H])."""
+    def __call__(self, x: jax.Array, where: Where, constant: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Expanded form: self-attention over x -> (output [B, T, D], largest attention logit of each head [H]).
+
+        constant: `self.constant()` where its gradient is computed elsewhere (`layers.tracked`).
+        """
         q, k, v, _ = self._expanded(x, where)
         out = attention.attend(q, k, v, where, self.scale, self.backend)
-        return self._output(out), attention.largest_logit(q, k, where, self.scale)
+        return self._output(out, constant), attention.largest_logit(q, k, where, self.scale)
+
+    def constant(self) -> jax.Array | None:
+        """What a call adds to every row whatever it attends to: b_o [D] float32."""
+        return self.b_o if self.cfg.block == "gpt" else None
 
     def prefill(self, x: jax.Array, where: Where, store: cache.LayerCache) -> tuple[jax.Array, cache.LayerCache]:
         """As a call on an empty cache, whose positions 0..T-1 it fills."""
@@ -179,12 +186,14 @@ class LatentAttention(nn.Module):
     def _angles(self, where: Where, x: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
         return layers.rope_angles(where.at(x.shape[1]), width, self.cfg.rope_theta)
 
-    def _output(self, out: jax.Array) -> jax.Array:
+    def _output(self, out: jax.Array, constant: jax.Array | None = None) -> jax.Array:
         dtype, w_o = self.backend.jnp_dtype, self.w_o
         if out.shape[-1] > self.cfg.v_head_dim:  # v was padded, and so is out: rows of zeros cut it
             w_o = jnp.pad(w_o, ((0, 0), (0, out.shape[-1] - self.cfg.v_head_dim), (0, 0)))
         y = jnp.einsum("bthv,hvd->btd", out, w_o.astype(dtype))
-        return y + self.b_o.astype(dtype) if self.cfg.block == "gpt" else y
+        if self.cfg.block != "gpt":
+            return y
+        return y + (self.b_o if constant is None else jax.lax.stop_gradient(constant)).astype(dtype)
 
 
 def _join(q_nope: jax.Array, q_rope: jax.Array | None) -> jax.Array:

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # Two GPUs over one, weak scaling: the measurement that docs/scaling.md predicts. For a host with two GPUs.
 #
-#   bash launch/gpu_two.sh OUT [part ...]        parts: speed moe same processes; default: all, about 10 minutes
+#   bash launch/gpu_two.sh OUT [part ...]        default: all parts but flags, about 10 minutes
 #
 #   speed      xl, 64 rows a GPU: one GPU, two by data parallel, two by FSDP (tokens/s over one GPU: >= 1.9x wanted)
 #   moe        the same for moe_mla_rope, and two by expert parallel
 #   same       float32, 5 steps: losses of one GPU, data parallel, FSDP, tensor parallel, printed side by side
+#   flags      xl, data parallel, with options of XLA: fewer channels of NCCL, gradients not joined, an early start
 #   processes  one process a GPU through jax.distributed: 40 steps, and again, resumed by one process on one GPU
 # What to expect: OUT/rows.jsonl, a row at a time; both absolute numbers beside each ratio; OUT/*.txt, all that was
 # said. A part that fails says so and the next one goes on. ROWS=32 lowers the rows a GPU.
 set -uo pipefail
-out=${1:?usage: gpu_two.sh OUT [speed|moe|same|processes ...]}
+out=${1:?usage: gpu_two.sh OUT [speed|moe|same|flags|processes ...]}
 shift
 parts=${*:-speed moe same processes}
 python=${PYTHON:-python3}
@@ -32,6 +33,14 @@ for part in $parts; do
   case $part in
     speed) steps xl mla_rope:xl --variant "$one" --variant "$data" --variant "$fsdp" --repeats 4 ;;
     moe) steps moe moe_mla_rope --variant "$one" --variant "$data" --variant "$fsdp" --variant "$expert" --repeats 4 ;;
+    flags)
+      tried=()
+      for set in xla_gpu_nccl_collective_max_nchannels=4 xla_gpu_nccl_collective_max_nchannels=8 \
+        xla_gpu_all_reduce_combine_threshold_bytes=1 xla_gpu_experimental_collective_start_as_early_as_possible=True; do
+        tried+=(--variant "$data $set")
+      done
+      steps xl_flags mla_rope:xl --variant "$data" "${tried[@]}" --repeats 3
+      ;;
     same)
       export NVIDIA_TF32_OVERRIDE=0
       for mesh in "mesh.data=1" "mesh.data=2" "mesh.data=1 mesh.fsdp=2" "mesh.data=1 mesh.tensor=2"; do
@@ -54,7 +63,7 @@ for part in $parts; do
         >"$out/resumed.txt" 2>&1 || echo "processes: resuming failed"
       grep -E "resuming|^step" "$out/resumed.txt"
       ;;
-    *) echo "$part is no part: speed, moe, same, processes" >&2 && exit 2 ;;
+    *) echo "$part is no part: speed, moe, same, flags, processes" >&2 && exit 2 ;;
   esac
 done
 

@@ -110,7 +110,7 @@ def trajectory(name: str, shape: Shape, knobs: dict[str, Any]) -> tuple[list[Any
 
 
 def kernels_on(shape: Shape) -> dict[str, float]:
-    """How many kernels the train step of a mesh has inside shard_map and outside, and of those that make the loss.
+    """How many kernels the train step of a mesh has inside shard_map and outside.
 
     In interpret mode XLA splits a kernel like any other program; on a GPU it cannot, and would gather all rows first.
     """
@@ -120,13 +120,14 @@ def kernels_on(shape: Shape) -> dict[str, float]:
     optimizer = make_optimizer(config.optim)
     rows = jax.ShapeDtypeStruct((ROWS, config.train.seq_len + 1), np.int32)
     step, state = make_train_step(model, optimizer, config), abstract_state(model, optimizer)
-    found = {"inside": 0.0, "outside": 0.0, "loss": 0.0}
+    found = {"inside": 0.0, "outside": 0.0, "loss inside": 0.0}
 
     def look(jaxpr: Any, place: str) -> None:
         for equation in jaxpr.eqns:
             inside = "inside" if equation.primitive.name == "shard_map" else place
             if equation.primitive.name == "pallas_call":
-                found["loss" if "cross_entropy" in str(equation.params["name"]) else place] += 1
+                found[place] += 1
+                found["loss inside"] += place == "inside" and "cross_entropy" in str(equation.params["name"])
                 continue
             for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
                 inner = getattr(value, "jaxpr", value)

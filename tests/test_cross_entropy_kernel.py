@@ -14,7 +14,7 @@ from mla_jax.config import Config
 from mla_jax.kernels.cross_entropy import Plan, choose, cross_entropy_and_gradient
 from mla_jax.model.backend import REFERENCE
 from mla_jax.model.transformer import Transformer
-from mla_jax.train.loss import chunked_cross_entropy, cross_entropy_reference, fused_cross_entropy
+from mla_jax.train.loss import Kernel, chunked_cross_entropy, cross_entropy_reference, fused_cross_entropy
 from mla_jax.train.optim import make_optimizer
 from mla_jax.train.state import init_state
 from mla_jax.train.step import make_train_step
@@ -79,7 +79,7 @@ def assert_close(found: Any, wanted: Any, tolerance: float) -> None:
 @pytest.mark.parametrize(("vocab", "n_tokens", "plan"), HELD + LONG)
 def test_value_and_gradients_are_those_of_the_plain_twin(vocab: int, n_tokens: int, plan: Plan | None) -> None:
     given = arrays(vocab, n_tokens)
-    found = both(lambda *a: fused_cross_entropy(*a, n_tokens, True, plan), *given)
+    found = both(lambda *a: fused_cross_entropy(*a, n_tokens, Kernel(True, plan=plan)), *given)
     assert_close(found, both(plain(n_tokens), *given), 1e-5)
     np.testing.assert_array_equal(found[1][1][n_tokens:], 0)  # surplus rows
 
@@ -87,7 +87,7 @@ def test_value_and_gradients_are_those_of_the_plain_twin(vocab: int, n_tokens: i
 @pytest.mark.parametrize("plan", [None, Plan(16, 1)])
 def test_bfloat16_is_rounded_only_at_the_logits_and_their_gradient(plan: Plan | None) -> None:
     given = arrays(80, 70, jnp.bfloat16)
-    found = both(lambda *a: fused_cross_entropy(*a, 70, True, plan), *given)
+    found = both(lambda *a: fused_cross_entropy(*a, 70, Kernel(True, plan=plan)), *given)
     assert_close(found, both(plain(70), *given), 2e-2)
     assert [leaf.dtype for leaf in found[1]] == [jnp.bfloat16, jnp.float32, jnp.float32]
 
@@ -105,10 +105,10 @@ def test_large_logits_keep_their_small_differences(plan: Plan | None) -> None:
 def test_without_a_gradient_none_is_computed_and_parts_use_the_kernel_too() -> None:
     given = arrays(64, 64)
     wanted = both(plain(64), *given)
-    assert_close(both(lambda *a: chunked_cross_entropy(*a, 64, 2, True), *given), wanted, 1e-5)
-    alone = jax.make_jaxpr(lambda *a: fused_cross_entropy(*a, 64, True))(*given)
+    assert_close(both(lambda *a: chunked_cross_entropy(*a, 64, 2, Kernel(True)), *given), wanted, 1e-5)
+    alone = jax.make_jaxpr(lambda *a: fused_cross_entropy(*a, 64, Kernel(True)))(*given)
     assert str(alone).count("dot_general") == 1 and "pallas_call" not in str(alone)
-    assert_close(0.7 * fused_cross_entropy(*given, 64, True), wanted[0], 1e-5)
+    assert_close(0.7 * fused_cross_entropy(*given, 64, Kernel(True)), wanted[0], 1e-5)
 
 
 def test_the_longest_rows_that_a_program_holds() -> None:
@@ -125,7 +125,7 @@ def test_it_lowers_for_a_gpu_in_place(vocab: int, n_tokens: int) -> None:
     targets, weights = (jax.ShapeDtypeStruct(rows, dtype) for dtype in (jnp.int32, jnp.float32))
 
     def gradients(*given: jax.Array) -> Any:
-        return jax.grad(lambda *a: fused_cross_entropy(*a, n_tokens, False), (0, 1))(*given)
+        return jax.grad(lambda *a: fused_cross_entropy(*a, n_tokens, Kernel(False)), (0, 1))(*given)
 
     program = lower_for_h100(gradients, x, table, targets, weights)
     assert program.count(TRITON_CALL) == 1

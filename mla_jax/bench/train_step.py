@@ -3,9 +3,9 @@
     python -m mla_jax.bench.train_step --config mha:m --knob model.block=gpt --vocab 8192 --batch 128 --length 512 \
         --variant "" --variant model.train_impl=xla --variant optim.name=muon --out rows.jsonl
 
-A variant is KNOB=VALUE pairs, separated by blanks, on top of --config and --knob; "" changes nothing. Variants take
-turns, so that a clock that drifts meets them all alike. A row is written as soon as a variant is compiled (what it
-takes and how much memory) and again when it is timed.
+A variant is KNOB=VALUE pairs, separated by blanks, on top of --config and --knob; "" changes nothing; xla_NAME=VALUE is
+an option of XLA for this one program. Variants take turns, so that a clock that drifts meets them all alike. A row is
+written as soon as a variant is compiled (what it takes and how much memory) and again when it is timed.
 --trace DIR also writes a jax.profiler trace of the first variant, its HLO, and the table of `bench.profile`.
 """
 
@@ -56,7 +56,8 @@ def parse_knobs(pairs: list[str]) -> dict[str, Any]:
 class Variant:
     """One compiled train step with its state. Costs as much device memory as a run of it."""
 
-    def __init__(self, name: str, config: Config):
+    def __init__(self, name: str, config: Config, options: dict[str, Any] | None = None):
+        """options: XLA's, beside those that training always sets."""
         self.name, self.config = name, config
         backend = backend_lib.choose(config.model)
         self.backend = dataclasses.replace(backend, mesh=mesh_lib.make_mesh(config.mesh))
@@ -66,7 +67,8 @@ class Variant:
         self.batch = place(fixed_batch(config))
         began = time.perf_counter()
         step = make_train_step(self.model, self.optimizer, config)
-        self.program = step.lower(abstract_state(self.model, self.optimizer), self.batch).compile()
+        lowered = step.lower(abstract_state(self.model, self.optimizer), self.batch)
+        self.program = lowered.compile(compiler_options=(self.backend.compiler_options or {}) | (options or {}))
         self.compile_s = time.perf_counter() - began
         self.state: TrainState = init_state(self.model, self.optimizer, init_params(self.model, 0))
         self.seconds: list[float] = []
@@ -135,10 +137,12 @@ def main(argv: list[str]) -> None:
     size["sample.max_new_tokens"] = max(1, min(256, args.length - 1))
     variants = []
     for text in args.variant or [""]:
-        config = load_config(args.config, **(size | base | parse_knobs(text.split())))
+        knobs = base | parse_knobs(text.split())
+        options = {name: knobs.pop(name) for name in list(knobs) if name.startswith("xla_")}
+        config = load_config(args.config, **(size | knobs))
         name = " ".join([args.name or args.config, *text.split()])
         try:
-            variants.append(Variant(name, config))
+            variants.append(Variant(name, config, options))
         except Exception as error:  # one that the device cannot have must not cost the others their turn
             if not variants and len(args.variant) < 2:
                 raise

@@ -1,23 +1,50 @@
 """The global norm of the gradients in few kernels, and clipping by it."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 _SMALL = 65_536  # numbers of an array that is joined as it is
 _MANY = 256  # rows that keep a device busy
 
 
-def joint_norm(tree: Any) -> jax.Array:
+def joint_norm(tree: Any, shardings: Any = None) -> jax.Array:
     """`optax.tree.norm`, float32 []: sums of squares of a large array's rows, joined with all small arrays into one.
 
     XLA makes a kernel of each small array and two of each large one, all of which wait to be launched: 270 a step of
-    size l with biases. For arrays on one device; those of a mesh would have to be gathered.
+    size l with biases. shardings: a tree of NamedSharding, of arrays on a mesh; each device sums its own parts.
     """
-    joined = jnp.concatenate([_square_sums(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(tree)])
-    return jnp.sqrt(jnp.sum(jax.lax.optimization_barrier(joined)))  # else XLA sums each part by itself again
+    if shardings is None:
+        return jnp.sqrt(_square_sum(jax.tree.leaves(tree)))
+    placed = jax.tree.leaves(shardings)
+    mesh, copies = placed[0].mesh, [_copies(sharding) for sharding in placed]
+
+    def on_one_device(leaves: list[jax.Array]) -> jax.Array:
+        groups = {n: [leaf for leaf, m in zip(leaves, copies, strict=True) if m == n] for n in set(copies)}
+        own = sum(
+            _square_sum(group) / n for n, group in groups.items()
+        )  # what n devices have counts on each for a part
+        return jax.lax.psum(own, mesh.axis_names)
+
+    specs = ([sharding.spec for sharding in placed],)
+    total = jax.shard_map(on_one_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+    return jnp.sqrt(total(jax.tree.leaves(tree)))
+
+
+def _square_sum(leaves: list[jax.Array]) -> jax.Array:
+    """float32 []."""
+    parts = [_square_sums(leaf.astype(jnp.float32)) for leaf in leaves]
+    return jnp.sum(jax.lax.optimization_barrier(jnp.concatenate(parts)))  # else XLA sums each part by itself again
+
+
+def _copies(sharding: NamedSharding) -> int:
+    """How many devices of the mesh have the same part of an array."""
+    split = [axis for entry in sharding.spec if entry for axis in (entry if isinstance(entry, tuple) else (entry,))]
+    return sharding.mesh.size // math.prod(sharding.mesh.shape[axis] for axis in split)
 
 
 def _square_sums(leaf: jax.Array) -> jax.Array:

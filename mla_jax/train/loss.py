@@ -1,11 +1,22 @@
 """Cross-entropy over the vocabulary without a float32 copy of the logits, or without whole logits at all."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from mla_jax import mesh as mesh_lib
 from mla_jax.kernels.cross_entropy import MASKED, Plan, cross_entropy_and_gradient
+
+
+class Kernel(NamedTuple):
+    """The kernel that makes the logits' gradient with the loss: interpret and plan are its own; mesh: of the rows."""
+
+    interpret: bool
+    mesh: Mesh | None = None
+    plan: Plan | None = None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -53,36 +64,37 @@ def _product_and_gradients(
     targets: jax.Array,
     weights: jax.Array,
     n_tokens: int,
-    interpret: bool | None,
-    plan: Plan | None = None,
+    kernel: Kernel | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """nll [B, T] of logits x table^T, and the gradients of sum(weights * nll): of x, and of the table in float32.
 
-    interpret: of the kernel that makes logits' gradient with the nll; None = XLA makes it.
+    kernel: None = XLA makes the logits' gradient.
     """
     logits = jnp.einsum("btd,vd->btv", x, table)
-    if interpret is None:
+    if kernel is None:
         nll, residuals = _forward(logits, targets, n_tokens)
         d_logits = _backward(n_tokens, residuals, weights)[0]
     else:
-        nll, d_logits = cross_entropy_and_gradient(logits, targets, weights, n_tokens, interpret, plan)
+
+        def both(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return cross_entropy_and_gradient(logits, targets, weights, n_tokens, kernel.interpret, kernel.plan)
+
+        nll, d_logits = mesh_lib.by_rows(both, kernel.mesh, [logits, targets, weights])
     d_x = jnp.einsum("btv,vd->btd", d_logits, table)
     return nll, d_x, jnp.einsum("btv,btd->vd", d_logits, x, preferred_element_type=jnp.float32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def fused_cross_entropy(
     x: jax.Array,
     embedding: jax.Array,
     targets: jax.Array,
     weights: jax.Array,
     n_tokens: int,
-    interpret: bool,
-    plan: Plan | None = None,
+    kernel: Kernel,
 ) -> jax.Array:
     """`chunked_cross_entropy` in one part, a kernel putting the logits' gradient in their place.
 
-    interpret and plan are the kernel's (kernels/cross_entropy.py).
     The gradients of x and of the embedding are made in the forward pass, so that the logits' gradient goes before the
     backward pass begins, and the cotangent scales what is small. Without a gradient asked for, none is computed.
     """
@@ -96,15 +108,14 @@ def _fused_forward(
     targets: jax.Array,
     weights: jax.Array,
     n_tokens: int,
-    interpret: bool,
-    plan: Plan | None,
+    kernel: Kernel,
 ) -> tuple[jax.Array, tuple]:
     table = embedding.astype(x.dtype)
-    nll, d_x, d_embedding = _product_and_gradients(x, table, targets, weights, n_tokens, interpret, plan)
+    nll, d_x, d_embedding = _product_and_gradients(x, table, targets, weights, n_tokens, kernel)
     return jnp.sum(nll * weights), (d_x, d_embedding.astype(embedding.dtype), nll)
 
 
-def _fused_backward(n_tokens: int, interpret: bool, plan: Plan | None, residuals: tuple, g: jax.Array) -> tuple:
+def _fused_backward(n_tokens: int, kernel: Kernel, residuals: tuple, g: jax.Array) -> tuple:
     return _scaled(residuals, g)
 
 
@@ -124,7 +135,7 @@ def chunked_cross_entropy(
     weights: jax.Array,
     n_tokens: int,
     chunks: int,
-    interpret: bool | None = None,
+    kernel: Kernel | None = None,
 ) -> jax.Array:
     """sum(weights * -log softmax(x embedding^T)[target]), float32 [], without [tokens, vocab] logits ever existing.
 
@@ -132,7 +143,7 @@ def chunked_cross_entropy(
     int; weights [B, T] float32. T is cut into `chunks` parts (it must divide T: the batch axis, which may be spread
     over devices, stays whole). A part's logits and all gradients that come from them are computed at once in the
     forward pass, so that nothing is computed twice (as Liger's fused linear cross-entropy, arXiv 2410.10989).
-    interpret: of the kernel that makes a part's loss and gradient in one pass; None = XLA makes them.
+    kernel: makes a part's loss and gradient in one pass; None = XLA makes them.
     Equals `sum(weights * cross_entropy(...))` of the whole logits in value and gradients.
     """
     size = x.shape[1] // chunks
@@ -157,7 +168,7 @@ def _chunked_forward(
     weights: jax.Array,
     n_tokens: int,
     chunks: int,
-    interpret: bool | None,
+    kernel: Kernel | None,
 ) -> tuple[jax.Array, tuple]:
     size = x.shape[1] // chunks
     table = embedding.astype(x.dtype)
@@ -166,7 +177,7 @@ def _chunked_forward(
         total, d_x, d_embedding = carry
         x_part, targets_part, weights_part = _cut((x, targets, weights), start, size)
         nll, d_x_part, d_embedding_part = _product_and_gradients(
-            x_part, table, targets_part, weights_part, n_tokens, interpret
+            x_part, table, targets_part, weights_part, n_tokens, kernel
         )
         d_x = jax.lax.dynamic_update_slice_in_dim(d_x, d_x_part, start, axis=1)
         return (total + jnp.sum(nll * weights_part), d_x, d_embedding + d_embedding_part), nll
@@ -177,7 +188,7 @@ def _chunked_forward(
     return total, (d_x, d_embedding.astype(embedding.dtype), nll)
 
 
-def _chunked_backward(n_tokens: int, chunks: int, interpret: bool | None, residuals: tuple, g: jax.Array) -> tuple:
+def _chunked_backward(n_tokens: int, chunks: int, kernel: Kernel | None, residuals: tuple, g: jax.Array) -> tuple:
     return _scaled(residuals, g)
 
 

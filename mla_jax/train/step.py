@@ -12,11 +12,12 @@ import optax
 from mla_jax import mesh as mesh_lib
 from mla_jax.config import Config
 from mla_jax.data.pipeline import shift
+from mla_jax.model import layers
 from mla_jax.model.attention import Where
 from mla_jax.model.moe import router_bias_update
 from mla_jax.model.transformer import Transformer, variables_of
 from mla_jax.train.clip import joint_norm
-from mla_jax.train.loss import chunked_cross_entropy, cross_entropy, fused_cross_entropy
+from mla_jax.train.loss import Kernel, chunked_cross_entropy, cross_entropy, fused_cross_entropy
 from mla_jax.train.qk_clip import clip_queries_and_keys
 from mla_jax.train.state import TrainState, abstract_state, shardings
 
@@ -58,21 +59,21 @@ def _make_loss_sum(model: Transformer, config: Config) -> Callable[..., tuple[ja
     """(params, router_bias, microbatch, dropout's key) -> (what is differentiated, `Sums`)."""
     n_tokens, document_mask = config.tokenizer.vocab_size, config.data.document_mask
     chunks, backend = config.train.loss_chunks, model.backend
-    kernel = backend.train_impl == "pallas" and backend.mesh is None
-    interpret = backend.interpret if kernel else None
 
     def loss_sum(params: Any, router_bias: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
         shifted = shift(batch, document_mask)
         variables = variables_of(params, router_bias)
+        takes = layers.in_one_pass(shifted["inputs"].shape, backend, lambda own: True)
+        kernel = Kernel(backend.interpret, backend.mesh) if takes else None
         arguments = (shifted["inputs"], where_of(shifted, document_mask), key, config.train.remat)
         mask = shifted["loss_mask"].astype(jnp.float32)
-        out, aux = model.apply(variables, *arguments, method="hidden" if chunks > 1 or kernel else None)
+        out, aux = model.apply(variables, *arguments, method="hidden" if chunks > 1 or takes else None)
         with jax.named_scope("loss"):
             by_product = (out, params["embedding"], shifted["targets"], mask, n_tokens)
             if chunks > 1:
-                total = chunked_cross_entropy(*by_product, chunks, interpret)
-            elif kernel:
-                total = fused_cross_entropy(*by_product, interpret)
+                total = chunked_cross_entropy(*by_product, chunks, kernel)
+            elif kernel is not None:
+                total = fused_cross_entropy(*by_product, kernel)
             else:
                 total = jnp.sum(cross_entropy(out, shifted["targets"], n_tokens) * mask)
         count = jnp.sum(mask)
@@ -137,7 +138,7 @@ def make_train_step(
         if where is not None:
             grads = jax.lax.with_sharding_constraint(grads, where.params)
         with jax.named_scope("optimizer"):
-            grad_norm = joint_norm(grads) if mesh is None else optax.tree.norm(grads)
+            grad_norm = joint_norm(grads, None if where is None else where.params)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params, grad_norm=grad_norm)
             params = optax.apply_updates(state.params, updates)
             if config.optim.qk_clip:

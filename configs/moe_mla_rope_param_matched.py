@@ -9,7 +9,7 @@ multiple of 16 nearest to what they would have in all layers (32 at size m); the
 and its width takes up the rest, so that the totals agree within 0.02 % whatever the vocabulary: the embeddings are
 alike on both sides. Experts in every layer, the papers' words, come no nearer than -0.55 % (width 31, 8,192 rows),
 since a unit of their width is 0.59M: --config.model.first_k_dense=0 --config.model.d_expert=31. All experts together
-are 4 d wide, so a masked dense layer computes them: a step takes 1.05 times the dense one's on an H100
+are 4 d wide, so a masked dense layer computes them: a step takes 1.08 times the dense one's on an H200
 (docs/results/moe_gpu.md).
 """
 

@@ -64,6 +64,14 @@ SWEEPS: dict[str, tuple[str, int, int, dict, list[dict[str, Any]]]] = {
     "moe_8": ("moe_mla_rope_flop_matched", 8, 512, {}, EXPERTS),
     "moe_8_modules": ("moe_mla_rope_flop_matched", 8, 512, {"moe_impl": "gathered"}, [{}]),
     "mla_1_rows": ("mla_rope", 1, 512, {}, ROWS),
+    "mla_1_join": (
+        "mla_rope",
+        1,
+        512,
+        {},
+        [{}] + [{"join": RowBlocks(*c)} for c in ((4, 8), (8, 4), (8, 8), (2, 4), (16, 8))],
+    ),
+    "mha_1_join": ("mha_rope", 1, 512, {}, [{}] + [{"join": RowBlocks(*c)} for c in ((4, 8), (8, 4), (8, 8), (2, 4))]),
     "mla_64_flash": (
         "mla_rope",
         64,
@@ -95,12 +103,16 @@ def measure(name: str, batch: int, context: int, knobs: dict, choice: dict[str, 
     """Metrics of a step with a choice of blocks."""
     real_flash, real_rows, real_experts = blocks_lib.choose, row_linear.choose_blocks, row_experts.choose_blocks
     jax.clear_caches()
+
+    def blocks_of_rows(n: int, joins: bool = False) -> RowBlocks:
+        return (choice.get("join") if joins else None) or choice.get("rows") or real_rows(n, joins)
+
     with (
         mock.patch.object(blocks_lib, "choose", lambda *a: choice.get("flash") or real_flash(*a)),
-        mock.patch.object(row_linear, "choose_blocks", lambda n: choice.get("rows") or real_rows(n)),
+        mock.patch.object(row_linear, "choose_blocks", blocks_of_rows),
         mock.patch.object(row_experts, "choose_blocks", lambda f: choice.get("experts") or real_experts(f)),
     ):
-        return decode.run(point(name, 3, 512), batch, context, 64, 5, **knobs)
+        return decode.run(point(name, 3, 512), batch, context, 64, 25, **knobs)
 
 
 def main() -> None:

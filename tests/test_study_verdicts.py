@@ -99,6 +99,7 @@ def test_the_share_of_a_references_steps_ends_at_its_best_loss() -> None:
     assert evidence.share_to_best([(50, 4.0), (100, 2.0)], slow) == pytest.approx(100 * 75 / 200)
     assert evidence.share_to_best([(50, 2.0)], slow) == 25
     assert evidence.share_to_best([(50, 3.5)], slow) == math.inf
+    assert evidence.share_to_best([(50, 2.0)], [*slow, (1000, 4.0)]) == 25  # what it does after its best is its own
 
 
 def test_the_best_rank_is_chosen_by_one_seed_and_measured_on_the_others() -> None:

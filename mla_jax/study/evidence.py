@@ -140,7 +140,7 @@ def _timed(fast: dict[str, Any], slow: dict[str, Any]) -> Estimate:
 
 
 def share_of_steps(fast: str, slow: str) -> ClaimTest:
-    """Per cent of the slow optimizer's steps after which the fast one has its final loss; over models and seeds."""
+    """Per cent of the slow optimizer's steps to its best loss after which the fast one has it; all models and seeds."""
 
     def test(found: Results) -> Evidence | None:
         values, names = [], []
@@ -162,8 +162,12 @@ def share_of_steps(fast: str, slow: str) -> ClaimTest:
 
 
 def share_to_best(curve: Curve, reference: Curve) -> float:
-    """Per cent of the reference's last step at which `curve` first has the reference's best loss; infinite if never."""
-    return 100 * steps_to(curve, lowest(reference)) / reference[-1][0]
+    """Where `curve` first has the reference's best loss, in per cent of the step at which the reference has it.
+
+    Infinite if never. Not of its last step: a reference that overfits afterwards would make the curve look faster.
+    """
+    best = lowest(reference)
+    return 100 * steps_to(curve, best) / steps_to(reference, best)
 
 
 def rope_interaction(found: Results) -> list[tuple[str, Evidence, Evidence, Evidence]]:

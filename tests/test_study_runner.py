@@ -204,6 +204,7 @@ def test_a_study_stops_goes_on_and_is_complete(tmp_path, capsys, run_env, monkey
     assert all(0 < s["effective_rank"] <= s["width"] == 8 for s in found["spectra"])
     assert any(f["kind"] == "all" and f["n"] > 0 for f in found["facts"])
     assert len(found["stories"]) == 1 and found["stories"][0]["prompt"]
+    assert not list((tmp_path / "study").rglob("samples.txt"))  # drawn once, for the row
     assert not (tmp_path / "study" / "runs" / path.stem / "checkpoints").exists()
     text = (tmp_path / "study" / "report.md").read_text()
     assert f"{found['metrics']['best_valid_loss']:.4f}" in text and "k_latent" in text

@@ -193,7 +193,7 @@ def run_task(
     """
     resumed = bool(RunFolder(folder).steps())
     try:
-        result = train(task.config, folder, console, deadline)
+        result = train(task.config, folder, console, deadline, samples=False)  # the row has stories of its own
     except NonFiniteLoss as error:
         return _diverged_row(study, task, RunFolder(folder), str(error))
     if result.stopped_by:

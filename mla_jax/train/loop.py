@@ -55,9 +55,11 @@ def train(
     workdir: str | os.PathLike,
     console: rich.console.Console | None = None,
     deadline: float = float("inf"),
+    samples: bool = True,
 ) -> TrainResult:
     """Train `config` in `workdir`, resuming from its newest checkpoint when there is one.
 
+    samples: whether a finished run draws some for samples.txt and its report, which takes a program of its own.
     deadline: by time.monotonic(); once it has passed, training stops as on a signal, with a checkpoint.
 
     Raises UserError for anything wrong with config, data or folder before a thing is compiled or written, and
@@ -78,7 +80,7 @@ def train(
             Checkpoints(setup.folder, setup.config.checkpoint, setup.config) as checkpoints,
             peers_needed(),
         ):
-            training = _Training(setup, checkpoints, console, start_clock)
+            training = _Training(setup, checkpoints, console, start_clock, samples)
             if training.start >= setup.config.train.steps and (row := read_result(setup.folder.result)):
                 return training.already_finished(row)
             for line in setup.changes:
@@ -91,8 +93,15 @@ def train(
 class _Training:
     """The loop's working parts."""
 
-    def __init__(self, setup: Setup, checkpoints: Checkpoints, console: rich.console.Console, start_clock: StartClock):
-        config = setup.config
+    def __init__(
+        self,
+        setup: Setup,
+        checkpoints: Checkpoints,
+        console: rich.console.Console,
+        start_clock: StartClock,
+        samples: bool,
+    ):
+        config, self.samples = setup.config, samples
         self.start_clock = start_clock
         self.setup, self.config, self.checkpoints, self.console = setup, config, checkpoints, console
         self.optimizer = optimizer = make_optimizer(config.optim)
@@ -287,6 +296,6 @@ class _Training:
         row = result_row(setup.folder.name, self.config.hash, metrics, setup.prepared.fingerprint, tokenizer.sha256)
         variables = mesh_lib.gather(swapped(self.state).variables, setup.backend.mesh)
         if distributed.is_first():
-            leave_behind(setup, variables, json.loads(json.dumps(row)), self.console)
+            leave_behind(setup, variables, json.loads(json.dumps(row)), self.console, self.samples)
         distributed.exchange("finished", "")  # process 0 serves the others' farewell: wait for its samples
         return row

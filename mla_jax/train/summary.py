@@ -38,8 +38,16 @@ def plot_loss(folder: RunFolder, baselines: dict[str, float]) -> Path:
     return path
 
 
-def leave_behind(setup: Setup, variables: Any, row: dict[str, Any], console: rich.console.Console) -> None:
+def leave_behind(
+    setup: Setup, variables: Any, row: dict[str, Any], console: rich.console.Console, samples: bool = True
+) -> None:
     """Samples, plot and report of a finished run, by one device. variables: the weights, whole; row: as `finish`."""
+    drawn = _samples(setup, variables) if samples else []
+    finish(setup.folder, setup.config, row, setup.baselines, drawn, console)
+
+
+def _samples(setup: Setup, variables: Any) -> list[tuple[str, str]]:
+    """(prompt, completion) pairs by the config's `sample` settings."""
     config, tokenizer, sample = setup.config, setup.prepared.tokenizer, setup.config.sample
     model = setup.model.clone(backend=_to_decode(setup.backend, config))
     prompts = [prompt for prompt in sample.prompts for _ in range(sample.num_samples)]
@@ -47,7 +55,7 @@ def leave_behind(setup: Setup, variables: Any, row: dict[str, Any], console: ric
     room = config.model.max_len - max(len(tokenizer.encode(prompt)) for prompt in prompts) - 1
     settings = sample_settings(sample) | {"max_new_tokens": min(sample.max_new_tokens, max(1, room))}
     completions = Sampler(model, variables, tokenizer, config).generate(prompts, **settings)
-    finish(setup.folder, config, row, setup.baselines, list(zip(prompts, completions, strict=True)), console)
+    return list(zip(prompts, completions, strict=True))
 
 
 def _to_decode(backend: Backend, config: Config) -> Backend:
@@ -70,12 +78,12 @@ def finish(
     """Write samples.txt, plots/loss.png, result.json and report.md, and print the same to the console.
 
     row: a result row whose metrics have valid_loss, bits_per_byte, best_valid_loss, best_step, tokens_per_s.
-    samples: (prompt, completion) pairs.
+    samples: (prompt, completion) pairs, or none.
     """
     plot = plot_loss(folder, baselines)
     expert_plot = plot_experts(folder, config.model.first_k_dense) if config.model.ffn == "moe" else None
-    stories = "\n\n".join(f"{prompt}|{completion}" for prompt, completion in samples)
-    write_text(folder.samples, stories + "\n")
+    if samples:
+        write_text(folder.samples, "\n\n".join(f"{prompt}|{completion}" for prompt, completion in samples) + "\n")
     write_text(folder.result, json.dumps(row, indent=1))
     facts = _facts(config, row["metrics"], baselines)
     lines = [
@@ -92,10 +100,10 @@ def finish(
         "![loss](plots/loss.png)",
         "",
         *([f"![experts](plots/{expert_plot.name})", ""] if expert_plot else []),
-        "## Samples",
-        "",
     ]
-    lines += ["The prompt ends at `|`.", ""] + [f"> {prompt}|{text}\n" for prompt, text in samples]
+    if samples:
+        lines += ["## Samples", "", "The prompt ends at `|`.", ""]
+        lines += [f"> {prompt}|{text}\n" for prompt, text in samples]
     write_text(folder.report, "\n".join(lines))
 
     table = rich.table.Table(title=f"{folder.path}", show_header=False, title_justify="left")

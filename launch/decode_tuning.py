@@ -102,14 +102,16 @@ def point(name: str, layers: int, vocab: int) -> Point:
 def measure(name: str, batch: int, context: int, knobs: dict, choice: dict[str, Any]) -> dict[str, Any]:
     """Metrics of a step with a choice of blocks."""
     real_flash, real_rows, real_experts = blocks_lib.choose, row_linear.choose_blocks, row_experts.choose_blocks
+    real_product = row_linear.row_linear
     jax.clear_caches()
 
-    def blocks_of_rows(n: int, joins: bool = False) -> RowBlocks:
-        return (choice.get("join") if joins else None) or choice.get("rows") or real_rows(n, joins)
+    def product(x: Any, *arguments: Any, **keywords: Any) -> jax.Array:  # those that join splits apart from the others
+        return real_product(x, *arguments, **keywords, blocks=choice.get("join") if isinstance(x, tuple) else None)
 
     with (
         mock.patch.object(blocks_lib, "choose", lambda *a: choice.get("flash") or real_flash(*a)),
-        mock.patch.object(row_linear, "choose_blocks", blocks_of_rows),
+        mock.patch.object(row_linear, "choose_blocks", lambda n: choice.get("rows") or real_rows(n)),
+        mock.patch.object(row_linear, "row_linear", product),
         mock.patch.object(row_experts, "choose_blocks", lambda f: choice.get("experts") or real_experts(f)),
     ):
         return decode.run(point(name, 3, 512), batch, context, 64, 25, **knobs)

@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--max_minutes", type=float, default=3.0)
-    parser.add_argument("--only", nargs="*", default=["queries", *SIZES])
+    parser.add_argument("--only", nargs="*", choices=["queries", *SIZES], default=["queries", *SIZES])
     given = parser.parse_args()
     given.out.parent.mkdir(parents=True, exist_ok=True)
     interpret = jax.default_backend() != "gpu"  # only to try this script

@@ -13,7 +13,7 @@ from mla_jax.model import layers
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
 
-@pytest.mark.parametrize("width", [64, 80, 192, 200])
+@pytest.mark.parametrize("width", [64, 80, 192, 200, 768])
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("tracks", [True, False])
 def test_norm_beside_is_the_plain_norm(tracks: bool, centred: bool, width: int) -> None:
@@ -60,6 +60,10 @@ def test_gradients_do_not_depend_on_blocks() -> None:
 def test_only_shapes_that_the_programs_divide_are_taken() -> None:
     assert norm.applies((128, 512, 512)) and norm.applies((1, 128, 768))
     assert not norm.applies((1, 127, 512)) and not norm.applies((128, 8192))
+    for width in (512, 768, 1024, 4096):  # and the backward pass leaves no row out
+        blocks = norm.backward_blocks(width)
+        assert 64 % (blocks.rows * blocks.steps) == 0 and norm.applies((64, width))
+        assert width / (32 * blocks.warps) <= 24  # numbers of a row in a thread
 
 
 @pytest.mark.parametrize("width", [512, 768])

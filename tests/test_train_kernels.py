@@ -12,6 +12,7 @@ import pytest
 from tiny import quick_jit, random_params, random_tokens, reference_model, tiny_config
 
 from mla_jax.errors import UserError
+from mla_jax.kernels import norm
 from mla_jax.model import attention, backend, layers
 from mla_jax.model.backend import REFERENCE
 from mla_jax.model.moe import initial_router_bias
@@ -20,10 +21,12 @@ from mla_jax.train.loss import cross_entropy_reference
 
 
 def value_and_gradient(config: Any, backend: Any) -> Any:
+    """With a key for dropout, which does nothing where the rate is 0."""
     model, tokens = Transformer(config.model, backend), random_tokens(config, 8, 16)
 
     def loss(params: Any) -> jax.Array:
-        logits, _ = model.apply(variables_of(params, initial_router_bias(config.model)), tokens)
+        variables = variables_of(params, initial_router_bias(config.model))
+        logits, _ = model.apply(variables, tokens, None, jax.random.key(0))
         return jnp.mean(cross_entropy_reference(logits, tokens, config.model.vocab_size))
 
     return quick_jit(jax.value_and_grad(loss))(random_params(reference_model(config)))
@@ -46,6 +49,9 @@ KERNELS = dataclasses.replace(REFERENCE, train_impl="pallas", interpret=True)
         {"model.attention": "gqa", "model.n_kv_heads": 2, "model.head_dim": 6},
         {"model.block": "gpt", "model.attention": "mha"},
         {"model.block": "gpt", "model.attention": "mha", "model.position": "learned"},
+        {"model.block": "gpt", "model.attention": "gqa", "model.n_kv_heads": 2, "model.position": "learned"},
+        {"model.block": "gpt", "model.attention": "mha", "model.position": "learned", "model.qk_norm": True},
+        {"model.block": "gpt", "model.attention": "mha", "model.position": "learned", "model.dropout": 0.3},
         pytest.param({"model.block": "gpt", **_MASKED}, marks=pytest.mark.slow),
         pytest.param(_MASKED, marks=pytest.mark.slow),
         pytest.param({"model.block": "gpt"}, marks=pytest.mark.slow),
@@ -61,6 +67,23 @@ def test_kernels_change_neither_values_nor_gradients(knobs: dict[str, Any]) -> N
     config = tiny_config("mla_rope", **{"model.n_layers": 1, **knobs})
     plain, found = (value_and_gradient(config, backend) for backend in (REFERENCE, KERNELS))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, plain)
+
+
+def test_biases_have_their_gradients_from_the_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And that of keys none at all, instead of a sum over all rows that is zero but for rounding."""
+    config = tiny_config("mha", **{"model.block": "gpt", "model.position": "learned", "model.n_layers": 1})
+    kernel, tracked = norm.norm_beside, []
+
+    def recorded(x: jax.Array, gain: jax.Array, bias: Any, later: Any, *more: Any) -> tuple[jax.Array, jax.Array]:
+        tracked.append(later is not None)
+        return kernel(x, gain, bias, later, *more)
+
+    monkeypatch.setattr(norm, "norm_beside", recorded)
+    found, plain = (value_and_gradient(config, backend)[1]["layer_0"] for backend in (KERNELS, REFERENCE))
+    assert len(tracked) >= 2 and all(tracked)
+    assert not jnp.any(found["attention"]["b_k"]) and jnp.any(plain["attention"]["b_k"])
+    for part, name in (("attention", "b_q"), ("attention", "b_v"), ("attention", "b_o"), ("ffn", "b_out")):
+        assert jnp.any(found[part][name])
 
 
 @pytest.mark.parametrize(

@@ -144,11 +144,13 @@ def main(argv: list[str]) -> None:
         try:
             variants.append(Variant(name, config, options))
         except Exception as error:  # one that the device cannot have must not cost the others their turn
-            if not variants and len(args.variant) < 2:
-                raise
             print(f"{name}: not measured ({type(error).__name__}: {' '.join(str(error).split())[:200]})", flush=True)
             continue
         _append(args.out, variants[-1], {})
+    if not variants:
+        raise UserError(
+            "no step was measured: each variant failed, as said above; change --config, --knob or --variant."
+        )
     for _ in range(args.repeats):
         for variant in variants:
             variant.run(args.steps)

@@ -37,8 +37,11 @@ _LEAST = 64  # columns of a row's second piece
 
 def backward_blocks(width: int) -> Blocks:
     """Measured on an H200 in bfloat16 (launch/elementwise_tuning.py): [65536, 512] takes 105 us, by XLA 169;
-    [32768, 768] with a later bias 96 us, 131 by BACKWARD and 158 by XLA."""
-    return BACKWARD if width <= 512 else _WIDE
+    [32768, 768] with a later bias 96 us, 131 by BACKWARD and 158 by XLA. Wider ones are not measured: a warp holds as
+    many numbers of a row as BACKWARD's."""
+    if 512 < width <= 768:
+        return _WIDE
+    return BACKWARD._replace(warps=max(BACKWARD.warps, pl.next_power_of_2(width) // 512))
 
 
 def applies(shape: tuple[int, ...]) -> bool:
@@ -46,7 +49,8 @@ def applies(shape: tuple[int, ...]) -> bool:
     n_rows = 1
     for size in shape[:-1]:
         n_rows *= size
-    return all(n_rows % (b.rows * b.steps) == 0 for b in (FORWARD, BACKWARD)) and shape[-1] <= 4096
+    used = FORWARD, backward_blocks(shape[-1])
+    return all(n_rows % (b.rows * b.steps) == 0 for b in used) and shape[-1] <= 4096
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -88,7 +92,8 @@ def forward(
 
 
 def backward(eps: float, interpret: bool, residuals: tuple, cotangents: tuple, blocks: Blocks | None = None) -> tuple:
-    """Gradients of x, gain, bias and later."""
+    """Of what `forward` keeps and cotangents [..., D] of both results: gradients of x [..., D] and of gain, bias and
+    later [D], None where there is none."""
     x, gain, *others = residuals
     width = x.shape[-1]
     blocks = blocks or backward_blocks(width)

@@ -51,11 +51,8 @@ class RowBlocks:
     warps: int
 
 
-def choose_blocks(n: int, joins: bool = False) -> RowBlocks:
-    """Measured in steps of size m at 1 x 512 on an H100 (launch/decode_tuning.py): 4 columns and 4 warps were best.
-
-    joins: splits of attention on the way, of which every program joins all; not measured apart from the others yet.
-    """
+def choose_blocks(n: int) -> RowBlocks:
+    """Measured in steps of size m at 1 x 512 on an H100 (launch/decode_tuning.py): 4 columns and 4 warps were best."""
     return RowBlocks(4, 4) if n <= 4096 else RowBlocks(16, 8)
 
 
@@ -80,7 +77,7 @@ def row_linear(
     batch = x[0].shape[1] if parts else x.shape[0]
     if batch > MAX_ROWS:
         raise ValueError(f"row_linear is for at most {MAX_ROWS} rows, not {batch}")
-    blocks = blocks or choose_blocks(n, parts)
+    blocks = blocks or choose_blocks(n)
     if parts:
         out, top, total = x
         value_width = out.shape[-1]

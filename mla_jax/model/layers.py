@@ -54,7 +54,9 @@ class Norm(nn.Module):
 
     @nn.compact
     def beside(self, x: jax.Array, later: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """x, for what goes on beside the norm, and its norm: their gradients are added where the norm's is computed.
+        """x [..., D], for what goes on beside the norm, and its norm [..., D].
+
+        Their gradients are added where the norm's is computed.
 
         later [D] float32: a bias that will be added to that x without a gradient, and has it from here (`tracked`).
         """
@@ -253,7 +255,7 @@ class FeedForward(nn.Module):
     hidden: int  # F
 
     def __call__(self, x: jax.Array, constant: jax.Array | None = None) -> jax.Array:
-        """constant: `self.constant()` where its gradient is computed elsewhere (`tracked`)."""
+        """x [B, T, D] -> [B, T, D]. constant: `self.constant()`, if its gradient is computed elsewhere (`tracked`)."""
         dtype, w = self.backend.jnp_dtype, self.weights()
         if w.w_gate is None:
             h = hidden_units(x @ w.w_up.astype(dtype), w.b_up, self.backend)

@@ -3,7 +3,8 @@
 #
 #   bash launch/gpu_two.sh OUT [part ...]        default: all parts but flags, about 10 minutes
 #
-#   speed      xl, 64 rows a GPU: one GPU, two by data parallel, two by FSDP (tokens/s over one GPU: >= 1.9x wanted)
+#   speed      xl, 64 rows a GPU: one GPU, two by data parallel, two by FSDP (tokens/s over one GPU: >= 1.9x wanted), and
+#              the second GPU alone
 #   moe        the same for moe_mla_rope, and two by expert parallel
 #   same       float32, 5 steps: losses of one GPU, data parallel, FSDP, tensor parallel, printed side by side
 #   flags      xl, data parallel, with options of XLA: fewer channels of NCCL, gradients not joined, an early start
@@ -31,7 +32,10 @@ steps() { # NAME CONFIG FLAGS...: timed side by side in one process
 
 for part in $parts; do
   case $part in
-    speed) steps xl mla_rope:xl --variant "$one" --variant "$data" --variant "$fsdp" --repeats 4 ;;
+    speed)
+      steps xl mla_rope:xl --variant "$one" --variant "$data" --variant "$fsdp" --repeats 4
+      CUDA_VISIBLE_DEVICES=1 steps xl_second_gpu mla_rope:xl --variant "$one" --repeats 4 # the slower card sets the pace of two
+      ;;
     moe) steps moe moe_mla_rope --variant "$one" --variant "$data" --variant "$fsdp" --variant "$expert" --repeats 4 ;;
     flags)
       tried=()

@@ -140,6 +140,7 @@ def joined(launch: Launch | None) -> Iterator[None]:
     if distributed.is_first():
         time.sleep(peers.GRACE_S)
     jax.distributed.shutdown()
+    peers.rest()
 
 
 def _coordinator() -> str:

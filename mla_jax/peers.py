@@ -41,6 +41,8 @@ DONE = b"done"
 _links: dict[int, socket.socket] = {}  # process -> connection: of process 0 to all others, of the others to it
 _over = threading.Event()  # this process ends on purpose: from now on nobody is missed
 _speaking = threading.Lock()  # held by the first to say that a process is lost, and never given back
+_asking: list[threading.Thread] = []  # the one thread that waits inside jaxlib, while there is one
+REST_S = 10  # how long it may take to come back once the client is shut down
 
 
 @contextlib.contextmanager
@@ -52,7 +54,7 @@ def watched(coordinator_address: str) -> Iterator[None]:
     """
     _over.clear()
     with _slow_aborts():
-        _start(_ask)  # first: connecting waits for all of them
+        _asking[:] = [_start(_ask)]  # first: connecting waits for all of them
         try:
             _connect(coordinator_address.rsplit(":", 1)[0].strip("[]"))
             _start(_listen)
@@ -64,8 +66,20 @@ def watched(coordinator_address: str) -> Iterator[None]:
             _over.set()
 
 
-def _start(work: Callable[[], None]) -> None:
-    threading.Thread(target=work, name=f"mla_jax peers {work.__name__}", daemon=True).start()
+def rest() -> None:
+    """After `watched` and the client's shutdown: wait until no thread of the watch is inside jaxlib.
+
+    Python ends a thread that comes back from there while the interpreter goes down by unwinding it, and C++ ends the
+    process for that: "FATAL: exception not rethrown", exit code -6, at the end of a run that ended well.
+    """
+    for thread in _asking:
+        thread.join(REST_S)
+
+
+def _start(work: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=work, name=f"mla_jax peers {work.__name__}", daemon=True)
+    thread.start()
+    return thread
 
 
 @contextlib.contextmanager

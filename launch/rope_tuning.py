@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +28,8 @@ from mla_jax.model import layers
 
 CALLS, REPEATS, ROUNDS = 6, 5, 3  # calls a program, its runs timed together, such timings
 SIZES = {
-    "mla": (Part(1, 32, 32, latent=256),),  # queries: kernels/rotate_in_place.py
+    "queries": (Part(8, 96, 32),),  # MLA's
+    "mla": (Part(1, 32, 32, latent=256),),
     "mha": (Part(8, 64, 64), Part(8, 64, 64)),
 }
 GRID = (
@@ -46,13 +46,15 @@ GRID = (
     Blocks(64, 4, 2, 16, 1),
     Blocks(8, 1, 4, 4, 4),
 )
-QUERIES = Part(8, 96, 32)
 IN_PLACE = [Blocks(*c) for c in ((16, 1, 4), (16, 1, 8), (16, 1, 2), (16, 1, 1), (32, 1, 4), (32, 1, 2), (32, 2, 8))]
 IN_PLACE += [Blocks(*c) for c in ((32, 2, 4), (8, 1, 8), (64, 4, 4), (64, 4, 8), (64, 2, 2))]
 
 
-def times(function: Callable[..., tuple], sets: list[tuple]) -> tuple[float, tuple]:
-    """Seconds a call and the first call's result: calls on different arrays, one after the other, in one program."""
+def times(function: Callable[..., tuple], sets: list[tuple], in_place: bool) -> tuple[float, tuple]:
+    """Seconds a call and the first call's result: calls on different arrays, one after the other, in one program.
+
+    in_place: a run's results are the next one's arrays, which it may overwrite.
+    """
 
     def program(sets: list[tuple]) -> list[tuple]:
         found: list[tuple] = []
@@ -62,61 +64,16 @@ def times(function: Callable[..., tuple], sets: list[tuple]) -> tuple[float, tup
             found.append(function(*arrays))
         return found
 
-    run = jax.jit(program).lower(sets).compile()
-    first = jax.block_until_ready(run(sets))[0]
-    took = []
+    run = jax.jit(program, donate_argnums=0 if in_place else ()).lower(sets).compile()
+    out = jax.block_until_ready(run(jax.tree.map(jnp.copy, sets) if in_place else sets))
+    first, took = jax.tree.map(jnp.copy, out[0]), []
     for _ in range(ROUNDS):
         began = time.perf_counter()
         for _ in range(REPEATS):
-            out = run(sets)
+            out = run(out if in_place else sets)
         jax.block_until_ready(out)
         took.append((time.perf_counter() - began) / (REPEATS * CALLS))
     return float(np.median(took)), first
-
-
-def queries(out: Path, batch: int, length: int, interpret: bool, ends: float) -> None:
-    """Turned in place: each run's results are the next one's arrays, which it may overwrite."""
-    cos, sin = layers.rope_angles(jnp.arange(length), QUERIES.rotary, 10_000.0)
-    n_bytes = 2 * 2 * batch * length * QUERIES.heads * QUERIES.rotary
-    for blocks in (None, *IN_PLACE):
-        if time.monotonic() > ends:
-            print("time is up")
-            return
-
-        def form(y: jax.Array, blocks: Blocks | None = blocks) -> jax.Array:
-            if blocks is None:
-                return rotate_heads.plain(y, cos, sin, None, (QUERIES,), layers.RMS_EPS)[0]
-            with mock.patch.object(rotate_in_place, "IN_PLACE", blocks):
-                return rotate_in_place.rotate(y, cos, sin, QUERIES, interpret)
-
-        def program(ys: list[jax.Array], form: Callable = form) -> list[jax.Array]:
-            found: list[jax.Array] = []
-            for y in ys:
-                if found:
-                    y, found[-1] = jax.lax.optimization_barrier((y, found[-1]))
-                found.append(form(y))
-            return found
-
-        name = "XLA" if blocks is None else " ".join(f"{k}={v}" for k, v in blocks._asdict().items())
-        keys = jax.random.split(jax.random.key(0), CALLS)
-        ys = [jax.random.normal(key, (batch, length, QUERIES.columns), jnp.bfloat16) for key in keys]
-        try:
-            run = jax.jit(program, donate_argnums=0).lower(ys).compile()
-            ys = jax.block_until_ready(run(ys))
-            took = []
-            for _ in range(ROUNDS):
-                began = time.perf_counter()
-                for _ in range(REPEATS):
-                    ys = run(ys)
-                jax.block_until_ready(ys)
-                took.append((time.perf_counter() - began) / (REPEATS * CALLS))
-        except Exception as error:
-            print(f"queries {name} {' '.join(str(error).split())[:120]}", flush=True)
-            continue
-        best = float(np.median(took))
-        print(f"queries          {name:44s} {best * 1e6:7.1f} us {n_bytes / best / 1e12:5.2f} TB/s", flush=True)
-        row = {"blocks": name, "us": best * 1e6, "bytes_per_s": n_bytes / best}
-        rows.append_row(out, rows.result_row("rope queries in place", "-", row, "random", "none"))
 
 
 def difference(found: tuple, wanted: tuple) -> float:
@@ -129,25 +86,39 @@ def difference(found: tuple, wanted: tuple) -> float:
     return max(float(one(a, b)) for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True))
 
 
-def work(parts: tuple[Part, ...], batch: int, length: int) -> dict[str, tuple]:
+def work(size: str, batch: int, length: int) -> dict[str, tuple]:
     """Each way -> what to compute of a form's function and arrays, sets of arrays, bytes that have to move."""
+    parts = SIZES[size]
     columns = [part.columns for part in parts]
     keys = iter(jax.random.split(jax.random.key(0), CALLS * (1 + len(parts))))
 
     def draw(width: int) -> jax.Array:
         return jax.random.normal(next(keys), (batch, length, width), jnp.bfloat16)
 
-    ys = [(draw(sum(columns)),) for _ in range(CALLS)]
-    with_gradients = [(*y, *(draw(width) for width in columns)) for y in ys]
-    moved = 2 * 2 * batch * length * sum(columns)
-
     def backward(function: Callable, gain: jax.Array | None, y: jax.Array, *gradients: jax.Array) -> tuple:
         return jax.vjp(function, y, gain)[1](gradients)
 
-    return {
-        "forward": (lambda function, gain, y: function(y, gain), ys, moved),
-        "backward": (backward, with_gradients, moved + 2 * batch * length * parts[-1].latent),
-    }
+    ys = [(draw(sum(columns)),) for _ in range(CALLS)]
+    touched = parts[0].heads * parts[0].rotary if size == "queries" else sum(columns)
+    moved = 2 * 2 * batch * length * touched
+    found = {"forward": (lambda function, gain, y: function(y, gain), ys, moved)}
+    if size != "queries":
+        with_gradients = [(*y, *(draw(width) for width in columns)) for y in ys]
+        found["backward"] = backward, with_gradients, moved + 2 * batch * length * parts[-1].latent
+    return found
+
+
+def form(
+    size: str, angles: tuple[jax.Array, jax.Array], blocks: Blocks | None, interpret: bool
+) -> Callable[..., tuple]:
+    """(y, gain) -> parts, by XLA without blocks."""
+    parts = SIZES[size]
+    if blocks is None:
+        return lambda y, gain: rotate_heads.plain(y, *angles, gain, parts, layers.RMS_EPS)
+    if size == "queries":
+        return lambda y, gain: (rotate_in_place.turned(y, *angles, parts[0], interpret, blocks),)
+    both = blocks, blocks
+    return lambda y, gain: rotate_heads.split_and_rotate(y, *angles, gain, parts, layers.RMS_EPS, interpret, both)
 
 
 def main() -> None:
@@ -156,42 +127,27 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--max_minutes", type=float, default=3.0)
-    parser.add_argument("--only", nargs="*", choices=["queries", *SIZES], default=["queries", *SIZES])
+    parser.add_argument("--only", nargs="*", choices=list(SIZES), default=list(SIZES))
     given = parser.parse_args()
     given.out.parent.mkdir(parents=True, exist_ok=True)
     interpret = jax.default_backend() != "gpu"  # only to try this script
     begun = time.monotonic()
-    if "queries" in given.only:
-        queries(given.out, given.batch, given.length, interpret, begun + 60 * given.max_minutes)
-    for size, parts in SIZES.items():
-        if size not in given.only:
-            continue
-        cos, sin = layers.rope_angles(jnp.arange(given.length), parts[0].rotary, 10_000.0)
+    for size in given.only:
+        parts = SIZES[size]
+        angles = layers.rope_angles(jnp.arange(given.length), parts[0].rotary, 10_000.0)
         gain = jnp.linspace(0.5, 1.5, parts[-1].latent) if parts[-1].latent else None
-        for way, (compute, sets, n_bytes) in work(parts, given.batch, given.length).items():
+        for way, (compute, sets, n_bytes) in work(size, given.batch, given.length).items():
             wanted = None
+            tried = IN_PLACE if size == "queries" else GRID
             # Steps are of the backward pass alone.
-            for blocks in (None, *dict.fromkeys(b._replace(steps=1) if way == "forward" else b for b in GRID)):
+            for blocks in (None, *dict.fromkeys(b._replace(steps=1) if way == "forward" else b for b in tried)):
                 if time.monotonic() - begun > 60 * given.max_minutes:
                     print("time is up")
                     return
                 name = "XLA" if blocks is None else " ".join(f"{k}={v}" for k, v in blocks._asdict().items())
-
-                def form(
-                    y: jax.Array,
-                    gain: jax.Array | None,
-                    blocks: Blocks | None = blocks,
-                    fixed: tuple = (parts, cos, sin),
-                ) -> tuple[jax.Array, ...]:
-                    parts, cos, sin = fixed
-                    if blocks is None:
-                        return rotate_heads.plain(y, cos, sin, gain, parts, layers.RMS_EPS)
-                    both = blocks, blocks
-                    return rotate_heads.split_and_rotate(y, cos, sin, gain, parts, layers.RMS_EPS, interpret, both)
-
-                run = functools.partial(compute, form, gain)
+                run = functools.partial(compute, form(size, angles, blocks, interpret), gain)
                 try:
-                    took, found = times(run, sets)
+                    took, found = times(run, sets, size == "queries")
                     wanted = found if blocks is None else wanted
                     off = difference(found, wanted)
                 except Exception as error:  # too many registers, an array that Triton does not take: a result too

@@ -225,12 +225,10 @@ def from_config_dict(config_dict: ConfigDict) -> Config:
     return from_dict(config_dict.to_dict())
 
 
-def from_dict(content: dict[str, Any], stored: bool = False) -> Config:
-    """As `from_config_dict`, from plain nested dictionaries (JSON); `stored`: of a run, perhaps of an older mla_jax."""
+def from_dict(content: dict[str, Any]) -> Config:
+    """As `from_config_dict`, from plain nested dictionaries (JSON)."""
     config = build(Config, content, prefix="")
     config_bounds.check_choices(config)
-    if stored:
-        config = config_rules.forgive(config)
     config = config_derive.resolve(config)
     validate(config)
     return config
@@ -265,6 +263,6 @@ def loads(text: str, where: str = "config.json") -> Config:
         )
     migrations.migrate(values, file_format)
     try:
-        return from_dict(values, stored=True)
+        return from_dict(values)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None

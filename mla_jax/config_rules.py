@@ -3,10 +3,10 @@
 A rule is a function of a resolved Config that raises UserError: field, value, rule, remedy.
 """
 
-import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
+from mla_jax import migrations
 from mla_jax.bench import settings as bench_settings
 from mla_jax.config_bounds import fail, get, ranges
 
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 # What only experts read. A knob that changes nothing is refused: who sets it believes that it does.
 _EXPERTS = ("n_routed_experts", "n_shared_experts", "top_k", "d_expert", "first_k_dense")
 _EXPERTS += ("router_aux_weight", "router_sequence_weight", "router_z_weight")
-_ROUTING = ("router_score", "router_renormalize", "routed_scaling_factor", "router_bias_rate", "router_bias_rule")
-_ROUTING += ("moe_impl", "grouped_impl")  # these were not refused before: see `forgive`
+_EXPERTS += migrations.UNREAD_IF_DENSE
 
 
 def heads(config: "Config") -> None:
@@ -110,7 +109,7 @@ def experts(config: "Config") -> None:
         fail(config, f"model.{name}", rule, remedy)
 
     if m.ffn == "dense":
-        for name in (*_EXPERTS, *_ROUTING):
+        for name in _EXPERTS:
             default = _defaults()[name]
             if getattr(m, name) != default:
                 refuse(name, "ffn=dense has no experts", f"set it to {default!r}, or --config.model.ffn=moe")
@@ -149,17 +148,6 @@ def _defaults() -> dict[str, Any]:
     from mla_jax.config_files import base_config  # which stands on this module
 
     return base_config().model.to_dict()
-
-
-def forgive(config: "Config") -> "Config":
-    """A stored config whose dense model has knobs of routing, which it never read, with their defaults instead.
-
-    mla_jax took such runs without a word once: they are what they would be without these knobs, and can go on.
-    """
-    if config.model.ffn != "dense":
-        return config
-    unread = {name: _defaults()[name] for name in _ROUTING}
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, **unread))
 
 
 def batches(config: "Config") -> None:

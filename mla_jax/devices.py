@@ -34,6 +34,12 @@ def peak_flops(name: str | None = None) -> float | None:
     return next((PEAK_FLOPS[key] for key in sorted(PEAK_FLOPS, key=len, reverse=True) if key in name), None)
 
 
+def mfu(flops_per_s: float, n_devices: int = 1) -> float | None:
+    """The share of the peak of so many devices like this one; None where the peak is not known."""
+    peak = peak_flops()
+    return flops_per_s / (peak * n_devices) if peak else None
+
+
 def versions() -> dict[str, str]:
     """Versions that a measured number depends on."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")

@@ -92,11 +92,26 @@ MIGRATIONS: dict[int, dict[str, Any]] = {
 }
 
 
+# Knobs of `model` that a dense model never read and that were not refused beside one at first. Such runs are what they
+# would be without them, and go on with the values that they behaved as.
+UNREAD_IF_DENSE = (
+    "router_score",
+    "router_renormalize",
+    "routed_scaling_factor",
+    "router_bias_rate",
+    "router_bias_rule",
+)
+UNREAD_IF_DENSE += ("moe_impl", "grouped_impl")
+
+
 def migrate(values: dict[str, Any], file_format: int) -> None:
-    """Give a config of an older format, in place, the knobs that it lacks, up to FORMAT."""
+    """Give a stored config, in place, the knobs that its format lacks, up to FORMAT; take those that it never read."""
     for step in range(file_format, FORMAT):
         for dotted, value in MIGRATIONS[step].items():
             section, _, field = dotted.rpartition(".")
             target = values.setdefault(section, {}) if section else values
             if isinstance(target, dict):  # the bridge says what is wrong with it otherwise
                 target.setdefault(field, value)
+    model = values.get("model")
+    if isinstance(model, dict) and model.get("ffn") == "dense":
+        model |= {name: MIGRATIONS[2][f"model.{name}"] for name in UNREAD_IF_DENSE}

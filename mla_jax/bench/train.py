@@ -39,11 +39,11 @@ def run(point: Point, batch: int, length: int, repeats: int, steps: int = 5) -> 
     timing = measure(call, lambda: None, repeats)
     rate = batch * length * steps / timing.median_s
     flops = accounting.flops_per_token(config.model, length) * rate
-    peak = devices.peak_flops()
+    mfu = devices.mfu(flops)
     return {
         **timing.metrics(steps),
         "dtype": model.backend.dtype,
         "tokens_per_s": rate,
         "flops_per_s": flops,
-        **({"mfu": flops / peak} if peak else {}),
+        **({"mfu": mfu} if mfu else {}),
     }

@@ -115,9 +115,9 @@ class Variant:
         rate = train.batch_size * train.seq_len / median
         values |= {"step_ms": 1e3 * median, "step_ms_low": 1e3 * min(timed), "step_ms_high": 1e3 * max(timed)}
         values |= {"repeats": len(timed), "tokens_per_s": rate, "loss": self.loss}
-        if peak := devices.peak_flops():
-            peak *= self.backend.mesh.size if self.backend.mesh else 1
-            values["mfu"] = rate * accounting.flops_per_token(self.config.model, train.seq_len) / peak
+        flops = rate * accounting.flops_per_token(self.config.model, train.seq_len)
+        if mfu := devices.mfu(flops, self.backend.mesh.size if self.backend.mesh else 1):
+            values["mfu"] = mfu
         return values
 
 

@@ -28,11 +28,15 @@ def rotate(y: jax.Array, cos: jax.Array, sin: jax.Array, part: Part, interpret: 
 
     Written over y where nobody else needs it. cos, sin: [T, rotary/2] float32, not differentiated.
     """
-    return _turned(y, cos, sin, part, interpret)
+    return turned(y, cos, sin, part, interpret)
 
 
-def _turned(y: jax.Array, cos: jax.Array, sin: jax.Array, part: Part, interpret: bool) -> jax.Array:
-    matrix, blocks = y.reshape(-1, y.shape[-1]), IN_PLACE if y.shape[1] % IN_PLACE.rows == 0 else _SHORT
+def turned(
+    y: jax.Array, cos: jax.Array, sin: jax.Array, part: Part, interpret: bool, blocks: Blocks | None = None
+) -> jax.Array:
+    """`rotate`, without a gradient, with blocks of one's own."""
+    matrix = y.reshape(-1, y.shape[-1])
+    blocks = blocks or (IN_PLACE if y.shape[1] % IN_PLACE.rows == 0 else _SHORT)
     out = pl.pallas_call(
         functools.partial(_turning_program, part=part, blocks=blocks),
         out_shape=jax.ShapeDtypeStruct(matrix.shape, matrix.dtype),
@@ -46,8 +50,8 @@ def _turned(y: jax.Array, cos: jax.Array, sin: jax.Array, part: Part, interpret:
 
 
 rotate.defvjp(
-    lambda y, cos, sin, part, interpret: (_turned(y, cos, sin, part, interpret), (cos, sin)),
-    lambda part, interpret, kept, g: (_turned(g, kept[0], -kept[1], part, interpret), None, None),
+    lambda y, cos, sin, part, interpret: (turned(y, cos, sin, part, interpret), (cos, sin)),
+    lambda part, interpret, kept, g: (turned(g, kept[0], -kept[1], part, interpret), None, None),
 )
 
 

@@ -81,6 +81,13 @@ def tracked(x: jax.Array, later: jax.Array | None) -> jax.Array:
     return x if later is None else x + (later - jax.lax.stop_gradient(later)).astype(x.dtype)
 
 
+def shifted(y: jax.Array, bias: jax.Array | None, constant: jax.Array | None) -> jax.Array:
+    """y [..., D] + bias [D], if there is one; + `constant` in its place, without a gradient, if that is `tracked`."""
+    if bias is None:
+        return y
+    return y + (bias if constant is None else jax.lax.stop_gradient(constant)).astype(y.dtype)
+
+
 def in_one_pass(shape: tuple[int, ...], backend: Backend, applies: Callable[[tuple[int, ...]], bool]) -> bool:
     """Whether a kernel of training is asked for and takes what a device holds of an array [B, ...] of this shape."""
     if backend.train_impl != "pallas" or mesh.splits(backend.mesh, "tensor"):
@@ -259,8 +266,7 @@ class FeedForward(nn.Module):
         dtype, w = self.backend.jnp_dtype, self.weights()
         if w.w_gate is None:
             h = hidden_units(x @ w.w_up.astype(dtype), w.b_up, self.backend)
-            bias = w.b_down if constant is None else jax.lax.stop_gradient(constant)
-            return h @ w.w_down.astype(dtype) + bias.astype(dtype)
+            return shifted(h @ w.w_down.astype(dtype), w.b_down, constant)
         h = jax.nn.silu(x @ w.w_gate.astype(dtype)) * (x @ w.w_up.astype(dtype))
         return h @ w.w_down.astype(dtype)
 

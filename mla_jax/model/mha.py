@@ -119,6 +119,4 @@ class MultiHeadAttention(nn.Module):
     def _output(self, out: jax.Array, constant: jax.Array | None = None) -> jax.Array:
         dtype = self.backend.jnp_dtype
         y = jnp.einsum("bthv,hvd->btd", out, self.w_o.astype(dtype))
-        if self.cfg.block != "gpt":
-            return y
-        return y + (self.b_o if constant is None else jax.lax.stop_gradient(constant)).astype(dtype)
+        return layers.shifted(y, self.b_o if self.cfg.block == "gpt" else None, constant)

@@ -191,9 +191,7 @@ class LatentAttention(nn.Module):
         if out.shape[-1] > self.cfg.v_head_dim:  # v was padded, and so is out: rows of zeros cut it
             w_o = jnp.pad(w_o, ((0, 0), (0, out.shape[-1] - self.cfg.v_head_dim), (0, 0)))
         y = jnp.einsum("bthv,hvd->btd", out, w_o.astype(dtype))
-        if self.cfg.block != "gpt":
-            return y
-        return y + (self.b_o if constant is None else jax.lax.stop_gradient(constant)).astype(dtype)
+        return layers.shifted(y, self.b_o if self.cfg.block == "gpt" else None, constant)
 
 
 def _join(q_nope: jax.Array, q_rope: jax.Array | None) -> jax.Array:

@@ -167,7 +167,7 @@ def share_to_best(curve: Curve, reference: Curve) -> float:
     Infinite if never. Not of its last step: a reference that overfits afterwards would make the curve look faster.
     """
     best = lowest(reference)
-    return 100 * steps_to(curve, best) / max(1.0, steps_to(reference, best))
+    return 100 * steps_to(curve, best) / steps_to(reference, best)
 
 
 def rope_interaction(found: Results) -> list[tuple[str, Evidence, Evidence, Evidence]]:

@@ -19,15 +19,13 @@ def joint_norm(tree: Any, shardings: Any = None) -> jax.Array:
     size l with biases. shardings: a tree of NamedSharding, of arrays on a mesh; each device sums its own parts.
     """
     if shardings is None:
-        return jnp.sqrt(_square_sum(jax.tree.leaves(tree)))
+        return jnp.sqrt(_total(jax.tree.leaves(tree)))
     placed = jax.tree.leaves(shardings)
     mesh, copies = placed[0].mesh, [_copies(sharding) for sharding in placed]
 
     def on_one_device(leaves: list[jax.Array]) -> jax.Array:
         groups = {n: [leaf for leaf, m in zip(leaves, copies, strict=True) if m == n] for n in set(copies)}
-        own = sum(
-            _square_sum(group) / n for n, group in groups.items()
-        )  # what n devices have counts on each for a part
+        own = sum(_total(group) / n for n, group in groups.items())  # what n devices have counts on each for a part
         return jax.lax.psum(own, mesh.axis_names)
 
     specs = ([sharding.spec for sharding in placed],)
@@ -35,9 +33,9 @@ def joint_norm(tree: Any, shardings: Any = None) -> jax.Array:
     return jnp.sqrt(total(jax.tree.leaves(tree)))
 
 
-def _square_sum(leaves: list[jax.Array]) -> jax.Array:
-    """float32 []."""
-    parts = [_square_sums(leaf.astype(jnp.float32)) for leaf in leaves]
+def _total(leaves: list[jax.Array]) -> jax.Array:
+    """The sum of all squares, float32 []."""
+    parts = [_row_sums(leaf.astype(jnp.float32)) for leaf in leaves]
     return jnp.sum(jax.lax.optimization_barrier(jnp.concatenate(parts)))  # else XLA sums each part by itself again
 
 
@@ -47,7 +45,7 @@ def _copies(sharding: NamedSharding) -> int:
     return sharding.mesh.size // math.prod(sharding.mesh.shape[axis] for axis in split)
 
 
-def _square_sums(leaf: jax.Array) -> jax.Array:
+def _row_sums(leaf: jax.Array) -> jax.Array:
     """[some numbers], whose sum is that of leaf's squares."""
     squares = leaf * leaf
     if leaf.size <= _SMALL or leaf.ndim < 2:

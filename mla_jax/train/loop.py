@@ -256,10 +256,8 @@ class _Training:
         self.clock.restart()
 
     def _mfu(self, tokens_per_s: float) -> float | None:
-        """Share of the devices' peak that training's FLOPs make; None where the peak is not known."""
-        peak = devices.peak_flops()
         flops = accounting.flops_per_token(self.config.model, self.config.train.seq_len)
-        return tokens_per_s * flops / (peak * self.n_devices) if peak else None
+        return devices.mfu(tokens_per_s * flops, self.n_devices)
 
     def _evaluate(self, done: int) -> None:
         self.pending.drain(keep=0)

@@ -43,6 +43,11 @@ def get_config(form: str = "short") -> ConfigDict:
         if form == "smoke":
             rates, seeds = rates[1:3], (0, 1)
         declare.point(c, f"mla_rope_{name}", "mla_rope", "headline", knobs, seeds, 1, learning_rates=rates)
+    # The same question without a schedule in the way: AdamW's best loss comes at the end of its cosine, where Muon, on
+    # the way to it, still has a large rate. So Muon once more with 60 % of the steps and a whole cosine in them.
+    steps = 6 * training["train.steps"] // 10 if form != "smoke" else 12
+    knobs = {"optim.name": "muon", "train.steps": steps}
+    declare.point(c, "mla_rope_muon_sooner", "mla_rope", "headline", knobs, seeds, 2, learning_rates=(2e-3,))
     # The other half of a recipe: attention whose step is shorter. One seed: the table of seconds shows it.
     knobs = {"optim.name": "muon"}
     declare.point(c, "mha_rope_muon", "mha_rope", "headline", knobs, priority=2, learning_rates=RATES["muon"][1:3])

@@ -50,6 +50,8 @@ def _time(cfg: ModelConfig, batch: int, context: int, steps: int, repeats: int, 
     import torch
 
     device, dtype = ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)
+    # Each call builds a class of its own, but its code is one object, and torch compiles an object 8 times at most.
+    torch._dynamo.reset()
     torch.manual_seed(0)
     model = build(cfg, batch, context).to(device=device, dtype=dtype).eval()
     mode = "max-autotune" if batch <= _TUNED_ROWS else "reduce-overhead"

@@ -17,6 +17,7 @@ shift
 parts=${*:-speed moe same processes}
 python=${PYTHON:-python3}
 rows=${ROWS:-64}
+IFS=, read -ra devices <<<"${CUDA_VISIBLE_DEVICES:-0,1}"
 mkdir -p "$out"
 one="mesh.data=1 train.batch_size=$rows"
 data="mesh.data=2 train.batch_size=$((2 * rows))"
@@ -34,7 +35,7 @@ for part in $parts; do
   case $part in
     speed)
       steps xl mla_rope:xl --variant "$one" --variant "$data" --variant "$fsdp" --repeats 4
-      CUDA_VISIBLE_DEVICES=1 steps xl_second_gpu mla_rope:xl --variant "$one" --repeats 4 # the slower card sets the pace of two
+      CUDA_VISIBLE_DEVICES=${devices[1]} steps xl_second_gpu mla_rope:xl --variant "$one" --repeats 4 # the slower card sets the pace of two
       ;;
     moe) steps moe moe_mla_rope --variant "$one" --variant "$data" --variant "$fsdp" --variant "$expert" --repeats 4 ;;
     flags)
@@ -58,12 +59,12 @@ for part in $parts; do
       flags=(--config=mla_rope:s --workdir="$out/run" --config.data.stories=20000 --config.train.eval_every=20
         --config.train.log_every=10 --config.train.batch_size=64 --config.optim.decay_steps=100)
       for i in 0 1; do
-        CUDA_VISIBLE_DEVICES=$i timeout 200 "$python" -m mla_jax.main "${flags[@]}" --config.train.steps=40 \
+        CUDA_VISIBLE_DEVICES=${devices[i]} timeout 200 "$python" -m mla_jax.main "${flags[@]}" --config.train.steps=40 \
           --coordinator_address=localhost:9876 --num_processes=2 --process_id=$i >"$out/process$i.txt" 2>&1 &
       done
       wait
       tail -n 3 "$out/process0.txt" "$out/process1.txt"
-      CUDA_VISIBLE_DEVICES=0 timeout 120 "$python" -m mla_jax.main "${flags[@]}" --config.train.steps=60 \
+      CUDA_VISIBLE_DEVICES=${devices[0]} timeout 120 "$python" -m mla_jax.main "${flags[@]}" --config.train.steps=60 \
         >"$out/resumed.txt" 2>&1 || echo "processes: resuming failed"
       grep -E "resuming|^step" "$out/resumed.txt"
       ;;

@@ -8,12 +8,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from mla_jax import mesh as mesh_lib
 from mla_jax.config import ModelConfig
 from mla_jax.errors import UserError
 
 CUBLAS_PRODUCTS = {"xla_gpu_enable_triton_gemm": False}  # instead of XLA's own, written in Triton
 # Left alone, XLA makes one product of two of the same x, then copies the results apart: 138 MB a layer of MLA.
 SEPARATE_PRODUCTS = {"xla_gpu_dot_merger_threshold_mb": 0}
+# XLA sends one sum of gradients at a time and has one product in between, which holds all multiprocessors until it is
+# done: nothing overlapped (docs/scaling.md). With as many under way as there are, each starts when its gradients exist.
+# Not with FSDP: its sums are then all put to the end, and its matrices are gathered long before they are needed.
+SUMS_SIDE_BY_SIDE = {"xla_gpu_experimental_parallel_collective_overlap_limit": 16}
 CUDNN_MAX_HEAD_DIM = 128  # of the fused backward pass below sm90; Hopper takes 256, which no config here needs
 
 
@@ -40,7 +45,10 @@ class Backend:
 
         Size m, block=gpt, 128 x 512 on an H200: 38.83 ms a step with Triton's products among them, 38.10 without.
         """
-        return CUBLAS_PRODUCTS | SEPARATE_PRODUCTS if self.platform == "gpu" else None
+        if self.platform != "gpu":
+            return None
+        sums = {} if self.mesh is None or mesh_lib.splits(self.mesh, "fsdp") else SUMS_SIDE_BY_SIDE
+        return CUBLAS_PRODUCTS | SEPARATE_PRODUCTS | sums
 
     @property
     def jnp_dtype(self) -> Any:

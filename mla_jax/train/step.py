@@ -17,6 +17,7 @@ from mla_jax.model.attention import Where
 from mla_jax.model.moe import router_bias_update
 from mla_jax.model.transformer import Transformer, variables_of
 from mla_jax.train.clip import joint_norm
+from mla_jax.train.fsdp import gathered
 from mla_jax.train.loss import Kernel, chunked_cross_entropy, cross_entropy, fused_cross_entropy
 from mla_jax.train.qk_clip import clip_queries_and_keys
 from mla_jax.train.state import TrainState, abstract_state, shardings
@@ -62,6 +63,7 @@ def _make_loss_sum(model: Transformer, config: Config) -> Callable[..., tuple[ja
 
     def loss_sum(params: Any, router_bias: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
         shifted = shift(batch, document_mask)
+        params = gathered(params, backend.mesh, config.model, backend.jnp_dtype)
         variables = variables_of(params, router_bias)
         takes = layers.in_one_pass(shifted["inputs"].shape, backend, lambda own: True)
         kernel = Kernel(backend.interpret, backend.mesh) if takes else None

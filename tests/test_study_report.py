@@ -1,5 +1,6 @@
 """study.report, tables, series, plots, readme: figures in the report are those of the rows."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -90,11 +91,13 @@ def test_the_readme_of_the_repository_is_up_to_date() -> None:
 def test_a_headline_with_rows_is_in_the_readmes_block(monkeypatch) -> None:
     made = claims_study()
     monkeypatch.setattr(readme, "study_names", lambda: ["made_up"])
-    monkeypatch.setattr(readme, "load_config_dict", lambda name: None)
-    monkeypatch.setattr(readme, "from_config_dict", lambda _: made)
+    monkeypatch.setattr(readme, "load_config_dict", lambda name: name)
+    elsewhere = dataclasses.replace(made, points=made.points[:0])
+    monkeypatch.setattr(readme, "from_config_dict", lambda name: elsewhere if name.endswith(":files") else made)
     text = readme.block(done(made, by_name(PAPER_SAYS, noise=0.01)))
     assert re.search(r"\| per_head_rope_r2 \| 128 \| 50.0 % \| 2.0261 ± 0.0498 \(3\) \| \+0.30 ± 0.00 \(3\) \|", text)
-    assert re.search(r"\| A4 \|.*\+0.30 \[\+0.30, \+0.30\], n=3.*\| confirmed \|", text)
+    assert re.search(r"\| A4 \|.*\| \+0.30 \[\+0.30, \+0.30\], n=3.*: \*\*confirmed\*\* \| - \|", text)
+    assert text.count(made.title) == 1 and "report.md" not in text  # a form without rows has no table, and no page
 
 
 def test_time_counts_shares_and_projects_the_full_schedule() -> None:

@@ -7,55 +7,95 @@ import sys
 from pathlib import Path
 
 from mla_jax.accounting import kv_bytes
-from mla_jax.config_files import load_config_dict, study_names
+from mla_jax.config_files import config_dir, load_config_dict, study_names
 from mla_jax.errors import UserError
 from mla_jax.study import claim_tables, tables
+from mla_jax.study.claims import CLAIMS, Claim
 from mla_jax.study.grid import from_config_dict
-from mla_jax.study.results import Results, collect, reference_of, relative
+from mla_jax.study.results import Measured, Results, collect, reference_of, relative
 from mla_jax.study.rows import Rows, best_loss, gather, model_of
 from mla_jax.study.stats import estimate
-from mla_jax.study.verdicts import judge
+from mla_jax.study.verdicts import Judged, judge_claim
 
 BEGIN = "<!-- made by: python -m mla_jax.study.readme README.md -->"
 END = "<!-- end of the made part -->"
+CORPORA = {"": "we find: embedded stories, or arithmetic", ":files": "20,000 TinyStories"}  # form of a study -> column
+SEEDS = 3  # that a point in a table needs
 
 
 def block(rows: Rows | None = None) -> str:
-    """The marks and, between them, the headline tables of studies with rows and a verdict for every claim."""
+    """The marks and, between them, a verdict for every claim on either corpus, and tables of the headline points."""
     rows = gather(None) if rows is None else rows
-    studies = [collect(from_config_dict(load_config_dict(name)), rows) for name in study_names()]
-    parts = [BEGIN]
-    parts += [_headline(found) for found in studies if found.study.verdicts and found.tier("headline")]
-    parts.append(_verdicts(studies))
-    return "\n\n".join([*parts, END])
+    corpora = [_studies(form, rows) for form in CORPORA]
+    shown = [(found, _rows_of(found)) for studies in corpora for found in studies]
+    # Studies share rows: of two tables one may be a part of the other.
+    headlines = [_headline(found) for found, own in shown if own and not any(own < other for _, other in shown)]
+    return "\n\n".join([BEGIN, _verdicts(corpora), *filter(None, headlines), END])
+
+
+def _studies(form: str, rows: Rows) -> list[Results]:
+    """Every study that judges papers, in this form, if it has it."""
+    found = []
+    for name in study_names():
+        try:
+            study = from_config_dict(load_config_dict(name + form))
+        except UserError:
+            continue
+        if study.verdicts:
+            found.append(collect(study, rows))
+    return found
+
+
+def _points(found: Results) -> list[Measured]:
+    return [p for p in found.tier("headline") if len(p.by_seed) >= SEEDS]
+
+
+def _rows_of(found: Results) -> set[int]:
+    return {id(row) for p in _points(found) for row in p.by_seed.values()}
 
 
 def _headline(found: Results) -> str:
-    reference = reference_of(found, "headline")
-    rows = []
-    for p in found.tier("headline"):
+    """A table, or "" where there is nothing to compare."""
+    points, reference, rows = _points(found), reference_of(found, "headline"), []
+    if len(points) < 2:
+        return ""
+    for p in points:
         change = estimate(relative(p, reference)) if reference and p is not reference else None
         cell = tables.with_error(change, 2, sign=True) if change and change.n else "-"
-        saved = f"{100 * tables.kv_saved(p.any):.1f} %"
-        rows.append((p.name, f"{kv_bytes(model_of(p.any)):,}", saved, tables.with_error(
-            p.over_seeds(best_loss)), cell))  # fmt: skip
+        saved, loss = f"{100 * tables.kv_saved(p.any):.1f} %", tables.with_error(p.over_seeds(best_loss))
+        rows.append((p.name, f"{kv_bytes(model_of(p.any)):,}", saved, loss, cell))
     against = f"% against {reference.name}" if reference else "%"
     head = ("model", "KV bytes/token", "saved", "validation loss", against)
-    points = found.tier("headline")
     devices = ", ".join(sorted({row["device"] for p in points for row in p.by_seed.values()}))
-    return f"**{found.study.title}** ({devices}; mean ± 95 %, seeds):\n\n{tables.table(head, rows)}"
+    page = f"docs/results/study_{found.study.name}/report.md"
+    link = f"[report]({page}); " if (config_dir().parent / page).is_file() else ""
+    return f"**{found.study.title}** ({link}{devices}; mean ± 95 %, seeds):\n\n{tables.table(head, rows)}"
 
 
-def _verdicts(studies: list[Results]) -> str:
+def _verdicts(corpora: list[list[Results]]) -> str:
     rows = []
-    for paper in ("A", "B", "C"):
-        judged = [j for found in studies if paper in found.study.papers for j in judge(found) if found.study.verdicts]
-        for claim_id in dict.fromkeys(j.claim.id for j in judged if j.claim.paper == paper):
-            of_claim = [j for j in judged if j.claim.id == claim_id]
-            best = next((j for j in of_claim if j.test), of_claim[0])  # of two studies, the one that has rows
-            found = claim_tables.measured(best.test.found, best.claim.unit) if best.test else best.arithmetic or "-"
-            rows.append((claim_id, best.claim.words, found, best.verdict))
-    return tables.table(("", "the paper says", "we find", "verdict"), rows)
+    for claim in CLAIMS:
+        judged = [[judge_claim(claim, s) for s in studies if claim.paper in s.study.papers] for studies in corpora]
+        if any(judged):
+            rows.append((claim.id, claim.words, *_cells(claim, judged)))
+    return tables.table(("", "the paper says", *CORPORA.values()), rows)
+
+
+def _cells(claim: Claim, judged: list[list[Judged]]) -> list[str]:
+    """What is found and the verdict, a cell a corpus; what depends on no corpus only in the first."""
+    # Of two studies on one corpus, the one that has rows.
+    chosen = [next((j for j in of if j.test), of[0] if of else None) for of in judged]
+    tested = [j for j in chosen if j and j.test]
+    if not tested:
+        j = next(j for j in chosen if j)
+        return [f"{j.arithmetic + ': ' if j.arithmetic else ''}**{j.verdict}**", *("" for _ in chosen[1:])]
+    if claim.unit == "times":  # of decoding, whatever was learnt
+        return [_cell(tested[0]), *("" for _ in chosen[1:])]
+    return [_cell(j) if j and j.test else "-" for j in chosen]
+
+
+def _cell(judged: Judged) -> str:
+    return f"{claim_tables.measured(judged.test.found, judged.claim.unit)}: **{judged.verdict}**"
 
 
 def replaced(text: str, made: str) -> str:

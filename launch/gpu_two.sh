@@ -1,23 +1,29 @@
 #!/usr/bin/env bash
 # Two GPUs over one, weak scaling: the measurement that docs/scaling.md predicts. For a host with two GPUs.
 #
-#   bash launch/gpu_two.sh OUT [part ...]        default: all parts but flags, about 10 minutes
+#   bash launch/gpu_two.sh OUT [part ...]        default: all parts but flags, about 12 minutes
 #
-#   speed      xl, 64 rows a GPU: one GPU, two by data parallel, two by FSDP (tokens/s over one GPU: >= 1.9x wanted), and
-#              the second GPU alone
-#   moe        the same for moe_mla_rope, and two by expert parallel
+#   speed      xl, 64 rows a GPU: one GPU, two by data parallel, two by FSDP (tokens/s over one GPU: >= 1.9x wanted)
+#   cards      xl on one GPU: on the second one alone, then on both at once, each for itself: what the slower card costs,
+#              and what their sharing a host does, with nothing sent between them
+#   moe        as speed, of moe_mla_rope, and two GPUs by expert parallel
 #   same       float32, 5 steps: losses of one GPU, data parallel, FSDP, tensor parallel, printed side by side
-#   flags      xl, data parallel, with options of XLA: fewer channels of NCCL, gradients not joined, an early start
+#   flags      xl, data parallel, with options of XLA: one sum of gradients at a time, all of them in one, gradients not
+#              joined, fewer channels of NCCL
 #   processes  one process a GPU through jax.distributed: 40 steps, and again, resumed by one process on one GPU
 # What to expect: OUT/rows.jsonl, a row at a time; both absolute numbers beside each ratio; OUT/*.txt, all that was
 # said. A part that fails says so and the next one goes on. ROWS=32 lowers the rows a GPU.
 set -uo pipefail
-out=${1:?usage: gpu_two.sh OUT [speed|moe|same|flags|processes ...]}
+out=${1:?usage: gpu_two.sh OUT [speed|cards|moe|same|flags|processes ...]}
 shift
-parts=${*:-speed moe same processes}
+parts=${*:-speed cards moe same processes}
 python=${PYTHON:-python3}
 rows=${ROWS:-64}
 IFS=, read -ra devices <<<"${CUDA_VISIBLE_DEVICES:-0,1}"
+if [ "${#devices[@]}" -lt 2 ]; then
+  echo "gpu_two.sh: CUDA_VISIBLE_DEVICES is $CUDA_VISIBLE_DEVICES; it must name two GPUs: leave it out for 0 and 1." >&2
+  exit 2
+fi
 mkdir -p "$out"
 one="mesh.data=1 train.batch_size=$rows"
 data="mesh.data=2 train.batch_size=$((2 * rows))"
@@ -35,13 +41,21 @@ for part in $parts; do
   case $part in
     speed)
       steps xl mla_rope:xl --variant "$one" --variant "$data" --variant "$fsdp" --repeats 4
-      CUDA_VISIBLE_DEVICES=${devices[1]} steps xl_second_gpu mla_rope:xl --variant "$one" --repeats 4 # the slower card sets the pace of two
+      ;;
+    cards)
+      CUDA_VISIBLE_DEVICES=${devices[1]} steps xl_second_gpu mla_rope:xl --variant "$one" --repeats 4
+      # Twice as many timings, so that the process that has compiled first is still at it when the other one begins.
+      for i in 0 1; do
+        CUDA_VISIBLE_DEVICES=${devices[i]} steps "xl_both_gpu$i" mla_rope:xl --variant "$one" --repeats 16 &
+      done
+      wait
       ;;
     moe) steps moe moe_mla_rope --variant "$one" --variant "$data" --variant "$fsdp" --variant "$expert" --repeats 4 ;;
     flags)
       tried=()
-      for set in xla_gpu_nccl_collective_max_nchannels=4 xla_gpu_nccl_collective_max_nchannels=8 \
-        xla_gpu_all_reduce_combine_threshold_bytes=1 xla_gpu_experimental_collective_start_as_early_as_possible=True; do
+      for set in xla_gpu_experimental_parallel_collective_overlap_limit=1 \
+        xla_gpu_all_reduce_combine_threshold_bytes=1000000000 xla_gpu_all_reduce_combine_threshold_bytes=1 \
+        xla_gpu_nccl_collective_max_nchannels=8; do
         tried+=(--variant "$data $set")
       done
       steps xl_flags mla_rope:xl --variant "$data" "${tried[@]}" --repeats 3
@@ -68,7 +82,7 @@ for part in $parts; do
         >"$out/resumed.txt" 2>&1 || echo "processes: resuming failed"
       grep -E "resuming|^step" "$out/resumed.txt"
       ;;
-    *) echo "$part is no part: speed, moe, same, flags, processes" >&2 && exit 2 ;;
+    *) echo "$part is no part: speed, cards, moe, same, flags, processes" >&2 && exit 2 ;;
   esac
 done
 

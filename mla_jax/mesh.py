@@ -23,8 +23,9 @@ AXES = ("data", "fsdp", "expert", "tensor")
 BATCH = ("data", "fsdp", "expert")  # what splits the rows of a batch
 
 _ANY = r"(heads|joint|per_head)"
-# Path of a parameter -> the mesh axis of each of its dimensions. `layer_3` is written `layer`, and `attention` is the
-# kind of attention: heads (mha, gqa), joint or per_head, whose matrices of one name differ in shape.
+# Path of a parameter -> the mesh axis of each of its dimensions (`_fsdp_first` may move one). `layer_3` is written
+# `layer`, and `attention` is the kind of attention: heads (mha, gqa), joint or per_head, whose matrices of one name
+# differ in shape.
 TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"embedding", (None, "fsdp")),
     (r"position_embedding", (None, "fsdp")),
@@ -116,9 +117,12 @@ def check_batches(config: Config, mesh: Mesh | None) -> None:
             )
 
 
-def param_specs(cfg: ModelConfig, params: Any) -> Any:
-    """A PartitionSpec for every parameter, by TABLE. Raises ValueError for one that no row, or more than one, names."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: _spec(cfg, path, leaf), params)
+def param_specs(cfg: ModelConfig, params: Any, mesh: Mesh | None = None) -> Any:
+    """A PartitionSpec for every parameter, by TABLE; with `fsdp` moved to the front where `mesh` allows it.
+
+    Raises ValueError for a parameter that no row, or more than one, names.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: _spec(cfg, path, leaf, mesh), params)
 
 
 def rows_used(cfg: ModelConfig, params: Any) -> set[int]:
@@ -134,7 +138,7 @@ def state_shardings(mesh: Mesh, cfg: ModelConfig, params: Any, state: Any) -> An
     the router bias) are held by every device. Raises ValueError for a large leaf that resembles no parameter.
     """
     specs = {
-        tuple(map(str, path)): (leaf.shape, _spec(cfg, path, leaf))
+        tuple(map(str, path)): (leaf.shape, _spec(cfg, path, leaf, mesh))
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
 
@@ -264,9 +268,23 @@ def _matches(name: str, leaf: Any) -> list[int]:
     return [i for i, (row, axes) in enumerate(TABLE) if re.fullmatch(row, name) and len(axes) == len(leaf.shape)]
 
 
-def _spec(cfg: ModelConfig, path: tuple, leaf: Any) -> P:
+def _spec(cfg: ModelConfig, path: tuple, leaf: Any, mesh: Mesh | None) -> P:
     name = _canonical(cfg, path)
     found = _matches(name, leaf)
     if len(found) != 1:
         raise ValueError(f"parameter {name} {leaf.shape} matches {len(found)} rows of mesh.TABLE: it needs one.")
-    return P(*TABLE[found[0]][1])
+    return P(*_fsdp_first(TABLE[found[0]][1], leaf.shape, mesh))
+
+
+def _fsdp_first(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | None) -> tuple[str | None, ...]:
+    """axes, with `fsdp` moved to the first dimension where nothing else splits that and its length allows it.
+
+    What is gathered along the first dimension arrives in one piece. Along another one XLA keeps gradients and moments
+    transposed: 125 copies a step at size xl, 292 with experts (docs/scaling.md). Never two axes on one dimension: XLA
+    then left out the sum over `data` of such a gradient on 2 x 2 x 1 x 2 devices (jax 0.10.2, tests/test_mesh.py).
+    """
+    if not splits(mesh, "fsdp") or "fsdp" not in axes[1:] or (axes[0] and splits(mesh, axes[0])):
+        return axes
+    if shape[0] % mesh.shape["fsdp"]:
+        return axes
+    return ("fsdp", *(None if axis == "fsdp" else axis for axis in axes[1:]))

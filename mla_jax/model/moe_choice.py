@@ -32,7 +32,8 @@ class Rates:
 # give 275 TFLOP/s beside 1.4 ms for 65,536 tokens, width 32 of masked dense the passes. A large dense product: 589.
 # kernels/masked_hidden.py made masked dense faster than this says, and the grouped kernels are faster too, so that the
 # order is right: an H200 takes 1.80 ms masked and 2.08 grouped at width 32, 2.81 and 2.03 at 64.
-# ragged: 62 experts of width 31, 1,922 columns, take 3.24 ms masked, those of width 32 1.80: cuBLAS wants rows of 16 bytes.
+# ragged: 62 experts of width 31, 1,922 columns, take 3.24 ms masked, those of width 32 1.80: cuBLAS wants rows of 16
+# bytes.
 # tpu: not measured; the GPU's figures stand in for them.
 # cpu: two cores in float32; launch/moe_layer.py gave the ratios, on a busy machine.
 _GPU = Rates(dense=589e12, grouped=275e12, move=2.5e12, sort_s=1e-4, tile=128, passes=8, ragged=1.8)
@@ -58,7 +59,9 @@ def costs(cfg: ModelConfig, n_tokens: int, backend: Backend) -> dict[str, float]
     all_experts = cfg.n_routed_experts * one * item / rates.move
     tiled = one * max(cfg.d_expert, rates.tile) / cfg.d_expert
     units = cfg.n_routed_experts * cfg.d_expert
-    masked = 6 * n_tokens * cfg.n_routed_experts * one / rates.dense + rates.passes * n_tokens * units * item / rates.move
+    masked = (
+        6 * n_tokens * cfg.n_routed_experts * one / rates.dense + rates.passes * n_tokens * units * item / rates.move
+    )
     return {
         "masked_dense": all_experts + masked * (rates.ragged if units % 8 else 1),
         "grouped": all_experts

@@ -31,7 +31,7 @@ def gathered(params: Any, mesh: Mesh | None, cfg: ModelConfig, dtype: Any) -> An
         places = NamedSharding(mesh, spec), NamedSharding(mesh, whole)
         return _gather(leaf, *places, jnp.dtype(dtype) if multiplied else leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(one, params, mesh_lib.param_specs(cfg, params))
+    return jax.tree_util.tree_map_with_path(one, params, mesh_lib.param_specs(cfg, params, mesh))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))

@@ -183,6 +183,8 @@ def make_eval_step(model: Transformer, config: Config) -> Callable[[Any, Batch],
 
     def eval_step(variables: Any, batch: Batch) -> jax.Array:
         shifted = shift(batch, document_mask)
+        params = gathered(variables["params"], model.backend.mesh, config.model, model.backend.jnp_dtype)
+        variables = variables | {"params": params}
         logits, _ = model.apply(variables, shifted["inputs"], where_of(shifted, document_mask))
         return cross_entropy(logits, shifted["targets"], n_tokens) * shifted["loss_mask"]
 

@@ -6,11 +6,19 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from mla_jax import config_files, main
+from mla_jax import cli_help, config_files
 from mla_jax.errors import UserError
 from mla_jax.typed import suggest
 
-MODES = ("train", "eval", "sample", "judge", "bench", "study", "export")
+MODES = {  # what each does
+    "train": "train a model by a config into a run folder; the same command goes on with an unfinished run",
+    "eval": "losses of runs on held-out stories or a file, side by side",
+    "sample": "write stories with a trained run",
+    "export": "a run as a Hugging Face folder",
+    "bench": "speed and memory of decoding and training",
+    "study": "many runs by one study file, and their report",
+    "judge": "have an LLM grade the stories of runs",
+}
 
 
 def define_flags(argv: list[str]) -> flags.FlagValues:
@@ -24,7 +32,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     # sys_argv: it defines a flag for each --config.KNOB that it finds there, and would look into sys.argv.
     config_flags.DEFINE_config_file("config", None, text, flag_values=values, sys_argv=argv)
     define(flags.DEFINE_multi_string, "workdir", [], "the run folder; eval, judge and bench take several")
-    flags.DEFINE_enum("mode", "train", MODES, "what to do", flag_values=values)
+    flags.DEFINE_enum("mode", "train", list(MODES), "what to do", flag_values=values)
     define(flags.DEFINE_multi_string, "prompt", [], "sample: how a story begins; may be repeated")
     define(flags.DEFINE_integer, "num_samples", None, "sample: stories per prompt")
     define(flags.DEFINE_integer, "max_new_tokens", None, "sample, judge: at most so many tokens after the prompt")
@@ -77,8 +85,9 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
 
 def parse(argv: list[str]) -> flags.FlagValues:
     """The flags of a command line (argv[0] is the program). Raises UserError, or SystemExit(0) after --help."""
-    if any(a in ("--help", "-help", "-h", "--h", "-?") for a in argv[1:]):
-        print(f"{main.__doc__}\n{define_flags(argv[:1]).get_help()}")
+    asks = ("--help", "-help", "-h", "--h", "-?")
+    if any(a in asks for a in argv[1:]):
+        print(_help([a for a in argv if a not in asks]))
         raise SystemExit(0)
     values = flags.FlagValues()
     try:
@@ -95,6 +104,32 @@ def parse(argv: list[str]) -> flags.FlagValues:
     if len(rest) > 1:
         raise UserError(f"the argument {rest[1]!r} belongs to no flag: write --flag=value, with quotes around spaces.")
     return values
+
+
+def _help(argv: list[str]) -> str:
+    """Every knob of the --config given, or every flag of the --mode given, or what a newcomer wants to know first.
+
+    Raises UserError where --config or --mode is given and the line could not be run: its help would be of another line.
+    """
+    named = {a.lstrip("-").partition("=")[0].partition(".")[0] for a in argv[1:] if a.startswith("-")}
+    asks_for_names = argv[-1] in ("--config", "--mode")  # `--mode --help`: which are there?
+    if asks_for_names or not named & {"config", "mode"}:
+        return cli_help.overview(MODES, {mode: [f"--{name}" for name in flags_of(mode)] for mode in MODES})
+    values = parse(argv)
+    config, mode = values["config"].value, values["mode"].value
+    if config is not None and "points" in config:
+        mode = "study"
+    elif config is not None:
+        return cli_help.knobs_page(config)
+    # absl adds a line to the text of a flag that may be repeated; ours say so where it matters
+    about = {f"--{name}": (values[name].help.partition(";\n")[0], values[name].default) for name in flags_of(mode)}
+    return cli_help.mode_page(mode, MODES[mode], about)
+
+
+def flags_of(mode: str) -> list[str]:
+    """Names of the flags that a mode takes."""
+    config = ["config"] if mode in _CONFIG_MODES else []
+    return [*config, "workdir", *(name for name, (modes, _) in _FLAGS_OF_MODES.items() if mode in modes)]
 
 
 def _flag_sentence(error: flags.Error, values: flags.FlagValues) -> str:
@@ -160,6 +195,8 @@ def _value(argv: list[str], index: int, remedy: str) -> str:
     return argv[index + 1]
 
 
+_CONFIG_MODES = ("train", "study", "bench")  # the others read the run folder's own config
+
 # Flags that not every mode reads: the modes that do, and the knob that training has in their place.
 _FLAGS_OF_MODES = {
     "prompt": (("sample",), "sample.prompts"),
@@ -210,7 +247,7 @@ _FLAGS_OF_MODES = {
 
 def check_mode(values: flags.FlagValues, mode: str) -> None:
     """Raise UserError for a flag that the mode would ignore."""
-    if mode not in ("train", "study", "bench") and values["config"].value is not None:
+    if mode not in _CONFIG_MODES and values["config"].value is not None:
         raise UserError(
             f"--config is for training, studies and bench; --mode {mode} reads the run folder's own: leave it out."
         )

@@ -7,6 +7,22 @@ if TYPE_CHECKING:
     from mla_jax.config import Config
 
 
+# Knobs that `resolve` derives where they have their defaults of configs/base.py, or makes "none" where they do not
+# apply: that two configs differ in one of them may follow from another difference (train/resume.py).
+DERIVED = (
+    "model.head_dim",
+    "model.n_kv_heads",
+    "model.latent",
+    "model.kv_lora_rank",
+    "model.qk_nope_head_dim",
+    "model.qk_rope_head_dim",
+    "model.v_head_dim",
+    "model.latent_norm",
+    "model.rope_placement",
+    "model.d_ff",
+)
+
+
 def resolve(config: "Config") -> "Config":
     """Fill in derived values; what does not apply to the attention variant becomes 0 or "none". Idempotent."""
     model = config.model

@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ def names() -> list[str]:
 def study_names() -> list[str]:
     """The bare names that `--mode study` takes."""
     return sorted(name for name in _stems() if name.startswith("study_") and name != "study_base")
+
+
+def sizes() -> list[str]:
+    """What may stand after the colon of most named configs."""
+    return list(_module(config_dir() / "base.py").SIZES)
 
 
 def _stems() -> list[str]:
@@ -75,14 +81,19 @@ class _Refused(ValueError):
     """What is wrong with the argument after the colon, in words of the file that reads it."""
 
 
-def _run(path: Path, argument: str | None) -> Any:
-    """What the file's `get_config([argument])` returns. Raises whatever it does, and _Refused for its argument."""
+def _module(path: Path) -> Any:
+    """The file, run. Raises whatever it does."""
     spec = importlib.util.spec_from_file_location(f"mla_jax_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"--config is {str(path)!r}, which is not a Python file: give one that ends in .py.")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    get_config = module.get_config
+    return module
+
+
+def _run(path: Path, argument: str | None) -> Any:
+    """What the file's `get_config([argument])` returns. Raises whatever it does, and _Refused for its argument."""
+    get_config = _module(path).get_config
     if argument is None:
         return get_config()
     if not inspect.signature(get_config).parameters:
@@ -138,7 +149,7 @@ def check_knob(config: ConfigDict, dotted: str) -> None:
     node: Any = config
     for depth, name in enumerate(dotted.split(".")):
         if not isinstance(node, ConfigDict) or name not in node:
-            leaves = list(_leaves(config))
+            leaves = list(knobs(config))
             prefix = ".".join(dotted.split(".")[:depth])
             near = [leaf for leaf in leaves if leaf.startswith(f"{prefix}.")] if prefix else leaves
             last = dotted.rpartition(".")[2]
@@ -158,9 +169,10 @@ def load_config(name_or_path: str, **overrides: Any) -> Config:
     return from_config_dict(apply_overrides(load_config_dict(name_or_path), overrides))
 
 
-def _leaves(config: ConfigDict, prefix: str = "") -> Any:
+def knobs(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all knobs (leaves) of a config."""
     for name in config:
         if isinstance(config[name], ConfigDict):
-            yield from _leaves(config[name], f"{prefix}{name}.")
+            yield from knobs(config[name], f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"

@@ -1,8 +1,6 @@
 """The command line, and nothing else: python -m mla_jax.main --config configs/mla_rope.py --workdir runs/mla_rope
 
-Exit codes: 0 done, or stopped on request with a checkpoint; 2 bad input, or too much for the device's memory (one
-sentence on stderr); 3 the loss stopped being a number; 4 another process of the run was lost; 130 interrupted where
-there was nothing to save; 1 what reads the output has gone (`| head`), or an error in mla_jax, with its traceback.
+Exit codes: EXIT_CODES below, as --help prints them.
 """
 
 import os
@@ -12,6 +10,15 @@ from typing import TextIO
 
 from mla_jax import phases  # noqa: F401 - first, so that its clock counts the imports
 from mla_jax.errors import UserError, out_of_memory
+
+EXIT_CODES = {
+    0: "done, or stopped on request with a checkpoint",
+    1: "what reads the output has gone (`| head`), or an error in mla_jax, with its traceback",
+    2: "bad input, or too much for the device's memory: one sentence on stderr says what and what to do",
+    3: "the loss stopped being a number",
+    4: "another process of the run was lost",
+    130: "interrupted where there was nothing to save",
+}
 
 
 def main(argv: list[str]) -> int:

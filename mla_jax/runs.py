@@ -26,6 +26,7 @@ from mla_jax.errors import UserError
 from mla_jax.model import backend as backend_lib
 from mla_jax.model.transformer import Transformer, variables_of
 from mla_jax.restore import restore_weights
+from mla_jax.typed import suggest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,13 +141,24 @@ def existing(workdir: str | os.PathLike, field: str = "--workdir") -> RunFolder:
     """The run folder at `workdir`. Raises UserError, naming the `field` that gave it, when there is none."""
     folder = RunFolder(Path(workdir))
     if not os.path.isdir(folder.path):  # Path.is_dir raises for a name that is too long
-        raise UserError(f"{field} is {str(workdir)!r}, but there is no such folder: train a run there first.")
+        raise UserError(
+            f"{field} is {str(workdir)!r}, but there is no such folder{_near(folder.path)}: train a run there first."
+        )
     if not folder.config.is_file():
         raise UserError(
-            f"{field} is {str(workdir)!r}, which has no config.json, so it is no run folder of mla_jax: "
-            "give the folder that --workdir named in training."
+            f"{field} is {str(workdir)!r}, which has no config.json, so it is no run folder of mla_jax"
+            f"{_near(folder.path)}: give the folder that --workdir named in training."
         )
     return folder
+
+
+def _near(path: Path) -> str:
+    """' (did you mean runs/X?)', where a run beside `path` has nearly its name, or ''."""
+    beside: list[str] = []
+    with contextlib.suppress(OSError, ValueError):  # no such parent, or a name that no file system takes
+        beside = [p.name for p in path.parent.iterdir() if os.path.isfile(RunFolder(p).config)]
+    parent = str(path)[: -len(path.name)] if path.name else ""  # as it was written: "" for a bare name
+    return suggest(path.name, beside, before=parent)
 
 
 def read_config(folder: RunFolder) -> Config:

@@ -8,10 +8,10 @@ from typing import Any
 from mla_jax.errors import UserError
 
 
-def suggest(name: str, known: typing.Iterable[str]) -> str:
-    """' (did you mean X?)' or ''."""
+def suggest(name: str, known: typing.Iterable[str], before: str = "") -> str:
+    """' (did you mean X?)' or ''. `before` leads the name that is found, but has no part in how alike names are."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]}?)" if close else ""
+    return f" (did you mean {before}{close[0]}?)" if close else ""
 
 
 def build(cls: type, content: Any, prefix: str) -> Any:

@@ -81,6 +81,18 @@ def test_a_bad_run_folder_is_refused(refused, trained_run: Path, tmp_path: Path,
     assert listing(tmp_path) == before
 
 
+@pytest.mark.parametrize("mode", ["sample", "eval", "export", "judge", "bench"])
+def test_every_mode_that_reads_runs_knows_a_mistyped_one(refused, tmp_path: Path, mode: str) -> None:
+    (tmp_path / "mla_rope").mkdir()
+    (tmp_path / "mla_rope" / "config.json").write_text("{}")
+    before = listing(tmp_path)
+    more = [f"--out={tmp_path / 'out'}"] if mode in ("export", "bench") else []
+    more += ["--judge_model=x"] if mode == "judge" else []
+    words = ("no such folder", f"(did you mean {tmp_path}/mla_rope?)")
+    refused(f"--mode={mode}", f"--workdir={tmp_path}/mla_rop", *more, words=words)
+    assert listing(tmp_path) == before
+
+
 def test_a_tokenizer_of_another_run_is_refused(refused, trained_run: Path, tmp_path: Path) -> None:
     """Even one with the same number of pieces, whose ids would mean other text."""
     from mla_jax.data.tokenizer import Tokenizer, train_tokenizer

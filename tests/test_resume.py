@@ -4,6 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import pytest
+from knobs import with_knobs
 from tiny import tiny_config
 
 from mla_jax import config as config_lib
@@ -111,6 +112,48 @@ def test_another_variant_is_refused_with_its_differences() -> None:
         check_resumable(SAVED, tiny_config("mha"), "runs/x")
     for words in ("model.attention (was 'mla', now 'mha')", "model.position (was 'rope', now 'learned')"):
         assert words in str(error.value)
+
+
+FORGOTTEN = [  # what the run was made with, what went on without it, what explains all that differs, how much follows
+    ({"model.attention": "gqa", "model.n_kv_heads": 2}, ["model.attention", "model.n_kv_heads"], 7),
+    ({"model.attention": "mha"}, ["model.attention"], 8),
+    ({"model.latent": "per_head", "model.kv_lora_rank": 3}, ["model.latent", "model.kv_lora_rank"], 1),
+    ({"model.rope_placement": "decompressed"}, ["model.rope_placement"], 1),
+    ({"model.d_model": 64}, ["model.d_model"], 6),
+    ({"model.kv_lora_rank": 5}, ["model.kv_lora_rank"], 0),
+]
+
+
+@pytest.mark.parametrize("forgotten_in", ["the resumption", "the start"])
+@pytest.mark.parametrize(("flags", "causes", "follow"), FORGOTTEN)
+def test_a_forgotten_flag_is_named_before_what_follows_from_it(
+    flags: dict[str, Any], causes: list[str], follow: int, forgotten_in: str
+) -> None:
+    base = {"model.n_layers": 2, "model.d_model": 32, "model.n_heads": 4}
+    pair = [config_lib.from_dict(with_knobs(**(base | more))) for more in (flags, {})]
+    saved, wanted = pair if forgotten_in == "the resumption" else reversed(pair)
+    assert len(differences(saved, wanted)) == len(causes) + follow
+    with pytest.raises(UserError) as error:
+        check_resumable(saved, wanted, "runs/x")
+    old, new = flatten(saved), flatten(wanted)
+    listed = ", ".join(f"{name} (was {old[name]!r}, now {new[name]!r})" for name in causes)
+    assert f"cannot be resumed with another {listed}" in str(error.value)
+    assert str(error.value).count("was") == len(causes)
+    assert f" and {follow - 2} more follow: " in str(error.value) or follow <= 2
+    assert (", from which " in str(error.value)) == (follow > 0)
+    remedy = " ".join(f"--config.{name}={old[name]}" for name in causes)
+    assert f": give {remedy} as before, or use another --workdir." in str(error.value)
+    given = {} if forgotten_in == "the resumption" else flags
+    again = config_lib.from_dict(with_knobs(**(base | given | {name: old[name] for name in causes})))
+    assert check_resumable(saved, again, "runs/x") == []  # the remedy is one
+
+
+def test_flags_of_the_remedy_can_be_pasted_and_are_few() -> None:
+    with pytest.raises(UserError, match=r"give '--config\.data\.text_field=the story' as before, or"):
+        check_resumable(config_lib.replace(SAVED, **{"data.text_field": "the story"}), SAVED, "runs/x")
+    many = {"model.n_layers": 3, "train.seed": 4, "train.batch_size": 8, "data.seed": 1, "optim.beta1": 0.5}
+    with pytest.raises(UserError, match=r"\(was 0\.9, now 0\.5\): give the old values, or use another --workdir"):
+        check_resumable(SAVED, changed(**many), "runs/x")
 
 
 def test_fewer_steps_than_were_done_are_refused_unless_it_is_finished() -> None:

@@ -126,6 +126,28 @@ def test_errors_name_the_field_that_gave_the_folder(tmp_path: Path) -> None:
         runs.load_run(tmp_path / ("x" * 300))
 
 
+def test_a_mistyped_run_folder_is_told_the_run_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("mla_rope", "mha", "quickstart"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.json").write_text("{}")
+    (tmp_path / "runs" / "mla_ropes").mkdir()  # no run: it is never what was meant
+
+    def sentence(workdir: str | Path) -> str:
+        with pytest.raises(UserError) as error:
+            runs.existing(workdir)
+        return str(error.value)
+
+    monkeypatch.chdir(tmp_path)
+    for written in ("runs/mla_rop", "runs/mla_rop/"):
+        assert "no such folder (did you mean runs/mla_rope?): train" in sentence(written)
+    assert f"(did you mean {tmp_path}/runs/mha?)" in sentence(tmp_path / "runs" / "mhaa")
+    assert "no run folder of mla_jax (did you mean runs/mla_rope?): give" in sentence("runs/mla_ropes")
+    for far in ("runs/entirely_different", "rums/mla_rope", "runs/" + "x" * 300, "nowhere", "/", "."):
+        assert "did you mean" not in sentence(far)
+    monkeypatch.chdir(tmp_path / "runs")
+    assert "(did you mean quickstart?)" in sentence("quikstart")
+
+
 def test_write_text_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     runs.write_text(path, "old")

@@ -1,11 +1,15 @@
 """What may change between the start of a run and its resumption, and what starting from other weights needs."""
 
+import shlex
 from typing import Any
 
 import jax
 
+from mla_jax import config_derive
 from mla_jax.config import Config
+from mla_jax.config_files import base_config
 from mla_jax.errors import UserError
+from mla_jax.typed import build
 
 # Prefixes of knobs that may change: they alter speed, schedule, reporting or what is kept, not what the weights,
 # the optimizer state and the data order mean.
@@ -80,16 +84,56 @@ def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
 
 
 def check_resumable(saved: Config, wanted: Config, workdir: str) -> list[str]:
-    """The allowed changes, as lines for the log. Raises UserError naming every change that is not allowed."""
+    """The allowed changes, as lines for the log. Raises UserError naming every change that is not allowed.
+
+    Those that follow from others (latent widths from model.attention, say) are counted, and the first two named.
+    """
     changed = differences(saved, wanted)
     refused = [c for c in changed if not c[0].startswith(_FREE)]
     if refused:
-        listed = ", ".join(f"{name} (was {old!r}, now {new!r})" for name, old, new in refused)
+        causes = _causes(saved, wanted, [name for name, _, _ in refused])
+        named = [c for c in refused if c[0] in causes]
+        listed = ", ".join(f"{name} (was {old!r}, now {new!r})" for name, old, new in named)
+        rest = [name for name, _, _ in refused if name not in causes]
+        if rest:
+            others = ", ".join(rest[:2]) + (f" and {len(rest) - 2} more" if len(rest) > 2 else "")
+            listed += f", from which {others} follow{'s' if len(rest) == 1 else ''}"
+        flags = " ".join(shlex.quote(f"--config.{name}={old}") for name, old, _ in named)
+        remedy = f"give {flags} as before" if len(named) <= _FLAGS_SHOWN else "give the old values"
         raise UserError(
             f"--workdir is {workdir!r}, whose checkpoint cannot be resumed with another {listed}: "
-            "use another --workdir, or the old values."
+            f"{remedy}, or use another --workdir."
         )
     return [f"{name}: {old!r} -> {new!r}" for name, old, new in changed]
+
+
+_FLAGS_SHOWN = 4  # more of them are another config, not a forgotten flag
+
+
+def _causes(saved: Config, wanted: Config, refused: list[str]) -> list[str]:
+    """Those of the differing knobs `refused` that make the others what they are, in both configs, left at defaults."""
+    base = base_config()
+    derived = [name for name in refused if name in config_derive.DERIVED]
+    defaults = {name: base.model[name.removeprefix("model.")] for name in derived}
+
+    def make_the_rest(causes: list[str]) -> bool:
+        for config in (saved, wanted):
+            values = flatten(config)
+            content = wanted.to_dict()
+            for name in refused:
+                section, _, field = name.rpartition(".")
+                content[section][field] = values[name] if name in causes else defaults[name]
+            made = flatten(config_derive.resolve(build(Config, content, prefix="")))
+            if any(made[name] != values[name] for name in refused):
+                return False
+        return True
+
+    causes = list(refused)
+    for name in reversed(derived):  # widths before the forms that they belong to, as configs/base.py has them
+        fewer = [cause for cause in causes if cause != name]
+        if make_the_rest(fewer):
+            causes = fewer
+    return causes
 
 
 def check_steps(wanted: Config, done: int, finished: bool) -> None:

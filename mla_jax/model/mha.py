@@ -117,6 +117,5 @@ class MultiHeadAttention(nn.Module):
         return tuple(layers.heads_of(y, w, None) for y, w in zip((q, k, v), weights, strict=True))
 
     def _output(self, out: jax.Array, constant: jax.Array | None = None) -> jax.Array:
-        dtype = self.backend.jnp_dtype
-        y = jnp.einsum("bthv,hvd->btd", out, self.w_o.astype(dtype))
+        y = layers.joined_heads(out, self.w_o)
         return layers.shifted(y, self.b_o if self.cfg.block == "gpt" else None, constant)

@@ -187,10 +187,10 @@ class LatentAttention(nn.Module):
         return layers.rope_angles(where.at(x.shape[1]), width, self.cfg.rope_theta)
 
     def _output(self, out: jax.Array, constant: jax.Array | None = None) -> jax.Array:
-        dtype, w_o = self.backend.jnp_dtype, self.w_o
+        w_o = self.w_o
         if out.shape[-1] > self.cfg.v_head_dim:  # v was padded, and so is out: rows of zeros cut it
             w_o = jnp.pad(w_o, ((0, 0), (0, out.shape[-1] - self.cfg.v_head_dim), (0, 0)))
-        y = jnp.einsum("bthv,hvd->btd", out, w_o.astype(dtype))
+        y = layers.joined_heads(out, w_o)
         return layers.shifted(y, self.b_o if self.cfg.block == "gpt" else None, constant)
 
 

@@ -94,23 +94,29 @@ def _only_sliced(hlo: str, name: str) -> bool:
 
 
 def _groups(text: str) -> tuple[tuple[int, ...], ...]:
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):  # mesh['data'=2,'fsdp'=4] {'fsdp'}
+    # mesh['data'=2,'fsdp'=4] {'fsdp'}, or mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_1'}
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\S+)\))? \{([^}]*)\}", text):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match[1])}
-        axes = re.findall(r"'([^']+)'", match[2])
+        axes = re.findall(r"'([^']+)'", match[3])
         order = [list(sizes).index(a) for a in sizes if a not in axes] + [list(sizes).index(a) for a in axes]
-        ids = np.arange(math.prod(sizes.values())).reshape(*sizes.values()).transpose(order)
+        ids = _iota(match[2]) if match[2] else np.arange(math.prod(sizes.values()))
+        ids = ids.reshape(*sizes.values()).transpose(order)
         return _rows(ids.reshape(-1, math.prod(sizes[a] for a in axes)))
-    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        dims = [int(d) for d in match[3].split(",")]
-        ids = np.arange(math.prod(dims)).reshape(dims)
-        if match[4]:
-            ids = ids.transpose([int(d) for d in match[4].split(",")])
-        return _rows(ids.reshape(int(match[1]), int(match[2])))
+    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\S+?)(?:, |$)", text):
+        return _rows(_iota(match[3]).reshape(int(match[1]), int(match[2])))
     if match := re.search(r"replica_groups=\{(\{[\d,]+\}(?:,\{[\d,]+\})*)\}", text):
         return tuple(tuple(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", match[1]))
     if match := re.search(r"source_target_pairs=\{(.*?)\}\}", text + "}"):
         return tuple((int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)", match[0]))
     raise ValueError(f"replica groups of an unknown form: {text[:200]}")
+
+
+def _iota(text: str) -> np.ndarray:
+    """ "[2,4]T(1,0)": 0, 1, 2 ... in that shape, its axes in that order."""
+    shape, _, order = text.partition("T")
+    dims = [int(d) for d in re.findall(r"\d+", shape)]
+    ids = np.arange(math.prod(dims)).reshape(dims)
+    return ids.transpose([int(d) for d in re.findall(r"\d+", order)]) if order else ids
 
 
 def _rows(ids: np.ndarray) -> tuple[tuple[int, ...], ...]:

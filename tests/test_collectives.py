@@ -24,6 +24,7 @@ PAIRS, ALL = ((0, 1), (2, 3)), ((0, 1, 2, 3, 4, 5, 6, 7),)
         ("mesh['data'=2,'fsdp'=2] {'fsdp'}", PAIRS),
         ("mesh['data'=2,'fsdp'=2] {'data'}", ((0, 2), (1, 3))),
         ("mesh['data'=2,'fsdp'=2] {'data','fsdp'}", ((0, 1, 2, 3),)),
+        ("mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}", ((0, 2), (1, 3))),
     ],
 )
 def test_replica_groups_in_every_form(groups: str, expected: tuple) -> None:

@@ -86,14 +86,14 @@ for part in $parts; do
   esac
 done
 
-[ -f "$out/same.jsonl" ] && "$python" - "$out/same.jsonl" <<'PY'
+[ ! -f "$out/same.jsonl" ] || "$python" - "$out/same.jsonl" <<'PY'
 import json, sys
 for line in open(sys.argv[1]):
     row = json.loads(line)
     if "loss" in row["metrics"]:
         print(f"{row['name']}: loss after 5 steps {row['metrics']['loss']:.7f}")
 PY
-[ -f "$out/rows.jsonl" ] && "$python" - "$out/rows.jsonl" <<'PY'
+[ ! -f "$out/rows.jsonl" ] || "$python" - "$out/rows.jsonl" <<'PY'
 import json, sys
 rows = [r for r in map(json.loads, open(sys.argv[1])) if "tokens_per_s" in r["metrics"]]
 print("| step | ms | tokens/s | over one GPU |\n|---|---|---|---|")

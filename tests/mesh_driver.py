@@ -14,7 +14,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from tiny import QUICK, random_params, tiny_config
+from tiny import QUICK, abstract_params, random_params, tiny_config
 
 from mla_jax import collectives
 from mla_jax import mesh as mesh_lib
@@ -23,6 +23,7 @@ from mla_jax.model.backend import REFERENCE
 from mla_jax.model.transformer import Transformer
 from mla_jax.runs import RunFolder
 from mla_jax.train.checkpoint import Checkpoints
+from mla_jax.train.fsdp import gathered
 from mla_jax.train.optim import make_optimizer
 from mla_jax.train.state import abstract_state, init_state
 from mla_jax.train.step import make_eval_step, make_param_norm, make_train_step
@@ -159,6 +160,27 @@ def gathered_on(name: str, knobs: dict[str, Any]) -> float:
     return sum(op.kind in ("all-gather", "all-to-all", "collective-permute") for op in program) / split
 
 
+def dtypes_gathered() -> dict[str, float]:
+    """1 for each parameter that `gathered` hands over in the dtype it should, with a float32 gradient."""
+    config = config_of("mla_rope", (1, 2, 1, 1), MOE | {"model.block": "gpt", "model.position": "learned"})
+    mesh = mesh_lib.make_mesh(config.mesh)
+    params = abstract_params(Transformer(config.model, REFERENCE))
+
+    def total(tree: Any) -> Any:
+        whole = gathered(tree, mesh, config.model, np.dtype("bfloat16"))
+        return sum(leaf.astype(np.float32).sum() for leaf in jax.tree.leaves(whole)), whole
+
+    gradients, whole = jax.eval_shape(jax.grad(total, has_aux=True), params)
+    found = {}
+    for (path, leaf), gradient in zip(
+        jax.tree_util.tree_leaves_with_path(whole), jax.tree.leaves(gradients), strict=True
+    ):
+        name = path[-1].key
+        wanted = "bfloat16" if name.startswith("w_") and name != "w_router" else "float32"
+        found[jax.tree_util.keystr(path)] = float(leaf.dtype == wanted and gradient.dtype == "float32")
+    return found
+
+
 def largest_difference(a: Any, b: Any) -> float:
     """Absolute where numbers are below 1, else relative."""
     pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
@@ -212,6 +234,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "fast":
         eight = restored((1, 4, 2, 1), ((1, 1, 1, 1), (2, 1, 1, 1), (1, 2, 1, 2)))
         found = {"steps": compare(FAST), "restored": eight, "kernels": kernels_on((2, 2, 1, 1))}
+        found["dtypes"] = dtypes_gathered()
         found["gathered"] = {f"{name} {knobs}": gathered_on(name, knobs) for name, knobs in GATHERED}
         print(json.dumps(found))
     else:

@@ -45,6 +45,7 @@ def test_a_mesh_computes_what_one_device_computes_and_its_checkpoint_fits_others
     assert set(found["gathered"].values()) == {1.0}, found[
         "gathered"
     ]  # each parameter once, before it is joined to others
+    assert len(found["dtypes"]) > 15 and all(found["dtypes"].values()), found["dtypes"]
     kernels = found["kernels"]
     assert kernels["inside"] >= 9 and kernels["loss inside"] == 1 and kernels["outside"] == 0, kernels
 

@@ -52,7 +52,8 @@ class MultiHeadAttention(nn.Module):
         if self.cfg.block != "gpt":
             return None
         b_v = jnp.repeat(self.b_v, self.cfg.n_heads // self.cfg.n_kv_heads, axis=0)
-        return self.b_o + jnp.einsum("hv,hvd->d", b_v, self.w_o, precision=jax.lax.Precision.HIGHEST)
+        w_o = self.w_o.astype(self.backend.jnp_dtype).astype(jnp.float32)  # as `_output` multiplies it
+        return self.b_o + jnp.einsum("hv,hvd->d", b_v, w_o, precision=jax.lax.Precision.HIGHEST)
 
     def prefill(self, x: jax.Array, where: Where, store: cache.HeadCache) -> tuple[jax.Array, cache.HeadCache]:
         """As a call on an empty cache, whose positions 0..T-1 it fills."""

@@ -15,9 +15,11 @@ from mla_jax.config import ModelConfig
 def gathered(params: Any, mesh: Mesh | None, cfg: ModelConfig, dtype: Any) -> Any:
     """params with nothing split along `fsdp`, and matrices in `dtype`, in which the model multiplies them anyway.
 
-    Each matrix travels once, before anything is made of it: left alone, XLA's partitioner splits the joined and
-    reshaped matrices too, and moves pieces of them about. The gradient goes the other way, in `dtype`: summed and
-    split in one operation. Returns params as they are where nothing is split along that axis.
+    Each matrix travels once a microbatch, before anything is made of it: left alone, XLA's partitioner splits the
+    joined and reshaped matrices too, and moves pieces of them about. The gradient goes the other way, in `dtype`, and
+    is split as it is summed (on GPUs also inside shard_map, where experts are). So a step holds all matrices in
+    `dtype` beside its share of the state, whatever `train.remat` and `model.scan_layers` say. Returns params as they
+    are where nothing is split along that axis.
     """
     if not mesh_lib.splits(mesh, "fsdp"):
         return params

@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 from study_rows import PAPER_SAYS, by_name, claims_study, done, row, rows_of, study
 
+from mla_jax.config_files import load_config_dict, study_names
+from mla_jax.errors import UserError
 from mla_jax.study import readme, report, series, tables
+from mla_jax.study.grid import from_config_dict
 from mla_jax.study.plan import plan
 from mla_jax.study.results import collect
 from mla_jax.study.rows import Rows, gather, key_of_row, merge, read_files
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 
 
 def test_a_run_that_diverged_is_a_result_and_no_mean() -> None:
@@ -88,6 +93,23 @@ def test_the_readme_of_the_repository_is_up_to_date() -> None:
     assert readme.replaced(text, readme.block()) == text, "run python -m mla_jax.study.readme README.md"
 
 
+@pytest.mark.parametrize("folder", sorted(RESULTS.glob("study_*")), ids=lambda folder: folder.name)
+def test_a_committed_report_is_what_the_committed_rows_give(folder: Path) -> None:
+    """Up to its plots. Else: --mode study --config STUDY --report_only, and copy the report."""
+    names = [name + form for name in study_names() for form in readme.CORPORA]
+    for name in names:
+        try:
+            made = from_config_dict(load_config_dict(name))
+        except UserError:
+            continue
+        if f"study_{made.name}" == folder.name:
+            text = (folder / "report.md").read_text(encoding="utf-8").partition("## Plots")[0]
+            again = report.markdown(collect(made, gather(None)), [("x.png", "x")]).partition("## Plots")[0]
+            assert again == text, f"{name}: the report is older than the rows"
+            return
+    pytest.fail(f"{folder.name} is no study's")
+
+
 def test_a_headline_with_rows_is_in_the_readmes_block(monkeypatch) -> None:
     made = claims_study()
     monkeypatch.setattr(readme, "study_names", lambda: ["made_up"])
@@ -96,7 +118,9 @@ def test_a_headline_with_rows_is_in_the_readmes_block(monkeypatch) -> None:
     monkeypatch.setattr(readme, "from_config_dict", lambda name: elsewhere if name.endswith(":files") else made)
     text = readme.block(done(made, by_name(PAPER_SAYS, noise=0.01)))
     assert re.search(r"\| per_head_rope_r2 \| 128 \| 50.0 % \| 2.0261 ± 0.0498 \(3\) \| \+0.30 ± 0.00 \(3\) \|", text)
-    assert re.search(r"\| A4 \|.*\| \+0.30 \[\+0.30, \+0.30\], n=3.*: \*\*confirmed\*\* \| - \|", text)
+    assert re.search(
+        r"\| A4 \|.*\| \+0.30 \[\+0.30, \+0.30\], n=3.*: per_head_rope_r2 against mha: \*\*confirmed\*\* \| - \|", text
+    )
     assert text.count(made.title) == 1 and "report.md" not in text  # a form without rows has no table, and no page
 
 

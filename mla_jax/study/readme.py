@@ -15,12 +15,16 @@ from mla_jax.study.grid import from_config_dict
 from mla_jax.study.results import Measured, Results, collect, reference_of, relative
 from mla_jax.study.rows import Rows, best_loss, gather, model_of
 from mla_jax.study.stats import estimate
-from mla_jax.study.verdicts import Judged, judge_claim
+from mla_jax.study.verdicts import CONTRADICTED, Judged, judge_claim
 
 BEGIN = "<!-- made by: python -m mla_jax.study.readme README.md -->"
 END = "<!-- end of the made part -->"
 CORPORA = {"": "we find: embedded stories, or arithmetic", ":files": "20,000 TinyStories"}  # form of a study -> column
 SEEDS = 3  # that a point in a table needs
+_WORSE = ("better", "worse")
+# Below a claim's range, above it.
+_SIDES = {"% of loss": _WORSE, "% of perplexity": _WORSE, "times": ("slower", "faster")}
+_SIDES["% of the steps"] = ("faster", "slower")
 
 
 def block(rows: Rows | None = None) -> str:
@@ -40,6 +44,8 @@ def _studies(form: str, rows: Rows) -> list[Results]:
         try:
             study = from_config_dict(load_config_dict(name + form))
         except UserError:
+            if not form:
+                raise  # a broken study must not leave README in silence
             continue
         if study.verdicts:
             found.append(collect(study, rows))
@@ -69,7 +75,10 @@ def _headline(found: Results) -> str:
     devices = ", ".join(sorted({row["device"] for p in points for row in p.by_seed.values()}))
     page = f"docs/results/study_{found.study.name}/report.md"
     link = f"[report]({page}); " if (config_dir().parent / page).is_file() else ""
-    return f"**{found.study.title}** ({link}{devices}; mean ± 95 %, seeds):\n\n{tables.table(head, rows)}"
+    model = points[0].any["config"]["config"]["model"]
+    recipe = f"{tables.size_and_steps(points[0].any)}, block={model['block']}, dropout {model['dropout']:g}"
+    title = f"**{found.study.title}** ({link}{devices}; {recipe}; best evaluation, mean ± 95 %, seeds):"
+    return f"{title}\n\n{tables.table(head, rows)}"
 
 
 def _verdicts(corpora: list[list[Results]]) -> str:
@@ -83,8 +92,8 @@ def _verdicts(corpora: list[list[Results]]) -> str:
 
 def _cells(claim: Claim, judged: list[list[Judged]]) -> list[str]:
     """What is found and the verdict, a cell a corpus; what depends on no corpus only in the first."""
-    # Of two studies on one corpus, the one that has rows.
-    chosen = [next((j for j in of if j.test), of[0] if of else None) for of in judged]
+    # Of several studies on one corpus, the one with most seeds.
+    chosen = [max(of, key=lambda j: j.test.found.n if j.test else 0, default=None) for of in judged]
     tested = [j for j in chosen if j and j.test]
     if not tested:
         j = next(j for j in chosen if j)
@@ -95,7 +104,17 @@ def _cells(claim: Claim, judged: list[list[Judged]]) -> list[str]:
 
 
 def _cell(judged: Judged) -> str:
-    return f"{claim_tables.measured(judged.test.found, judged.claim.unit)}: **{judged.verdict}**"
+    claim, lines = judged.claim, [(judged.test, judged.verdict)]
+    lines += [(test, verdict) for _, test, verdict in judged.elsewhere]
+    return "; ".join(
+        f"{claim_tables.measured(test.found, claim.unit)}: {test.what.partition(';')[0]}: **{verdict}**"
+        f"{_side(claim, test.found.mean) if verdict == CONTRADICTED else ''}"
+        for test, verdict in lines
+    )
+
+
+def _side(claim: Claim, mean: float) -> str:
+    return f" ({_SIDES.get(claim.unit, ('less', 'more'))[mean > claim.high]} than claimed)"
 
 
 def replaced(text: str, made: str) -> str:

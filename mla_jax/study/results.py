@@ -74,6 +74,14 @@ class Results:
         return dataclasses.replace(self, points=tuple(self.tier(tier)))
 
     @property
+    def bench_devices(self) -> list[str]:
+        return sorted({row["device"] for row in self.bench})
+
+    def on(self, device: str) -> "Results":
+        """The same with one device's benchmark rows."""
+        return dataclasses.replace(self, bench=tuple(row for row in self.bench if row["device"] == device))
+
+    @property
     def devices(self) -> list[str]:
         """Each device with its number of rows where there are several: "NVIDIA H100 80GB HBM3 (12 runs)"."""
         counts = Counter(row["device"] for row in self.rows)

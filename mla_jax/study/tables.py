@@ -72,15 +72,22 @@ def _scale(found: Results) -> list[str]:
     lines = []
     for name in found.tiers:
         row = found.tier(name)[0].any
-        config = row["config"]["config"]
-        train, model = config["train"], config["model"]
+        train = row["config"]["config"]["train"]
         tokens = train["steps"] * train["batch_size"] * train["seq_len"]
         lines.append(
-            f"Tier {name}: {model['n_layers']} layers, d={model['d_model']}, {model['n_heads']} heads; "
-            f"{train['steps']:,} steps of {train['batch_size']} x {train['seq_len']} = {tokens / 1e6:.1f}M tokens "
+            f"Tier {name}: {size_and_steps(row)} = {tokens / 1e6:.1f}M tokens "
             f"(the papers: 50,000 steps of 128 x 512 = 3,277M)"
         )
     return lines
+
+
+def size_and_steps(row: Row) -> str:
+    """ "9 layers, d=512, 8 heads; 1,000 steps of 64 x 512"."""
+    model, train = (row["config"]["config"][part] for part in ("model", "train"))
+    return (
+        f"{model['n_layers']} layers, d={model['d_model']}, {model['n_heads']} heads; "
+        f"{train['steps']:,} steps of {train['batch_size']} x {train['seq_len']}"
+    )
 
 
 def main(found: Results, tier: str) -> str:

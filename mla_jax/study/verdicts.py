@@ -14,7 +14,7 @@ CONFIRMED, CONTRADICTED, UNDECIDED = "confirmed", "contradicted", "undecided"
 class Judged:
     """verdict: confirmed | contradicted | undecided | cannot be as stated, with a reason where that helps.
 
-    elsewhere: (tier, evidence, verdict) of the other tiers that can test the claim.
+    elsewhere: (tier or device, evidence, verdict) of the others that can test the claim.
     """
 
     claim: Claim
@@ -35,6 +35,8 @@ def judge_claim(claim: Claim, found: Results) -> Judged:
     text, decided = claim.arithmetic() if claim.arithmetic else ("", None)
     test = claim.test(found) if claim.test else None
     tests = {tier: claim.test(found.only(tier)) for tier in found.tiers} if test else {}
+    if test:  # of speeds, which have devices instead of tiers
+        tests |= {device: claim.test(found.on(device)) for device in found.bench_devices}
     others = {tier: e for tier, e in tests.items() if e and e.what != test.what}
     elsewhere = tuple((tier, e, _by_rows(claim, e, found)) for tier, e in others.items())
     return Judged(claim, text, test, decided or _by_rows(claim, test, found), elsewhere)

@@ -8,7 +8,7 @@
 #              and what their sharing a host does, with nothing sent between them
 #   moe        as speed, of moe_mla_rope, and two GPUs by expert parallel
 #   same       float32, 5 steps: losses of one GPU, data parallel, FSDP, tensor parallel, printed side by side
-#   flags      xl, data parallel, with options of XLA: one sum of gradients at a time, all of them in one, gradients not
+#   flags      xl, data parallel, with options of XLA: one sum of gradients at a time, small ones joined, gradients not
 #              joined, fewer channels of NCCL
 #   processes  one process a GPU through jax.distributed: 40 steps, and again, resumed by one process on one GPU
 # What to expect: OUT/rows.jsonl, a row at a time; both absolute numbers beside each ratio; OUT/*.txt, all that was
@@ -54,7 +54,7 @@ for part in $parts; do
     flags)
       tried=()
       for set in xla_gpu_experimental_parallel_collective_overlap_limit=1 \
-        xla_gpu_all_reduce_combine_threshold_bytes=1000000000 xla_gpu_all_reduce_combine_threshold_bytes=1 \
+        xla_gpu_all_reduce_combine_threshold_bytes=6000000 xla_gpu_all_reduce_combine_threshold_bytes=1 \
         xla_gpu_nccl_collective_max_nchannels=8; do
         tried+=(--variant "$data $set")
       done

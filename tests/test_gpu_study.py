@@ -69,6 +69,13 @@ def test_a_process_each_has_its_gpu_to_itself(call) -> None:
     assert all("--sharing 1" in line for line in workers)
 
 
+def test_a_run_for_seconds_shares_nothing_whatever_the_environment_says(call) -> None:
+    done, seen = call("gpu_muon.sh", "alone", GPUS="2", WORKERS="3")
+    assert done.returncode == 0, done.stderr
+    (line,) = seen
+    assert line.startswith("gpu=unset memory=unset ") and "--config study_muon:alone" in line and "--sharing 1" in line
+
+
 def test_counts_that_are_none_are_refused(call) -> None:
     done, seen = call("gpu_study.sh", GPUS="two")
     assert done.returncode == 2 and "GPUS two: both count from 1" in done.stderr and not seen

@@ -53,9 +53,8 @@ for part in $parts; do
     moe) steps moe moe_mla_rope --variant "$one" --variant "$data" --variant "$fsdp" --variant "$expert" --repeats 4 ;;
     flags)
       tried=()
-      for set in xla_gpu_experimental_parallel_collective_overlap_limit=1 \
-        xla_gpu_all_reduce_combine_threshold_bytes=6000000 xla_gpu_all_reduce_combine_threshold_bytes=1 \
-        xla_gpu_nccl_collective_max_nchannels=8; do
+      at_once=xla_gpu_experimental_parallel_collective_overlap_limit joined=xla_gpu_all_reduce_combine_threshold_bytes
+      for set in "$at_once=1" "$joined=6000000" "$at_once=64 $joined=1" xla_gpu_nccl_collective_max_nchannels=8; do
         tried+=(--variant "$data $set")
       done
       steps xl_flags mla_rope:xl --variant "$data" "${tried[@]}" --repeats 3

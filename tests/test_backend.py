@@ -12,7 +12,7 @@ from tiny import quick_jit
 from mla_jax.config_files import load_config
 from mla_jax.errors import UserError
 from mla_jax.model.attention import Where, attend, attend_reference, causal_mask
-from mla_jax.model.backend import Backend, choose
+from mla_jax.model.backend import SUMS_SIDE_BY_SIDE, Backend, choose
 
 
 def gpu(capability: str, kind: str = "NVIDIA") -> Any:
@@ -151,3 +151,17 @@ def test_real_cudnn_agrees_with_the_plain_path(knobs: tuple[int, int, int]) -> N
     fused = attend(q, k, v, Where(), width**-0.5, Backend("bfloat16", "cudnn")).astype(jnp.float32)
     exact = attend_reference(*(a.astype(jnp.float32) for a in (q, k, v)), causal_mask(Where(), 128), width**-0.5)
     np.testing.assert_allclose(fused, exact, atol=0.03)
+
+
+def test_sums_go_side_by_side_where_only_data_is_split() -> None:
+    """What was timed (docs/scaling.md). XLA must know the option: an unknown one is an error."""
+    axes = ("data", "fsdp", "expert", "tensor")
+
+    def options(*sizes: int, platform: str = "gpu") -> dict[str, Any]:
+        mesh = jax.sharding.AbstractMesh(sizes, axes) if sizes else None
+        return Backend("bfloat16", "cudnn", platform=platform, mesh=mesh).compiler_options or {}
+
+    assert options(2, 1, 1, 1) == options() | SUMS_SIDE_BY_SIDE
+    assert options(1, 2, 1, 1) == options(2, 1, 1, 2) == options(1, 1, 2, 1) == options()
+    assert options(2, 1, 1, 1, platform="tpu") == {}
+    jax.jit(lambda x: x + 1).lower(1.0).compile(compiler_options=options(2, 1, 1, 1))

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mla_jax import mesh as mesh_lib
 from mla_jax.config import ModelConfig
 from mla_jax.errors import UserError
 
@@ -17,7 +16,8 @@ CUBLAS_PRODUCTS = {"xla_gpu_enable_triton_gemm": False}  # instead of XLA's own,
 SEPARATE_PRODUCTS = {"xla_gpu_dot_merger_threshold_mb": 0}
 # XLA sends one sum of gradients at a time and has one product in between, which holds all multiprocessors until it is
 # done: nothing overlapped (docs/scaling.md). With as many under way as there are, each starts when its gradients exist.
-# Not with FSDP: its sums are then all put to the end, and its matrices are gathered long before they are needed.
+# Not with FSDP: its sums are then all put to the end, and its matrices are gathered long before they are needed. Nor
+# with the axes whose sums lie between one product and the next: not timed.
 SUMS_SIDE_BY_SIDE = {"xla_gpu_experimental_parallel_collective_overlap_limit": 16}
 CUDNN_MAX_HEAD_DIM = 128  # of the fused backward pass below sm90; Hopper takes 256, which no config here needs
 
@@ -47,8 +47,8 @@ class Backend:
         """
         if self.platform != "gpu":
             return None
-        sums = {} if self.mesh is None or mesh_lib.splits(self.mesh, "fsdp") else SUMS_SIDE_BY_SIDE
-        return CUBLAS_PRODUCTS | SEPARATE_PRODUCTS | sums
+        data_parallel = self.mesh is not None and self.mesh.size == self.mesh.shape["data"]
+        return CUBLAS_PRODUCTS | SEPARATE_PRODUCTS | (SUMS_SIDE_BY_SIDE if data_parallel else {})
 
     @property
     def jnp_dtype(self) -> Any:

@@ -1,5 +1,6 @@
 """mla_jax.eval_mode and starting again what is done: short files are evaluated whole, finished runs are left alone."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -45,3 +46,16 @@ def test_a_finished_run_started_again_is_left_as_it_is(
     after = kept()
     for name in ("result.json", "metrics.jsonl", "samples.txt", "report.md"):
         assert after[name] == before[name], name
+
+
+def test_a_run_that_went_on_after_its_report_and_was_stopped_is_not_called_finished(
+    run: Path, stories_file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its report would be of other weights than the newest."""
+    flags = [*map(str, train_flags(stories_file, run))]
+    result = json.loads((run / "result.json").read_text())
+    done = result["metrics"]["step"]
+    result["metrics"]["step"] = done - 1  # as if it had been finished there, continued to `done` and stopped
+    (run / "result.json").write_text(json.dumps(result))
+    assert main(["mla_jax", *flags, f"--config.train.steps={done - 1}"]) == 2
+    assert f"this run stands at step {done} and is not finished: give at least {done}" in capfd.readouterr().err

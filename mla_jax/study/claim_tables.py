@@ -11,8 +11,9 @@ from mla_jax.study.verdicts import Judged, judge
 
 SCALE = (
     "Figures are at the scale above, a small part of the papers' training: a verdict is about the claim at this scale. "
-    "Confirmed: the 95 % interval lies inside the claim's range; contradicted: outside of it; undecided: anything "
-    "else. The range is a quarter of the figure to either side, half a point at least. Where two sizes can judge a "
+    "Confirmed: the 95 % interval lies inside the claim's range; contradicted: outside of it; undecided: across its "
+    "border. The range is a quarter of the paper's figure to either side, half a point at least, or a range of the "
+    "paper's own; it stands behind the claim. Where two sizes or devices can judge a "
     "claim, the one with more seeds has the verdict in bold, and the other stands behind it. Smallest: the difference "
     "from nothing that as many seeds with this scatter would show four times out of five."
 )
@@ -27,7 +28,7 @@ def claims(found: Results) -> str:
         rows.append(
             (
                 claim.id,
-                f"{claim.words} [{claim.known}]",
+                f"{claim.words} [{claim.known}]" + (f"; range {claim.range}" if claim.range else ""),
                 judged.arithmetic or "-",
                 "; ".join(_evidence(e, claim.unit) for e in (test, *(e for _, e, _ in judged.elsewhere)))
                 if test
@@ -45,13 +46,15 @@ def _evidence(test: Evidence, unit: str) -> str:
 
 
 def measured(found: Estimate, unit: str, digits: int = 2) -> str:
-    """ "+0.31 [-0.20, +0.82], n=3 (% of loss)"."""
+    """ "+0.31 [-0.20, +0.82], n=3 (% of loss)"; of a speed the interval is the range of its timings."""
     if math.isinf(found.mean):
         return f"not reached in every run, n={found.n} ({unit})"
     sign = "" if unit == "times" or unit.endswith("steps") else "+"
     text = f"{found.mean:{sign}.{digits}f}"
     if not math.isnan(found.low):
         text += f" [{found.low:{sign}.{digits}f}, {found.high:{sign}.{digits}f}]"
+    if unit == "times":
+        return f"{text} times (the range of {found.n} timings)"
     return f"{text}, n={found.n}" + (f" ({unit})" if unit else "")
 
 

@@ -121,9 +121,7 @@ def speed(faster: str, slower: str) -> ClaimTest:
         if not both:
             return None
         cell, rows = max(both, key=lambda item: (item[0][1] * item[0][2], item[0]))
-        what = (
-            f"{faster} over {slower}, {cell[0]}, batch {cell[1]}, context {cell[2]}; the interval: range of n timings"
-        )
+        what = f"{faster} over {slower}, {cell[0]}, batch {cell[1]}, context {cell[2]}"
         return Evidence(what, _timed(rows[faster]["metrics"], rows[slower]["metrics"]))
 
     return test

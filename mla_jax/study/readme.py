@@ -11,6 +11,7 @@ from mla_jax.config_files import config_dir, load_config_dict, study_names
 from mla_jax.errors import UserError
 from mla_jax.study import claim_tables, tables
 from mla_jax.study.claims import CLAIMS, Claim
+from mla_jax.study.evidence import rope_interaction
 from mla_jax.study.grid import from_config_dict
 from mla_jax.study.results import Measured, Results, collect, reference_of, relative
 from mla_jax.study.rows import Rows, best_loss, gather, model_of
@@ -34,7 +35,7 @@ def block(rows: Rows | None = None) -> str:
     shown = [(found, _rows_of(found)) for studies in corpora for found in studies]
     # Studies share rows: of two tables one may be a part of the other.
     headlines = [_headline(found) for found, own in shown if own and not any(own < other for _, other in shown)]
-    return "\n\n".join([BEGIN, _verdicts(corpora), *filter(None, headlines), END])
+    return "\n\n".join([BEGIN, _verdicts(corpora), _rope(corpora), *filter(None, headlines), END])
 
 
 def _studies(form: str, rows: Rows) -> list[Results]:
@@ -86,8 +87,17 @@ def _verdicts(corpora: list[list[Results]]) -> str:
     for claim in CLAIMS:
         judged = [[judge_claim(claim, s) for s in studies if claim.paper in s.study.papers] for studies in corpora]
         if any(judged):
-            rows.append((claim.id, claim.words, *_cells(claim, judged)))
-    return tables.table(("", "the paper says", *CORPORA.values()), rows)
+            rows.append((claim.id, claim.words, claim.range, *_cells(claim, judged)))
+    return tables.table(("", "the paper says", "confirmed by", *CORPORA.values()), rows)
+
+
+def _rope(corpora: list[list[Results]]) -> str:
+    """The question that neither paper asks, where most runs answer it."""
+    found = [s for studies in corpora for s in studies if "A" in s.study.papers and rope_interaction(s)]
+    if not found:
+        return "Does RoPE rescue MLA, or help MHA just as much? No rows yet."
+    most = max(found, key=lambda s: len(s.rows))
+    return f"**Does RoPE rescue MLA, or help MHA just as much?**\n\n{claim_tables.rope(most)}"
 
 
 def _cells(claim: Claim, judged: list[list[Judged]]) -> list[str]:
@@ -107,7 +117,7 @@ def _cell(judged: Judged) -> str:
     claim, lines = judged.claim, [(judged.test, judged.verdict)]
     lines += [(test, verdict) for _, test, verdict in judged.elsewhere]
     return "; ".join(
-        f"{claim_tables.measured(test.found, claim.unit)}: {test.what.partition(';')[0]}: **{verdict}**"
+        f"{claim_tables.measured(test.found, claim.unit)}: {test.what}: **{verdict}**"
         f"{_side(claim, test.found.mean) if verdict == CONTRADICTED else ''}"
         for test, verdict in lines
     )

@@ -57,4 +57,4 @@ def _by_rows(claim: Claim, test: Evidence | None, found: Results) -> str:
         return CONFIRMED
     if estimate.high < claim.low or estimate.low > claim.high:
         return CONTRADICTED
-    return f"{UNDECIDED}: the interval is too wide"
+    return f"{UNDECIDED}: across the range's border"

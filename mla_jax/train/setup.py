@@ -27,6 +27,7 @@ from mla_jax.model import backend as backend_lib
 from mla_jax.model.initial import init_params
 from mla_jax.model.transformer import Transformer
 from mla_jax.restore import abstract_params
+from mla_jax.rows import read_result
 from mla_jax.runs import RunFolder, check_lock, lock
 from mla_jax.train.checkpoint import Checkpoints
 from mla_jax.train.precompile import Precompiler
@@ -90,7 +91,9 @@ def open_run(config: Config, workdir: Path) -> Setup:
     changes: list[str] = []
     if saved is not None:
         changes = check_resumable(saved, config, str(workdir))
-        check_steps(config, max(folder.steps()), finished=folder.result.exists())
+        done, row = max(folder.steps()), read_result(folder.result)
+        # A run that was finished, went on with more steps and was stopped has a result that is older than its weights.
+        check_steps(config, done, finished=row is not None and row["metrics"].get("step", done) >= done)
         found = runs.read_data(folder)["fingerprint"]
         if found != prepared.fingerprint:
             raise UserError(

@@ -18,6 +18,7 @@ from mla_jax.errors import UserError
 
 def run(argv: list[str]) -> int:
     """Parse, check and dispatch; returns the exit code."""
+    flags.FLAGS.mark_as_parsed()  # absl's own, which are not ours: else its first warning says that they are missing
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     values = parse(argv)

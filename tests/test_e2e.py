@@ -138,6 +138,7 @@ def test_a_signal_saves_and_a_second_start_continues(
     assert RunFolder(run).steps() == [stopped] and 20 <= stopped < 1000
     assert not (run / "result.json").exists()
     said = call(*train_flags(stories_file, run, **knobs | {"train.steps": stopped + 2}), cache=run_env)
+    assert "Resuming with a changed config: train.steps" in said and "flag parsing" not in said
     assert f"resuming at step {stopped} of {stopped + 2}" in said
     steps = [row["step"] for row in read_rows(run / "metrics.jsonl") if row["kind"] == "train"]
     assert steps == list(range(1, stopped + 3))

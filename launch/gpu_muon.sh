@@ -7,8 +7,9 @@
 #   bash launch/gpu_muon.sh OUT report [TRAIN VALID]    the tables of what is there
 #
 # Without TRAIN and VALID on the embedded stories. On H200s a run alone takes 78 s (a third of it steps), 14 runs by 8
-# processes on two of them 6 minutes, torch's three 2 minutes. Repeat a part until it says that all is done. On a machine that keeps nothing, bring OUT back, merge the study's rows where the
-# repository is kept (they count as done) and keep OUT's torch rows for the next call:
+# processes on two of them 6 minutes, torch's three 2 minutes. Repeat a part until it says that all is done.
+# On a machine that keeps nothing, bring OUT back, merge the study's rows where the repository is kept (they count as
+# done) and keep OUT's torch rows for the next call:
 #
 #   python -m mla_jax.study.rows docs/results/rows/study_muon.jsonl OUT/study_muon*.rows.jsonl
 #

@@ -44,7 +44,7 @@ for part in $parts; do
       ;;
     cards)
       CUDA_VISIBLE_DEVICES=${devices[1]} steps xl_second_gpu mla_rope:xl --variant "$one" --repeats 4
-      # Twice as many timings, so that the process that has compiled first is still at it when the other one begins.
+      # More timings, so that the process that has compiled first is still at it when the other one begins.
       for i in 0 1; do
         CUDA_VISIBLE_DEVICES=${devices[i]} steps "xl_both_gpu$i" mla_rope:xl --variant "$one" --repeats 16 &
       done

@@ -148,10 +148,8 @@ def gathered_on(name: str, knobs: dict[str, Any]) -> float:
     """How many operations of a train step with fsdp 2 move parameters, for each parameter that is split."""
     config = config_of(name, (1, 2, 1, 1), knobs)
     mesh = mesh_lib.make_mesh(config.mesh)
-    model, optimizer = (
-        Transformer(config.model, dataclasses.replace(REFERENCE, mesh=mesh)),
-        make_optimizer(config.optim),
-    )
+    model = Transformer(config.model, dataclasses.replace(REFERENCE, mesh=mesh))
+    optimizer = make_optimizer(config.optim)
     state = abstract_state(model, optimizer)
     rows = jax.ShapeDtypeStruct((ROWS, config.train.seq_len + 1), np.int32, sharding=mesh_lib.batch_sharding(mesh))
     lowered = make_train_step(model, optimizer, config).lower(state, {"tokens": rows, "segment_ids": rows})

@@ -12,6 +12,7 @@ from tiny import QUICK, random_params, tiny_config
 from mla_jax.model.backend import REFERENCE
 from mla_jax.model.moe import initial_router_bias
 from mla_jax.model.transformer import Transformer
+from mla_jax.train import fsdp
 from mla_jax.train.step import _make_loss_sum
 
 SIZE = {"model.vocab_size": 320, "tokenizer.vocab_size": 317, "model.n_layers": 1}
@@ -41,8 +42,7 @@ def test_every_matrix_is_rounded_before_its_first_use(name: str, impl: str, knob
     step = jax.jit(jax.value_and_grad(lambda p: loss(p, bias, batch, jax.random.key(0))[0]), compiler_options=QUICK)
 
     def rounded(path: tuple, leaf: jax.Array) -> jax.Array:
-        multiplied = path[-1].key.startswith("w_") and path[-1].key != "w_router"
-        return leaf.astype(jnp.bfloat16).astype(jnp.float32) if multiplied else leaf
+        return leaf.astype(jnp.bfloat16).astype(jnp.float32) if fsdp.multiplied(path[-1].key) else leaf
 
     value, gradients = step(params)
     again, others = step(jax.tree_util.tree_map_with_path(rounded, params))

@@ -42,9 +42,7 @@ def check(found: dict[str, dict[str, float]], cases: int, meshes: int) -> None:
 def test_a_mesh_computes_what_one_device_computes_and_its_checkpoint_fits_others() -> None:
     found = simulated("fast")
     check(found, 3, 3)
-    assert set(found["gathered"].values()) == {1.0}, found[
-        "gathered"
-    ]  # each parameter once, before it is joined to others
+    assert set(found["gathered"].values()) == {1.0}, found["gathered"]  # once, before anything is made of it
     assert len(found["dtypes"]) > 15 and all(found["dtypes"].values()), found["dtypes"]
     kernels = found["kernels"]
     assert kernels["inside"] >= 9 and kernels["loss inside"] == 1 and kernels["outside"] == 0, kernels
@@ -125,9 +123,8 @@ def test_optimizer_state_is_split_like_its_parameters(optimizer: str) -> None:
 
 
 def test_fsdp_splits_the_first_dimension_where_nothing_else_does_and_it_divides() -> None:
-    config = tiny_config(
-        "mla_rope", **{"model.ffn": "moe", "model.n_routed_experts": 3, "model.top_k": 2, "model.d_expert": 8}
-    )
+    experts = {"model.ffn": "moe", "model.n_routed_experts": 3, "model.top_k": 2, "model.d_expert": 8}
+    config = tiny_config("mla_rope", **experts)
 
     def places(*mesh: int) -> dict[str, P]:
         specs = mesh_lib.param_specs(config.model, abstract_params(reference_model(config)), abstract_mesh(*mesh))

@@ -155,7 +155,8 @@ def added(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def whole(table: jax.Array, backend: Backend) -> jax.Array:
-    """A table to be indexed, gathered first where the mesh splits it: XLA would otherwise move activations instead."""
+    """A table to be indexed, kept whole on a mesh: XLA would otherwise split it where its rows are taken, though a step
+    has gathered it (train/fsdp.py), and gather it again."""
     return mesh.constrain(table, backend.mesh)
 
 

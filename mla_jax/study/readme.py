@@ -12,7 +12,7 @@ from mla_jax.errors import UserError
 from mla_jax.study import claim_tables, tables
 from mla_jax.study.claims import CLAIMS, Claim
 from mla_jax.study.evidence import rope_interaction
-from mla_jax.study.grid import from_config_dict
+from mla_jax.study.grid import Study, from_config_dict
 from mla_jax.study.results import Measured, Results, collect, reference_of, relative
 from mla_jax.study.rows import Rows, best_loss, gather, model_of
 from mla_jax.study.stats import estimate
@@ -31,25 +31,22 @@ _SIDES["% of the steps"] = ("faster", "slower")
 def block(rows: Rows | None = None) -> str:
     """The marks and, between them, a verdict for every claim on either corpus, and tables of the headline points."""
     rows = gather(None) if rows is None else rows
-    corpora = [_studies(form, rows) for form in CORPORA]
+    corpora = [[collect(study, rows) for study in declared(form) if study.verdicts] for form in CORPORA]
     shown = [(found, _rows_of(found)) for studies in corpora for found in studies]
     # Studies share rows: of two tables one may be a part of the other.
     headlines = [_headline(found) for found, own in shown if own and not any(own < other for _, other in shown)]
     return "\n\n".join([BEGIN, _verdicts(corpora), _rope(corpora), *filter(None, headlines), END])
 
 
-def _studies(form: str, rows: Rows) -> list[Results]:
-    """Every study that judges papers, in this form, if it has it."""
+def declared(form: str) -> list[Study]:
+    """Every study that has this form."""
     found = []
     for name in study_names():
         try:
-            study = from_config_dict(load_config_dict(name + form))
+            found.append(from_config_dict(load_config_dict(name + form)))
         except UserError:
             if not form:
                 raise  # a broken study must not leave README in silence
-            continue
-        if study.verdicts:
-            found.append(collect(study, rows))
     return found
 
 

@@ -27,13 +27,16 @@ def gathered(params: Any, mesh: Mesh | None, cfg: ModelConfig, dtype: Any) -> An
     def one(path: tuple, leaf: jax.Array, spec: P) -> jax.Array:
         if "fsdp" not in spec:
             return leaf
-        name = path[-1].key
-        multiplied = name.startswith("w_") and name != "w_router"  # which stays float32, as tables of embeddings do
         whole = P(*(None if axis == "fsdp" else axis for axis in spec))
         places = NamedSharding(mesh, spec), NamedSharding(mesh, whole)
-        return _gather(leaf, *places, jnp.dtype(dtype) if multiplied else leaf.dtype)
+        return _gather(leaf, *places, jnp.dtype(dtype) if multiplied(path[-1].key) else leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(one, params, mesh_lib.param_specs(cfg, params, mesh))
+
+
+def multiplied(name: str) -> bool:
+    """Whether a parameter is only ever multiplied, in the computation dtype: not the router, nor tables, nor gains."""
+    return name.startswith("w_") and name != "w_router"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))

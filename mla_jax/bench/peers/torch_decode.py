@@ -53,7 +53,8 @@ def _time(cfg: ModelConfig, batch: int, context: int, steps: int, repeats: int, 
     # Each call builds a class of its own, but its code is one object, and torch compiles an object 8 times at most.
     torch._dynamo.reset()
     torch.manual_seed(0)
-    model = build(cfg, batch, context).to(device=device, dtype=dtype).eval()
+    with torch.device(device):  # a CPU takes a minute to draw the cache of 1,024 rows
+        model = build(cfg, batch, context).to(dtype=dtype).eval()
     mode = "max-autotune" if batch <= _TUNED_ROWS else "reduce-overhead"
     step = torch.compile(model, mode=mode, fullgraph=True) if cuda else model
     tokens = torch.zeros(batch, dtype=torch.long, device=device)

@@ -5,7 +5,7 @@
 
 The dense control is mla_rope with --config.model.block=gpt: the same products for a token, but for the router's (d x 62
 a layer, 0.7 % of the training FLOPs at size m with 8,192 rows and 512 tokens). d_expert = d/2: 256 at size m.
-A step takes 1.44 times the dense one's on an H200 (docs/results/moe_gpu.md).
+A step takes 1.43 to 1.45 times the dense one's on an H200 (docs/results/moe_gpu.md).
 """
 
 from ml_collections import ConfigDict

@@ -136,11 +136,12 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
         grads, sums = whole_batch(state.params, state.router_bias, batch, key)
         count = jnp.maximum(sums.count, 1.0)
-        grads = jax.tree.map(lambda g: g / count, grads)
         if where is not None:
             grads = jax.lax.with_sharding_constraint(grads, where.params)
         with jax.named_scope("optimizer"):
-            grad_norm = joint_norm(grads, None if where is None else where.params)
+            # The norm of sums, not of quotients: XLA would store those, a kernel each, for the norm and the update.
+            grad_norm = joint_norm(grads, None if where is None else where.params) / count
+            grads = jax.tree.map(lambda g: g / count, grads)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params, grad_norm=grad_norm)
             params = optax.apply_updates(state.params, updates)
             if config.optim.qk_clip:

@@ -5,7 +5,7 @@
 #   bash launch/gpu_moe.sh OUT matched                      steps, memory and decode beside dense models (6 minutes)
 #   bash launch/gpu_moe.sh OUT balance  TRAIN VALID         800 steps on real stories: bias, none, aux ... (6 minutes)
 #   bash launch/gpu_moe.sh OUT balance_world                the same on the embedded stories
-#   bash launch/gpu_moe.sh OUT report                       tables of what is there
+#   bash launch/gpu_moe.sh OUT report                       table and rows of the balance of what is there
 #
 # VARIANTS="bias bias_slow" in front of a balance part trains these alone: the default rate, 3e-3, beside 1e-3.
 #
@@ -109,7 +109,7 @@ case $part in
   report)
     shopt -s nullglob
     found=("$out"/{stories,world}_*/config.json)
-    [ ${#found[@]} -eq 0 ] || "$python" -m mla_jax.train.expert_report "${found[@]%/config.json}"
+    [ ${#found[@]} -eq 0 ] || "$python" -m mla_jax.train.expert_report "${found[@]%/config.json}" --rows "$out/balance.jsonl"
     ;;
   *)
     echo "gpu_moe.sh: $part is no part: layer, matched, balance, balance_world or report." >&2

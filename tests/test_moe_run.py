@@ -277,13 +277,19 @@ def test_the_worst_window_by_hand() -> None:
     assert np.isnan(expert_report.worst_window(steps, load, after=50, window=20)).all()
 
 
-def test_the_balance_of_runs_is_a_table(moe_run: Path, trained_run: Path, capsys: pytest.CaptureFixture) -> None:
-    assert expert_report.main([str(moe_run), str(trained_run), "--after=2", "--window=2"]) == 0
+def test_the_balance_of_runs_is_a_table(
+    moe_run: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    made = tmp_path / "balance.jsonl"
+    assert expert_report.main([str(moe_run), str(trained_run), "--after=2", "--window=2", f"--rows={made}"]) == 0
     lines = capsys.readouterr().out.splitlines()
     logs = [row for row in rows.read_rows(moe_run / "metrics.jsonl") if row["kind"] == "train" and row["step"] > 2]
     expected = np.mean([row["expert_max_load"] for row in logs], axis=0).max()
     assert f"| bias 0.003 | {expected:.3f} |" in lines[2]
     assert "no experts" in lines[3]
+    (row,) = rows.read_rows(made)  # the dense run has none
+    assert (row["name"], row["metrics"]["max_load"]) == (f"balance {moe_run.name}", pytest.approx(expected))
+    assert row["device"] and row["data_fingerprint"]
     assert expert_report.main([str(moe_run / "plots")]) == 2
     assert "no run folder" in capsys.readouterr().err
 

@@ -1,9 +1,10 @@
 """How well runs with experts were balanced, from their metrics.jsonl, as a Markdown table.
 
-python -m mla_jax.train.expert_report runs/moe_bias runs/moe_none --after=500
+python -m mla_jax.train.expert_report runs/moe_bias runs/moe_none --after=500 [--rows balance.jsonl]
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -85,17 +86,31 @@ def table(folders: list[RunFolder], after: int = 500, window: int = 50) -> str:
     return "\n".join(lines)
 
 
+def result_row(folder: RunFolder, after: int = 500, window: int = 50) -> dict[str, Any] | None:
+    """The result row of a finished run with its balance as metrics, "balance NAME"; None where either is missing."""
+    found = balance(folder, after, window)
+    if not found or not folder.result.is_file():
+        return None
+    result = json.loads(folder.result.read_text(encoding="utf-8"))
+    return result | {"name": f"balance {folder.name}", "metrics": found}
+
+
 def main(arguments: list[str]) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m mla_jax.train.expert_report", description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", help="run folders")
     parser.add_argument("--after", type=int, default=500, help="the step from which on the balance counts")
     parser.add_argument("--window", type=int, default=50, help="steps that a mean is taken over")
+    parser.add_argument("--rows", type=Path, help="a .jsonl file that the finished runs' rows are written to")
     args = parser.parse_args(arguments)
+    folders = [RunFolder(Path(name)) for name in args.runs]
     try:
         if args.window < 1:
             raise UserError(f"--window is {args.window}; a mean needs one step at least: give 1 or more.")
-        print(table([RunFolder(Path(name)) for name in args.runs], args.after, args.window))
+        print(table(folders, args.after, args.window))
+        if args.rows:
+            made = [found for folder in folders if (found := result_row(folder, args.after, args.window))]
+            args.rows.write_text("".join(json.dumps(one) + "\n" for one in made), encoding="utf-8")
     except UserError as error:
         print(f"mla_jax: {error}", file=sys.stderr)
         return 2

@@ -10,8 +10,9 @@ from study_rows import PAPER_SAYS, PER_HEAD, by_name, claims_study, claims_study
 
 from mla_jax import accounting
 from mla_jax.config_files import load_config_dict
-from mla_jax.study import arithmetic, claim_tables, declare, evidence, grid, report, series, verdicts
+from mla_jax.study import arithmetic, claim_tables, declare, evidence, grid, readme, report, series, verdicts
 from mla_jax.study.claims import CLAIMS
+from mla_jax.study.plan import plan
 from mla_jax.study.results import collect
 from mla_jax.study.rows import bench_rows
 
@@ -119,7 +120,7 @@ def test_arithmetic_is_accounting() -> None:
     assert "75.0 %" in texts["A2"][0] and "71.9 %" in texts["A2"][0]
     assert "0.0184" in texts["A3"][0] and texts["A3"][1] == arithmetic.CANNOT
     assert "68.75 %" in texts["B1"][0] and texts["B1"][1] == arithmetic.HOLDS
-    assert "61,474,519" in texts["B8"][0] and "3.20 times" in texts["B2"][0]
+    assert "61,474,519" in texts["B8"][0] and "3.20 times (3.56 in" in texts["B2"][0]
     assert "1.89 times" in texts["A11"][0] and "2.00 times" in texts["A11"][0]
     assert texts["B5"][1] == arithmetic.CANNOT and "experts of width 32" in texts["B5"][0]
     assert accounting.kv_numbers(arithmetic.model("mla_rope_paper_b:m")) == 320
@@ -138,7 +139,7 @@ def bench_row(point: str, batch: int, speed: float, **more) -> dict:
     ms = 1e3 * batch / speed
     m = {"suite": "decode", "point": point, "label": "", "batch": batch, "context": 512, "tokens_per_s": speed}
     m |= {"ms": ms, "ms_low": 0.98 * ms, "ms_high": 1.02 * ms, "repeats": 5}
-    return {"name": point, "device": "gpu", "metrics": m | more}
+    return {"name": point, "device": "gpu", "time": "2026-01-01", "metrics": m | more}
 
 
 def test_decode_speeds_come_from_benchmark_rows_where_the_cache_is_largest(tmp_path) -> None:
@@ -157,8 +158,41 @@ def test_decode_speeds_come_from_benchmark_rows_where_the_cache_is_largest(tmp_p
         5,
     )
     judged = {j.claim.id: j.verdict for j in verdicts.judge(dataclasses.replace(found, study=claims_study()))}
-    assert judged["A11"] == "confirmed"  # the whole range of the timings lies in 1.2 ... 1.6
+    assert judged["A11"] == "undecided: no rows yet"  # paper A's latents are per head, these are joint
     longer = bench_row("mla r=d/2", 64, 7.0, context=4096)  # one batch there, two at 512
     drawn = series.speeds(dataclasses.replace(found, bench=[*found.bench, longer]))
     assert {line.label: line.y for line in drawn}["mla r=d/2 @ 512"] == (100.0, 1500.0)
     assert evidence.speed("mla r=d/2", "mha_rope")(found) is None
+
+
+def test_of_two_devices_the_one_measured_last_has_the_verdict_and_the_other_stands_behind_it() -> None:
+    made = claims_study()
+    for first, verdict, other in (
+        ("2026-01-01", "contradicted", "confirmed"),
+        ("2026-03-01", "confirmed", "contradicted"),
+    ):
+        rows = [bench_row("per_head r=d", 64, 1000.0), bench_row("per_head r=d/2", 64, 1400.0)]
+        rows = [row | {"time": first} for row in rows]
+        later = [bench_row("per_head r=d", 64, 1000.0), bench_row("per_head r=d/2", 64, 2000.0)]
+        rows += [row | {"device": "a card", "time": "2026-02-01"} for row in later]
+        found = collect(made, dataclasses.replace(done(made, by_name(PAPER_SAYS)), bench=rows))
+        judged = next(j for j in verdicts.judge(found) if j.claim.id == "A11")
+        assert (judged.verdict, judged.elsewhere[0][2]) == (verdict, other)
+        shown = readme._cell(judged)
+        assert f"**{verdict}**" in shown and f": {other}" in shown and f"**{other}**" not in shown
+
+
+def test_the_share_of_steps_is_of_the_model_that_most_seeds_have_trained() -> None:
+    c = claims_study_dict()
+    for name, seeds in (("a", (0, 1, 2)), ("b", (0, 1))):
+        for optimizer in ("adamw", "muon"):
+            knobs = {"optim.name": optimizer, "model.d_ff": 64 if name == "a" else 96}
+            declare.point(c, f"{name}_{optimizer}", "mha", "headline", knobs, seeds)
+    made = grid.from_config_dict(c)
+    rows = done(made, lambda task: 2.0 - 0.01 * task.seed)
+    steps = {"a_adamw": 100, "a_muon": 60, "b_adamw": 100, "b_muon": 90}
+    for task in plan(made, rows).tasks:
+        if task.point.name in steps:
+            rows.by_key[task.key]["curve"]["eval"] = [(steps[task.point.name], 2.0 - 0.01 * task.seed)]
+    test = evidence.share_of_steps("muon", "adamw")(collect(made, rows))
+    assert (test.what, test.found.n, test.found.mean) == ("a_muon against a_adamw", 3, pytest.approx(60))

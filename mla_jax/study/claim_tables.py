@@ -12,10 +12,11 @@ from mla_jax.study.verdicts import Judged, judge
 SCALE = (
     "Figures are at the scale above, a small part of the papers' training: a verdict is about the claim at this scale. "
     "Confirmed: the 95 % interval lies inside the claim's range; contradicted: outside of it; undecided: across its "
-    "border. The range is a quarter of the paper's figure to either side, half a point at least, or a range of the "
-    "paper's own; it stands behind the claim. Where two sizes or devices can judge a "
-    "claim, the one with more seeds has the verdict in bold, and the other stands behind it. Smallest: the difference "
-    "from nothing that as many seeds with this scatter would show four times out of five."
+    "border. The range stands behind the claim: a quarter of the paper's figure to either side (of per cents half a "
+    "point at least), a range of the paper's own, or, of words without a figure, one end. Where two sizes can judge a "
+    "claim, the one with more seeds has the verdict in bold, of two devices the one measured last; the other stands "
+    "behind it. Smallest: the difference from nothing that as many seeds with this scatter would show four times out "
+    "of five."
 )
 
 

@@ -109,7 +109,8 @@ def cliff(form: str, reference: str) -> ClaimTest:
 
 
 def speed(faster: str, slower: str) -> ClaimTest:
-    """Decode tokens/s, one over the other, where the cache is largest among decode benchmark rows that both have."""
+    """Decode tokens/s, one over the other, of the decode benchmark rows that both have: where the cache is largest, and
+    of several devices on the one measured last."""
 
     def test(found: Results) -> Evidence | None:
         cells: dict[tuple, dict[str, Row]] = {}
@@ -120,7 +121,7 @@ def speed(faster: str, slower: str) -> ClaimTest:
         both = [(cell, rows) for cell, rows in cells.items() if faster in rows and slower in rows]
         if not both:
             return None
-        cell, rows = max(both, key=lambda item: (item[0][1] * item[0][2], item[0]))
+        cell, rows = max(both, key=lambda item: (item[0][1] * item[0][2], item[1][faster]["time"]))
         what = f"{faster} over {slower}, {cell[0]}, batch {cell[1]}, context {cell[2]}"
         return Evidence(what, _timed(rows[faster]["metrics"], rows[slower]["metrics"]))
 
@@ -138,25 +139,25 @@ def _timed(fast: dict[str, Any], slow: dict[str, Any]) -> Estimate:
 
 
 def share_of_steps(fast: str, slow: str) -> ClaimTest:
-    """Per cent of the slow optimizer's steps to its best loss after which the fast one has it; all models and seeds."""
+    """Per cent of the slow optimizer's steps to its best loss after which the fast one has it, of the model that most
+    seeds have trained by both: seeds of one model are draws of one figure, other models have figures of their own."""
 
     def test(found: Results) -> Evidence | None:
-        values, names = [], []
-        for p in found.points:
-            if not p.name.endswith(f"_{fast}"):
-                continue
-            other = found.find(p.name.removesuffix(fast) + slow)
-            if other is None:
-                continue
-            shares = [
-                share_to_best(p.measured[s]["curve"]["eval"], other.measured[s]["curve"]["eval"])
-                for s in sorted(p.measured.keys() & other.measured.keys())
-            ]
-            values += shares
-            names += [p.name] if shares else []
-        return Evidence(", ".join(names), estimate(values)) if values else None
+        evidence = [
+            _shares(p, found.find(p.name.removesuffix(fast) + slow))
+            for p in found.points
+            if p.name.endswith(f"_{fast}")
+        ]
+        return max((e for e in evidence if e), key=lambda e: e.found.n, default=None)
 
     return test
+
+
+def _shares(fast: Measured, slow: Measured | None) -> Evidence | None:
+    if slow is None or not (seeds := common_seeds((fast, slow))):
+        return None
+    curves = [[p.measured[seed]["curve"]["eval"] for p in (fast, slow)] for seed in seeds]
+    return Evidence(f"{fast.name} against {slow.name}", estimate([share_to_best(*pair) for pair in curves]))
 
 
 def share_to_best(curve: Curve, reference: Curve) -> float:

@@ -11,7 +11,7 @@ from mla_jax.config_files import config_dir, load_config_dict, study_names
 from mla_jax.errors import UserError
 from mla_jax.study import claim_tables, tables
 from mla_jax.study.claims import CLAIMS, Claim
-from mla_jax.study.evidence import rope_interaction
+from mla_jax.study.evidence import Evidence, rope_interaction
 from mla_jax.study.grid import Study, from_config_dict
 from mla_jax.study.results import Measured, Results, collect, reference_of, relative
 from mla_jax.study.rows import Rows, best_loss, gather, model_of
@@ -111,13 +111,14 @@ def _cells(claim: Claim, judged: list[list[Judged]]) -> list[str]:
 
 
 def _cell(judged: Judged) -> str:
-    claim, lines = judged.claim, [(judged.test, judged.verdict)]
-    lines += [(test, verdict) for _, test, verdict in judged.elsewhere]
-    return "; ".join(
-        f"{claim_tables.measured(test.found, claim.unit)}: {test.what}: **{verdict}**"
-        f"{_side(claim, test.found.mean) if verdict == CONTRADICTED else ''}"
-        for test, verdict in lines
-    )
+    """The verdict in bold, then what other sizes and devices say."""
+    first = _found(judged.claim, judged.test, f"**{judged.verdict}**", judged.verdict)
+    return "; ".join((first, *(_found(judged.claim, test, verdict, verdict) for _, test, verdict in judged.elsewhere)))
+
+
+def _found(claim: Claim, test: Evidence, shown: str, verdict: str) -> str:
+    side = _side(claim, test.found.mean) if verdict == CONTRADICTED else ""
+    return f"{claim_tables.measured(test.found, claim.unit)}: {test.what}: {shown}{side}"
 
 
 def _side(claim: Claim, mean: float) -> str:

@@ -18,6 +18,7 @@ FILES_VOCABULARY = 8192  # and of the files'
 FILES_CHECKPOINTS = 100  # steps: several epochs of a small file overfit, so the best checkpoint is not the last
 LEARNING_RATE = 1e-3
 RATES = (5e-4, 1e-3, 2e-3)
+GRID_RATES = (1e-3, 2e-3, 4e-3)  # at size s larger ones were better with AdamW (docs/results/study_optimizer)
 COMMON = {
     "model.block": "gpt",
     "tokenizer.vocab_size": VOCABULARY,
@@ -78,5 +79,5 @@ def grid(c: ConfigDict, form: str, name: str = "grid", size: str = "s", **knobs:
 
 
 def rates(c: ConfigDict, form: str) -> None:
-    """The grid's training at RATES: would another learning rate turn a verdict?"""
-    declare.tier(c, "rates", "s", _training(GRID, form), RATES)
+    """The grid's training at GRID_RATES: would another learning rate turn a verdict?"""
+    declare.tier(c, "rates", "s", _training(GRID, form), GRID_RATES)

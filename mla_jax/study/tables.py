@@ -167,7 +167,10 @@ def learning_rates(found: Results) -> str:
         by_rate = {row["study"]["learning_rate"]: row for row in p.sweep}
         cells = [_swept_cell(by_rate.get(rate), p) for rate in rates]
         rows.append((p.name, *cells))
-    text = "Best loss of the first seed; the other seeds took the best rate (bold)."
+    text = (
+        "Best loss of the first seed; the other seeds took the best rate (bold). Where that is the first or the last "
+        "that was tried, a better one may lie beyond."
+    )
     return text + "\n\n" + table(("point", *(f"{rate:g}" for rate in rates)), rows)
 
 

@@ -1,5 +1,6 @@
 """The global norm of the gradients in few kernels, and clipping by it."""
 
+import collections
 import math
 from typing import Any
 
@@ -13,10 +14,11 @@ _MANY = 256  # rows that keep a device busy
 
 
 def joint_norm(tree: Any, shardings: Any = None) -> jax.Array:
-    """`optax.tree.norm`, float32 []: sums of squares of a large array's rows, joined with all small arrays into one.
+    """`optax.tree.norm`, float32 []: sums of squares of large arrays' rows, joined with all small arrays into one.
 
     XLA makes a kernel of each small array and two of each large one, all of which wait to be launched: 270 a step of
-    size l with biases. shardings: a tree of NamedSharding, of arrays on a mesh; each device sums its own parts.
+    size l with biases. Arrays of one shape are summed together, without being stored together: 9 layers' matrices in
+    one kernel. shardings: a tree of NamedSharding, of arrays on a mesh; each device sums its own parts.
     """
     if shardings is None:
         return jnp.sqrt(_total(jax.tree.leaves(tree)))
@@ -35,7 +37,10 @@ def joint_norm(tree: Any, shardings: Any = None) -> jax.Array:
 
 def _total(leaves: list[jax.Array]) -> jax.Array:
     """The sum of all squares, float32 []."""
-    parts = [_row_sums(leaf.astype(jnp.float32)) for leaf in leaves]
+    alike = collections.defaultdict(list)
+    for leaf in leaves:
+        alike[leaf.shape, leaf.dtype].append(leaf)
+    parts = [_row_sums(jnp.stack(group)) for group in alike.values()]
     return jnp.sum(jax.lax.optimization_barrier(jnp.concatenate(parts)))  # else XLA sums each part by itself again
 
 
@@ -45,13 +50,14 @@ def _copies(sharding: NamedSharding) -> int:
     return sharding.mesh.size // math.prod(sharding.mesh.shape[axis] for axis in split)
 
 
-def _row_sums(leaf: jax.Array) -> jax.Array:
-    """[some numbers], whose sum is that of leaf's squares."""
-    squares = leaf * leaf
-    if leaf.size <= _SMALL or leaf.ndim < 2:
+def _row_sums(leaves: jax.Array) -> jax.Array:
+    """[some numbers], whose sum is that of the squares of leaves [n, ...]."""
+    n, shape = leaves.shape[0], leaves.shape[1:]
+    squares = jnp.square(leaves.astype(jnp.float32))
+    if math.prod(shape) <= _SMALL or len(shape) < 2:
         return squares.ravel()
-    rows = leaf.shape[0] if leaf.shape[0] >= _MANY else leaf.size // leaf.shape[-1]
-    return jnp.sum(squares.reshape(rows, -1), axis=1)
+    rows = shape[0] if shape[0] >= _MANY else math.prod(shape[:-1])
+    return jnp.sum(squares.reshape(n * rows, -1), axis=1)
 
 
 def clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:

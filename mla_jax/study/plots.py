@@ -9,7 +9,6 @@ from mla_jax.study import series
 from mla_jax.study.results import Results
 from mla_jax.study.series import Line
 
-MARKS = "osD^v<>PX*"
 MANY = 8  # more lines have their legend beside the axes
 
 
@@ -78,21 +77,14 @@ def draw(
     title: str = "", whole_x: bool = False, y_limits: tuple[float, float] | None = None,
     subplots: Callable = figures.subplots,
 ) -> Any:  # fmt: skip
-    """A figure of lines with their bands; a line of one point is a mark with an error bar.
+    """A figure of lines with their bands; a line of one point is a mark, with an error bar where it has a band.
 
     log_x: base, 0 = linear. whole_x: ticks at whole numbers only. y_limits: what of y is shown; None = all.
     subplots: who makes the figure; a notebook gives pyplot's, whose figures it shows.
     """
     figure, axes = subplots(figsize=(8 + 2.5 * (len(lines) > MANY), 5), layout="constrained")
     for number, line in enumerate(lines):
-        color, mark = f"C{number % 10}", MARKS[(number // 10 + number) % len(MARKS)]
-        if len(line.x) == 1:
-            error = [[line.y[0] - line.low[0]], [line.high[0] - line.y[0]]]
-            axes.errorbar(line.x, line.y, yerr=error, fmt=mark, color=color, capsize=3, label=line.label)
-            continue
-        axes.plot(line.x, line.y, color=color, marker=mark if marks else None, markersize=5, label=line.label)
-        if line.low != line.high:
-            axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.15, linewidth=0)
+        _draw_line(axes, line, number, marks)
     if log_x:
         axes.set_xscale("log", base=log_x)
         axes.xaxis.set_major_formatter("{x:g}")
@@ -105,10 +97,22 @@ def draw(
     axes.set(xlabel=x_label, ylabel=y_label, title=title)
     axes.grid(alpha=0.3)
     if len(lines) > MANY:
-        figure.legend(loc="outside right upper", fontsize=7)
+        figure.legend(loc="outside right upper", fontsize=7, handlelength=3)
     else:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, handlelength=3)
     return figure
+
+
+def _draw_line(axes: Any, line: Line, number: int, marks: bool) -> None:
+    single, interval = len(line.x) == 1, line.low != line.high
+    look = figures.look(number, marks or single) | ({"linestyle": "none"} if single else {})
+    if single and interval:
+        error = [[line.y[0] - line.low[0]], [line.high[0] - line.y[0]]]
+        axes.errorbar(line.x, line.y, yerr=error, **look, capsize=3, label=line.label)
+        return
+    axes.plot(line.x, line.y, **look, markersize=6 if single else 5, label=line.label)
+    if interval:
+        axes.fill_between(line.x, line.low, line.high, color=look["color"], alpha=0.15, linewidth=0)
 
 
 def heat_maps(loads: list[tuple[str, Any]]) -> Any:

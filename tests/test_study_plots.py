@@ -1,8 +1,12 @@
 """study.plots: what a reader can tell apart, by the artists drawn and not by the files."""
 
+import dataclasses
 from typing import Any
 
-from mla_jax.study import plots
+from study_rows import PAPER_SAYS, by_name, claims_study, done, study
+
+from mla_jax.study import plots, series
+from mla_jax.study.results import Results, collect
 from mla_jax.study.series import Line
 
 
@@ -32,3 +36,37 @@ def test_only_a_point_with_an_interval_has_an_error_bar() -> None:
     """A series of one batch has none, and its legend showed one."""
     assert not plots.draw(lines_of(2, 1), "x", "y").axes[0].containers
     assert len(plots.draw(lines_of(2, 1, 0.1), "x", "y").axes[0].containers) == 2
+
+
+def with_other_name(found: Results, name: str, other: str, seeds: int) -> Results:
+    """Beside the point `name` one that has the rows of its first seeds alone."""
+    p = found.find(name)
+    rows = {seed: p.by_seed[seed] for seed in sorted(p.by_seed)[:seeds]}
+    again = dataclasses.replace(p, point=dataclasses.replace(p.point, name=other), by_seed=rows)
+    return dataclasses.replace(found, points=(again, *found.points))
+
+
+def test_rows_with_two_names_are_drawn_once() -> None:
+    """A sweep's point may be a judged one: their lines lay on each other, and one name was not to be seen."""
+    made = study(rates=())
+    found = collect(made, done(made, by_name({"mha": 2.0, "per_head_rope_r2": 2.1, "s_mha": 3.0}, noise=0.01)))
+    found = with_other_name(found, "mha", "again", seeds=1)
+    expected = ["mha = again", "per_head_rope_r2"]
+    for drawn in (series.pareto, series.curves, series.positions):
+        assert [line.label for line in drawn(found, "headline")] == expected
+    assert [line.label for line in series.facts(found, "headline")] == [*expected, "blind guess"]
+    (mha, _) = series.pareto(found, "headline")
+    assert mha.low[0] < mha.y[0], "the point with more seeds is the one drawn"
+    assert [p.name for p in found.points[:2]] == ["again", "mha"], "tables have both"
+    apart = dataclasses.replace(found, points=(*found.points, dataclasses.replace(found.points[0], tier="grid")))
+    assert "again" in [p.label for p in apart.distinct()], "another tier's plots need it"
+
+
+def test_a_sweep_keeps_the_rank_whose_rows_a_judged_point_has() -> None:
+    made = claims_study()
+    found = collect(made, done(made, by_name(PAPER_SAYS, noise=0.01)))
+    judged = with_other_name(found, "per_head_rope_r4", "judged", seeds=3)
+    (before,), (after,) = series.ranks(found), series.ranks(judged)
+    assert after == before
+    labels = [line.label for line in series.pareto(judged, "headline")]
+    assert "per_head_rope, ranks; judged = per_head_rope_r4" in labels

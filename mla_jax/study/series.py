@@ -34,15 +34,24 @@ def _line(label: str, points: list[tuple[float, Estimate]]) -> Line:
     return Line(label, tuple(float(x) for x, _ in points), tuple(e.mean for _, e in points), low, high)
 
 
+def _rank(p: Measured) -> re.Match[str] | None:
+    """Form and rank by the first of the point's names that has them."""
+    return next((match for name in (p.name, *p.others) if (match := Rank.match(name))), None)
+
+
 def pareto(found: Results, tier: str) -> list[Line]:
     """Best loss over KV numbers a token and layer: a line for each form with three ranks, marks for others."""
-    forms: dict[str, list[tuple[float, Estimate]]] = defaultdict(list)
-    ranked = Counter(match[1] for p in found.tier(tier) if (match := Rank.match(p.name)))
-    for p in found.tier(tier):
-        match = Rank.match(p.name)
-        name = f"{match[1]}, ranks" if match and ranked[match[1]] >= RANKS else p.name
-        forms[name].append((p.any["study"]["kv_numbers"], p.over_seeds(best_loss)))
-    lines = [_line(name, sorted(points, key=lambda point: point[0])) for name, points in forms.items()]
+    points = found.distinct(tier)
+    ranked = Counter(match[1] for p in points if (match := _rank(p)))
+    forms: dict[str, list[Measured]] = defaultdict(list)
+    for p in points:
+        match = _rank(p)
+        forms[f"{match[1]}, ranks" if match and ranked[match[1]] >= RANKS else p.label].append(p)
+    lines = []
+    for form, members in forms.items():
+        label = "; ".join([form, *(p.label for p in members if p.others and p.label != form)])
+        values = [(p.any["study"]["kv_numbers"], p.over_seeds(best_loss)) for p in members]
+        lines.append(_line(label, sorted(values, key=lambda point: point[0])))
     return [line for line in lines if line.x]
 
 
@@ -52,7 +61,7 @@ CURVES = 12  # at most; more cannot be told apart
 def curves(found: Results, tier: str) -> list[Line]:
     """Validation loss over steps, of the points that matter most; the band is the range over seeds."""
     lines = []
-    for p in sorted(found.tier(tier), key=lambda p: p.point.priority)[:CURVES]:
+    for p in sorted(found.distinct(tier), key=lambda p: p.point.priority)[:CURVES]:
         by_step: dict[int, list[float]] = defaultdict(list)
         for row in p.measured.values():
             for step, loss in row["curve"]["eval"]:
@@ -62,7 +71,7 @@ def curves(found: Results, tier: str) -> list[Line]:
             values = [by_step[s] for s in steps]
             lines.append(
                 Line(
-                    p.name,
+                    p.label,
                     tuple(map(float, steps)),
                     tuple(float(np.mean(v)) for v in values),
                     tuple(map(min, values)),
@@ -75,8 +84,8 @@ def curves(found: Results, tier: str) -> list[Line]:
 def ranks(found: Results) -> list[Line]:
     """Best loss over d / r, a line for each form with three ranks or more in one tier."""
     forms: dict[tuple[str, str], list[tuple[float, Estimate]]] = defaultdict(list)
-    for p in found.points:
-        if match := Rank.match(p.name):
+    for p in found.distinct():
+        if match := _rank(p):
             forms[(match[1], p.tier)].append((float(match[2]), p.over_seeds(best_loss)))
     return [
         _line(f"{form} ({tier})", sorted(points, key=lambda point: point[0]))
@@ -88,13 +97,13 @@ def ranks(found: Results) -> list[Line]:
 def effective_ranks(found: Results, tier: str) -> list[Line]:
     """Effective rank over width by layer, of the entry that holds latents or values."""
     lines = []
-    for p in found.tier(tier):
+    for p in found.distinct(tier):
         for entry in ("c_kv", "v_latent", "v"):
             layers = [s for row in list(p.measured.values())[:1] for s in row["spectra"] if s["entry"] == entry]
             if layers:
                 y = tuple(s["effective_rank"] / s["width"] for s in layers)
                 x = tuple(float(s["layer"]) for s in layers)
-                lines.append(Line(f"{p.name}: {entry}", x, y, y, y))
+                lines.append(Line(f"{p.label}: {entry}", x, y, y, y))
     return lines
 
 
@@ -113,7 +122,7 @@ def singular_values(found: Results, name: str) -> list[Line]:
 def facts(found: Results, tier: str) -> list[Line]:
     """Accuracy of fact questions over the words since the fact was stated (lower edge of each bucket)."""
     lines = []
-    for p in found.tier(tier):
+    for p in found.distinct(tier):
         rows = [row["facts"] for row in p.measured.values() if row["facts"]]
         if not rows:
             continue
@@ -122,7 +131,7 @@ def facts(found: Results, tier: str) -> list[Line]:
         for distance in distances:
             value = p.over_seeds(lambda r, d=distance: next(_accuracy(r, d), math.nan))
             points.append((int(distance.split("-")[0]), value))
-        lines.append(_line(p.name, points))
+        lines.append(_line(p.label, points))
         chance = {f["distance"]: f["chance"] for f in rows[0] if f["kind"] == "all"}
     if lines:
         guess = tuple(chance[distance] for distance in distances)
@@ -137,7 +146,7 @@ def _accuracy(row: dict[str, Any], distance: str):
 def positions(found: Results, tier: str) -> list[Line]:
     """Loss by position up to the longest window measured."""
     lines = []
-    for p in found.tier(tier):
+    for p in found.distinct(tier):
         rows = list(p.measured.values())
         if not rows:
             continue
@@ -146,7 +155,7 @@ def positions(found: Results, tier: str) -> list[Line]:
         values = [
             (start, p.over_seeds(lambda r, i=i, k=longest: r["by_position"][k][i][1])) for i, start in enumerate(starts)
         ]
-        lines.append(_line(p.name, values))
+        lines.append(_line(p.label, values))
     return lines
 
 
@@ -187,10 +196,10 @@ def speeds(found: Results) -> list[Line]:
 def expert_load(found: Results) -> list[tuple[str, np.ndarray]]:
     """(point, load [L_moe, E], 1 = even) of the first seed at the end of training."""
     loads = []
-    for p in found.points:
+    for p in found.distinct():
         for row in list(p.measured.values())[:1]:
             if row.get("experts", {}).get("load"):
-                loads.append((p.name, np.asarray(row["experts"]["load"], float)))
+                loads.append((p.label, np.asarray(row["experts"]["load"], float)))
     return loads
 
 

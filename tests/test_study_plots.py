@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
+import pytest
 from study_rows import PAPER_SAYS, by_name, claims_study, done, study
 
 from mla_jax.study import plots, series
@@ -70,3 +72,25 @@ def test_a_sweep_keeps_the_rank_whose_rows_a_judged_point_has() -> None:
     assert after == before
     labels = [line.label for line in series.pareto(judged, "headline")]
     assert "per_head_rope, ranks; judged = per_head_rope_r4" in labels
+
+
+@pytest.mark.parametrize(("load", "low", "high", "shown"), [
+    ([[1.0, 1.02, 0.98]], 0.9, 1.1, 0.9),  # the least that is spanned
+    ([[0.7, 1.2, 1.1]], 0.7, 1.3, 0.7),
+    ([[0.0, 0.0, 3.0]], -1.0, 3.0, 0.0),  # the colours stay symmetric, the bar ends at no load
+])  # fmt: skip
+def test_colours_of_expert_load_span_the_data(load: list, low: float, high: float, shown: float) -> None:
+    figure = plots.heat_maps([("a", np.array(load)), ("b", np.ones((1, 3)))])
+    for axis in figure.axes[:2]:
+        assert axis.images[0].get_clim() == pytest.approx((low, high))
+    bar = figure.axes[2]
+    assert bar.get_ylabel() and bar.get_ylim() == pytest.approx((shown, high))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 6, 9, 24])
+def test_layers_of_expert_load_have_labels_that_do_not_overlap(layers: int) -> None:
+    figure = plots.heat_maps([(name, np.ones((layers, 62))) for name in "abcdef"])
+    figure.draw_without_rendering()
+    for axis in figure.axes[:6]:
+        boxes = [label.get_window_extent() for label in axis.get_yticklabels()]
+        assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])

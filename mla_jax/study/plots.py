@@ -10,6 +10,8 @@ from mla_jax.study.results import Results
 from mla_jax.study.series import Line
 
 MANY = 8  # more lines have their legend beside the axes
+EVEN = 0.1  # of the mean load: the least that the colours of a heat map span, for noise not to look like a pattern
+LAYERS = 3  # at most, that a heat map has labels for
 
 
 def write(found: Results, folder: Path) -> list[tuple[str, str]]:
@@ -116,14 +118,15 @@ def _draw_line(axes: Any, line: Line, number: int, marks: bool) -> None:
 
 
 def heat_maps(loads: list[tuple[str, Any]]) -> Any:
-    """Load of every expert (columns) in every layer (rows), a map a point."""
-    height = 1.2 + 0.9 * len(loads)
+    """Load of every expert (columns) in every layer (rows), a map a point; white is even, blue is less, red more."""
+    reach = max(EVEN, *(float(abs(load - 1).max()) for _, load in loads))
+    height = 1.2 + 1.1 * len(loads)
     figure, axes = figures.subplots(len(loads), squeeze=False, figsize=(8, height))
-    image = None
     for (name, load), axis in zip(loads, axes[:, 0], strict=True):
-        image = axis.imshow(load, aspect="auto", cmap="viridis", vmin=0, vmax=max(2.0, float(load.max())))
-        axis.set(title=name, ylabel="layer", yticks=range(0, len(load), max(1, len(load) // 4)))
+        image = axis.imshow(load, aspect="auto", cmap="RdBu_r", vmin=1 - reach, vmax=1 + reach)
+        axis.set_title(name, fontsize=9)
+        axis.set(ylabel="layer", yticks=range(0, len(load), -(-len(load) // LAYERS)))
     axes[-1, 0].set_xlabel("expert")
-    if image is not None:
-        figure.colorbar(image, ax=list(axes[:, 0]), label="load / mean load")
+    bar = figure.colorbar(image, ax=list(axes[:, 0]), label="load / mean load of the layer")
+    bar.ax.set_ylim(bottom=max(0.0, 1 - reach))  # colours are symmetric; no load is negative
     return figure

@@ -94,3 +94,40 @@ def test_layers_of_expert_load_have_labels_that_do_not_overlap(layers: int) -> N
     for axis in figure.axes[:6]:
         boxes = [label.get_window_extent() for label in axis.get_yticklabels()]
         assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
+
+
+def test_intervals_of_two_seeds_do_not_set_the_scale() -> None:
+    """One of them filled the axis of paper B's cache plot, ten times as long as the others."""
+    sure = Line("sure", (256.0,), (1.0,), (0.9,), (1.1,), (3,))
+    two = Line("two", (288.0,), (1.05,), (0.0,), (2.1,), (2,))
+    inside = Line("inside", (288.0,), (1.0,), (0.95,), (1.05,), (2,))
+    axes = plots._pareto([sure, two, inside]).axes[0]
+    assert axes.get_ylim() == pytest.approx((0.89, 1.11))
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["sure", "two (n = 2, cut)", "inside"]
+    wide = dataclasses.replace(two, n=(3,))
+    axes = plots._pareto([sure, wide]).axes[0]
+    assert axes.get_ylim()[0] < 0.0 and axes.get_ylim()[1] > 2.1
+    assert plots._pareto([dataclasses.replace(sure, low=(1.0,), high=(1.0,), n=(1,))]).axes[0].get_ylim()[0] < 1.0
+
+
+def test_ticks_are_at_the_values_drawn_and_their_labels_apart() -> None:
+    """Of 256, 288 and 1024 numbers a token only 256 had a tick of its own, beside an unused 512."""
+    values = (32.0, 256.0, 288.0, 320.0, 1024.0)
+    figure = plots._pareto([Line("a", values, values, values, values, (1,) * 5)])
+    figure.draw_without_rendering()
+    axis = figure.axes[0].xaxis
+    assert tuple(axis.get_ticklocs()) == values and not len(axis.get_minorticklocs())
+    assert [label.get_text().strip() for label in axis.get_ticklabels()] == ["32", "256", "288", "320", "1024"]
+    text = [label.get_text() for label in axis.get_ticklabels()]
+    assert [word.startswith("\n") for word in text] == [False, False, True, False, False]
+
+
+def test_a_sweep_without_a_finished_run_has_no_plot() -> None:
+    made = claims_study()
+    rows = done(made, by_name(PAPER_SAYS))
+    for row in rows.by_key.values():
+        if row["name"].startswith("per_head_rope"):
+            row["study"]["status"], row["metrics"]["best_valid_loss"] = "diverged", None
+    found = collect(made, rows)
+    assert not series.ranks(found)
+    assert "per_head_rope, ranks" not in [line.label for line in series.pareto(found, "headline")]

@@ -1,6 +1,8 @@
 """A study's plots, drawn from `series`: PNG files in plots/."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ from mla_jax.study.series import Line
 
 MANY = 8  # more lines have their legend beside the axes
 EVEN = 0.1  # of the mean load: the least that the colours of a heat map span, for noise not to look like a pattern
+SEEDS = 3  # from which on an interval says what y an axis has to show
+CUT = " (n = 2, cut)"  # in the legend: an interval of fewer that goes on beyond it
+CLOSE = 0.06  # of an axis: ticks whose labels would touch
 LAYERS = 3  # at most, that a heat map has labels for
 
 
@@ -29,7 +34,7 @@ def _figures(found: Results):
     yield from _by_tier(found, "pareto", "Loss over KV cache", series.pareto, _pareto)
     yield from _by_tier(found, "curves", "Validation loss; bands: range over seeds", series.curves, _curves)
     if lines := series.ranks(found):
-        yield "ranks", "Rank sweep", draw(lines, "d / r", "validation loss", log_x=2, marks=True)
+        yield "ranks", "Rank sweep", _intervals(lines, "d / r", "validation loss", log_x=2, marks=True)
     if tiers and (lines := series.effective_ranks(found, tiers[0])):
         figure = draw(lines, "layer", "effective rank / width", marks=True, whole_x=True)
         yield "effective_rank", "Effective rank of the cached latents or values by layer", figure
@@ -41,12 +46,12 @@ def _figures(found: Results):
         figure = draw(lines, "words since the fact was stated", "right answers", marks=True, y_limits=(0, 1))
         yield "facts", "Fact questions by distance", figure
     if tiers and (lines := series.positions(found, tiers[0])):
-        figure = draw(lines, "position", "loss")
+        figure = _intervals(lines, "position", "loss")
         length = found.tier(tiers[0])[0].any["config"]["config"]["train"]["seq_len"]
         figure.axes[0].axvline(length, linestyle=":", color="gray")
         yield "positions", "Loss by position in the window; dotted: the length that was trained", figure
     if lines := series.sizes(found):
-        figure = draw(lines, "parameters without embeddings", "validation loss", log_x=10, marks=True)
+        figure = _intervals(lines, "parameters without embeddings", "validation loss", log_x=10, marks=True)
         yield "sizes", "Loss over size", figure
     if lines := series.speeds(found):
         figure = draw(lines, "batch", "decode tokens/s", log_x=2, log_y=True, marks=True)
@@ -63,7 +68,26 @@ def _by_tier(found: Results, name: str, caption: str, lines_of: Callable, drawn:
 
 
 def _pareto(lines: list[Line]) -> Any:
-    return draw(lines, "KV numbers a token and layer", "validation loss", log_x=2, marks=True)
+    return _intervals(lines, "KV numbers a token and layer", "validation loss", log_x=2, marks=True)
+
+
+def _intervals(lines: list[Line], x_label: str, y_label: str, **settings: Any) -> Any:
+    """`draw`, with y as far as the points and the intervals of three seeds or more reach.
+
+    Student's t makes an interval of two seeds 13 times its error: one of them would set the scale. It is cut, and its
+    label says so.
+    """
+    shown = [y for line in lines for y in line.y]
+    shown += [y for line in lines for low, high, n in _bands(line) if n >= SEEDS for y in (low, high)]
+    margin = 0.05 * (max(shown) - min(shown))
+    bottom, top = min(shown) - margin, max(shown) + margin
+    cut = {line.label for line in lines for low, high, _ in _bands(line) if low < bottom or high > top}
+    lines = [dataclasses.replace(line, label=line.label + CUT * (line.label in cut)) for line in lines]
+    return draw(lines, x_label, y_label, y_limits=(bottom, top) if cut else None, **settings)
+
+
+def _bands(line: Line) -> Iterable[tuple[float, float, int]]:
+    return zip(line.low, line.high, line.n, strict=True)
 
 
 def _curves(lines: list[Line]) -> Any:
@@ -81,8 +105,9 @@ def draw(
 ) -> Any:  # fmt: skip
     """A figure of lines with their bands; a line of one point is a mark, with an error bar where it has a band.
 
-    log_x: base, 0 = linear. whole_x: ticks at whole numbers only. y_limits: what of y is shown; None = all.
-    subplots: who makes the figure; a notebook gives pyplot's, whose figures it shows.
+    log_x: base, 0 = linear; base 2 has its ticks where the points are. whole_x: ticks at whole numbers only.
+    y_limits: what of y is shown; None = all. subplots: who makes the figure; a notebook gives
+    pyplot's, whose figures it shows.
     """
     figure, axes = subplots(figsize=(8 + 2.5 * (len(lines) > MANY), 5), layout="constrained")
     for number, line in enumerate(lines):
@@ -90,6 +115,8 @@ def draw(
     if log_x:
         axes.set_xscale("log", base=log_x)
         axes.xaxis.set_major_formatter("{x:g}")
+    if log_x == 2:
+        _ticks(axes, sorted({x for line in lines for x in line.x}))
     if log_y:
         axes.set_yscale("log")
     if whole_x:
@@ -103,6 +130,17 @@ def draw(
     else:
         axes.legend(fontsize=8, handlelength=3)
     return figure
+
+
+def _ticks(axes: Any, values: list[float]) -> None:
+    """Ticks of a logarithmic x at these values; the label of one that is close to the last is a line lower."""
+    near, lower = (values[-1] / values[0]) ** CLOSE, False
+    labels = [f"{values[0]:g}"]
+    for before, value in pairwise(values):
+        lower = value / before < near and not lower
+        labels.append("\n" * lower + f"{value:g}")
+    axes.set_xticks(values, labels)
+    axes.set_xticks([], minor=True)
 
 
 def _draw_line(axes: Any, line: Line, number: int, marks: bool) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,20 +19,30 @@ Rank = re.compile(r"^(?:s_)?(.+)_r(\d+)$")
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """x, y and a band [low, high] around y (equal to y where there is none)."""
+    """x, y and a band [low, high] around y (equal to y where there is none).
+
+    n: seeds of each point, where the band is a 95 % interval over them.
+    """
 
     label: str
     x: tuple[float, ...]
     y: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
+    n: tuple[int, ...] = ()
 
 
 def _line(label: str, points: list[tuple[float, Estimate]]) -> Line:
     points = [(x, e) for x, e in points if math.isfinite(e.mean)]
     low = tuple(e.mean if math.isnan(e.low) else e.low for _, e in points)
     high = tuple(e.mean if math.isnan(e.high) else e.high for _, e in points)
-    return Line(label, tuple(float(x) for x, _ in points), tuple(e.mean for _, e in points), low, high)
+    n = tuple(e.n for _, e in points)
+    return Line(label, tuple(float(x) for x, _ in points), tuple(e.mean for _, e in points), low, high, n)
+
+
+def _drawn(lines: Iterable[Line]) -> list[Line]:
+    """Those with points: a form all of whose runs diverged has none."""
+    return [line for line in lines if line.x]
 
 
 def _rank(p: Measured) -> re.Match[str] | None:
@@ -52,7 +63,7 @@ def pareto(found: Results, tier: str) -> list[Line]:
         label = "; ".join([form, *(p.label for p in members if p.others and p.label != form)])
         values = [(p.any["study"]["kv_numbers"], p.over_seeds(best_loss)) for p in members]
         lines.append(_line(label, sorted(values, key=lambda point: point[0])))
-    return [line for line in lines if line.x]
+    return _drawn(lines)
 
 
 CURVES = 12  # at most; more cannot be told apart
@@ -87,11 +98,11 @@ def ranks(found: Results) -> list[Line]:
     for p in found.distinct():
         if match := _rank(p):
             forms[(match[1], p.tier)].append((float(match[2]), p.over_seeds(best_loss)))
-    return [
+    return _drawn(
         _line(f"{form} ({tier})", sorted(points, key=lambda point: point[0]))
         for (form, tier), points in sorted(forms.items())
         if len(points) >= RANKS
-    ]
+    )
 
 
 def effective_ranks(found: Results, tier: str) -> list[Line]:
@@ -167,7 +178,8 @@ def sizes(found: Results) -> list[Line]:
             families[p.name.partition("_")[2]].append(
                 (p.any["study"]["params"]["non_embedding"], p.over_seeds(best_loss))
             )
-    return [_line(name, sorted(v, key=lambda point: point[0])) for name, v in sorted(families.items()) if len(v) > 1]
+    lines = (_line(name, sorted(v, key=lambda point: point[0])) for name, v in sorted(families.items()) if len(v) > 1)
+    return _drawn(lines)
 
 
 def speeds(found: Results) -> list[Line]:

@@ -131,3 +131,36 @@ def test_a_sweep_without_a_finished_run_has_no_plot() -> None:
     found = collect(made, rows)
     assert not series.ranks(found)
     assert "per_head_rope, ranks" not in [line.label for line in series.pareto(found, "headline")]
+
+
+def with_latents(found: Results, entry: str, widths: dict[str, int]) -> Results:
+    """The found points' spectra are those of a latent of these widths, 4 values in the rows."""
+    for p in found.points:
+        for row in p.by_seed.values():
+            spectrum = {"width": widths[p.name], "effective_rank": 2.0, "singular_values": [1.0, 0.5, 0.3, 0.2]}
+            row["spectra"] = [spectrum | {"layer": n, "entry": e} for n in (0, 1) for e in ("k_rope", entry)]
+    return found
+
+
+def test_spectra_name_their_cache_entry_and_how_many_values_there_are() -> None:
+    made = study(rates=())
+    found = collect(made, done(made, by_name({"mha": 2.0, "per_head_rope_r2": 2.1, "s_mha": 3.0})))
+    with_latents(found, "v_latent", {"mha": 32, "per_head_rope_r2": 4, "s_mha": 32})
+    drawn = {name: (caption, figure.axes[0]) for name, caption, figure in plots._figures(found) if "spectrum" in name}
+    assert sorted(drawn) == ["spectrum_mha", "spectrum_per_head_rope_r2", "spectrum_s_mha"]
+    caption, axes = drawn["spectrum_mha"]
+    assert axes.get_title() == "mha: v_latent in the cache" and axes.get_xlabel() == "direction (first 4 of 32)"
+    assert "v_latent" in caption and len(axes.get_lines()) == 2
+    assert drawn["spectrum_per_head_rope_r2"][1].get_xlabel() == "direction (all 4)"
+
+
+def test_spectra_are_those_of_full_and_of_compressed_latents() -> None:
+    """Two of each width: paper A's plots had its two full-rank points alone."""
+    made = claims_study()
+    found = collect(made, done(made, by_name(PAPER_SAYS)))
+    narrow = ("per_head_rope_r4", "per_head_rope_r8", "per_head_rope_r32")
+    with_latents(found, "c_kv", {p.name: 4 if p.name in narrow else 32 for p in found.points})
+    widths = [series.held(p)[0]["width"] for p in series.latent_points(found)]
+    assert sorted(widths) == [4, 4, 32, 32]
+    with_latents(found, "v", {p.name: 32 for p in found.points})
+    assert not series.latent_points(found), "no latent: values are in the effective ranks alone"

@@ -8,7 +8,7 @@ from typing import Any
 
 from mla_jax import figures
 from mla_jax.study import series
-from mla_jax.study.results import Results
+from mla_jax.study.results import Measured, Results
 from mla_jax.study.series import Line
 
 MANY = 8  # more lines have their legend beside the axes
@@ -38,10 +38,9 @@ def _figures(found: Results):
     if tiers and (lines := series.effective_ranks(found, tiers[0])):
         figure = draw(lines, "layer", "effective rank / width", marks=True, whole_x=True)
         yield "effective_rank", "Effective rank of the cached latents or values by layer", figure
-    for p in series.latent_points(found)[:2]:
-        lines = series.singular_values(found, p.name)
-        figure = draw(lines, "direction", "singular value / largest", log_y=True, title=p.name)
-        yield f"spectrum_{p.name}", f"Singular values of the latent of {p.name}, by layer", figure
+    for p in series.latent_points(found):
+        figure, entry = _spectrum(p), series.held(p)[0]["entry"]
+        yield f"spectrum_{p.name}", f"Singular values of {entry}, the latent of {p.label}, by layer", figure
     if tiers and (lines := series.facts(found, tiers[0])):
         figure = draw(lines, "words since the fact was stated", "right answers", marks=True, y_limits=(0, 1))
         yield "facts", "Fact questions by distance", figure
@@ -88,6 +87,14 @@ def _intervals(lines: list[Line], x_label: str, y_label: str, **settings: Any) -
 
 def _bands(line: Line) -> Iterable[tuple[float, float, int]]:
     return zip(line.low, line.high, line.n, strict=True)
+
+
+def _spectrum(p: Measured) -> Any:
+    lines, first = series.singular_values(p), series.held(p)[0]
+    kept = len(lines[0].x)  # rows have the largest alone
+    x_label = f"direction ({f'first {kept} of' if kept < first['width'] else 'all'} {first['width']})"
+    title = f"{p.label}: {first['entry']} in the cache"
+    return draw(lines, x_label, "singular value / largest", log_y=True, title=title)
 
 
 def _curves(lines: list[Line]) -> Any:

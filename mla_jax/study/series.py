@@ -13,6 +13,7 @@ from mla_jax.study.results import Measured, Results
 from mla_jax.study.rows import best_loss
 from mla_jax.study.stats import Estimate
 
+LATENTS = ("c_kv", "v_latent")  # cache entries; a cache without them has values
 RANKS = 3  # of one form, from which on they are a sweep
 Rank = re.compile(r"^(?:s_)?(.+)_r(\d+)$")
 
@@ -105,28 +106,29 @@ def ranks(found: Results) -> list[Line]:
     )
 
 
+def held(p: Measured) -> list[dict[str, Any]]:
+    """The first seed's spectra of the cache entry that holds the latents or values, one a layer."""
+    rows = list(p.measured.values())[:1]
+    return [s for row in rows for s in row["spectra"] if s["entry"] in (*LATENTS, "v")]
+
+
 def effective_ranks(found: Results, tier: str) -> list[Line]:
     """Effective rank over width by layer, of the entry that holds latents or values."""
     lines = []
     for p in found.distinct(tier):
-        for entry in ("c_kv", "v_latent", "v"):
-            layers = [s for row in list(p.measured.values())[:1] for s in row["spectra"] if s["entry"] == entry]
-            if layers:
-                y = tuple(s["effective_rank"] / s["width"] for s in layers)
-                x = tuple(float(s["layer"]) for s in layers)
-                lines.append(Line(f"{p.label}: {entry}", x, y, y, y))
+        if layers := held(p):
+            y = tuple(s["effective_rank"] / s["width"] for s in layers)
+            x = tuple(float(s["layer"]) for s in layers)
+            lines.append(Line(f"{p.label}: {layers[0]['entry']}", x, y, y, y))
     return lines
 
 
-def singular_values(found: Results, name: str) -> list[Line]:
-    """Singular values of the latents (or values) of one point, a line a layer."""
-    p = found.find(name)
+def singular_values(p: Measured) -> list[Line]:
+    """Those of `held`, a line a layer."""
     lines = []
-    for row in list(p.measured.values())[:1] if p else []:
-        for s in row["spectra"]:
-            if s["entry"] in ("c_kv", "v_latent", "v"):
-                y = tuple(s["singular_values"])
-                lines.append(Line(f"layer {s['layer']}", tuple(float(i + 1) for i in range(len(y))), y, y, y))
+    for s in held(p):
+        y = tuple(s["singular_values"])
+        lines.append(Line(f"layer {s['layer']}", tuple(float(i + 1) for i in range(len(y))), y, y, y))
     return lines
 
 
@@ -216,6 +218,11 @@ def expert_load(found: Results) -> list[tuple[str, np.ndarray]]:
 
 
 def latent_points(found: Results) -> list[Measured]:
-    """Points with a latent in their cache, at most four, headline first."""
-    entries = ("c_kv", "v_latent")
-    return [p for p in found.points if p.measured and any(s["entry"] in entries for s in p.any["spectra"])][:4]
+    """Points with a latent in their cache, headline first: two of each width, so that compressed ones are there beside
+    those of full rank, four at most."""
+    widths: dict[int, list[Measured]] = defaultdict(list)
+    for p in found.distinct():
+        layers = held(p)
+        if layers and layers[0]["entry"] in LATENTS:
+            widths[layers[0]["width"]].append(p)
+    return [p for points in widths.values() for p in points[:2]][:4]

@@ -104,6 +104,8 @@ def test_intervals_of_two_seeds_do_not_set_the_scale() -> None:
     axes = plots._pareto([sure, two, inside]).axes[0]
     assert axes.get_ylim() == pytest.approx((0.89, 1.11))
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["sure", "two (n = 2, cut)", "inside"]
+    layers = {bars.get_label(): bars.lines[0].get_zorder() for bars in axes.containers}
+    assert layers["inside"] > layers["sure"] > layers["two (n = 2, cut)"], "at one x a wide one would hide the others"
     wide = dataclasses.replace(two, n=(3,))
     axes = plots._pareto([sure, wide]).axes[0]
     assert axes.get_ylim()[0] < 0.0 and axes.get_ylim()[1] > 2.1

@@ -113,8 +113,8 @@ def draw(
     """A figure of lines with their bands; a line of one point is a mark, with an error bar where it has a band.
 
     log_x: base, 0 = linear; base 2 has its ticks where the points are. whole_x: ticks at whole numbers only.
-    y_limits: what of y is shown; None = all. subplots: who makes the figure; a notebook gives
-    pyplot's, whose figures it shows.
+    y_limits: what of y is shown; None = all. subplots: who makes the figure; a notebook gives pyplot's, whose figures
+    it shows.
     """
     figure, axes = subplots(figsize=(8 + 2.5 * (len(lines) > MANY), 5), layout="constrained")
     for number, line in enumerate(lines):
@@ -155,7 +155,8 @@ def _draw_line(axes: Any, line: Line, number: int, marks: bool) -> None:
     look = figures.look(number, marks or single) | ({"linestyle": "none"} if single else {})
     if single and interval:
         error = [[line.y[0] - line.low[0]], [line.high[0] - line.y[0]]]
-        axes.errorbar(line.x, line.y, yerr=error, **look, capsize=3, label=line.label)
+        above = 2 + 1 / (1 + line.high[0] - line.low[0])  # a narrow interval is seen before a wide one at the same x
+        axes.errorbar(line.x, line.y, yerr=error, **look, capsize=3, label=line.label, zorder=above)
         return
     axes.plot(line.x, line.y, **look, markersize=6 if single else 5, label=line.label)
     if interval:

@@ -116,7 +116,7 @@ def test_03_reads_a_study(execute, tmp_path: Path) -> None:
     losses = {row["name"]: row["metrics"]["best_valid_loss"] for row in rows}
     drawn = {line.label: line.y[0] for line in found["pareto"]}
     assert drawn == pytest.approx(losses) and set(losses) == {"mha", "mla_rope"}
-    marks = [mark.lines[0].get_xydata()[0].tolist() for mark in found["pareto_figure"].axes[0].containers]
+    marks = [mark.get_xydata()[0].tolist() for mark in found["pareto_figure"].axes[0].lines]
     assert marks == [[row["study"]["kv_numbers"], pytest.approx(losses[row["name"]])] for row in rows]
     from matplotlib import pyplot as plt
 

@@ -45,6 +45,22 @@ def test_the_main_table_has_the_rows_figures() -> None:
     assert re.search(r"per_head_rope_r2 \| mha \| 10 \| \+0\.1010 ± 0\.0000 \| 0%", table)
 
 
+def test_the_main_table_has_no_column_of_which_nothing_was_measured() -> None:
+    made = study(rates=())
+    rows = done(made, by_name({"mha": 2.0, "per_head_rope_r2": 2.1, "s_mha": 3.0}))
+    found = collect(made, rows)
+    heads = {tier: tables.main(found, tier).splitlines()[0] for tier in ("headline", "grid")}
+    assert "% against mha" in heads["headline"] and "facts, 050-099" in heads["headline"]
+    assert "% against" not in heads["grid"], "its one point is the reference"
+    for r in rows.by_key.values():
+        if r["name"] != "mha":
+            r["facts"] = []
+    found = collect(made, rows)
+    assert "| bits/byte | best step | facts, 050-099 words ago |" in tables.main(found, "headline").splitlines()[0]
+    head, line, *cells = tables.main(found, "grid").splitlines()
+    assert "facts" not in head and {text.count("|") for text in (head, line, *cells)} == {head.count("|")}
+
+
 def test_plots_draw_what_the_rows_say(tmp_path) -> None:
     made = claims_study()
     found = collect(made, done(made, by_name(PAPER_SAYS, noise=0.01)))

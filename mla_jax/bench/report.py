@@ -112,8 +112,8 @@ def plots(rows: list[Row], folder: Path) -> list[Path]:
         if not series:
             return
         fig, axes = figures.subplots(figsize=(7, 4.5))
-        for label, values in series.items():
-            axes.plot(*zip(*sorted(values), strict=True), marker="o", label=label)
+        for number, (label, values) in enumerate(series.items()):
+            axes.plot(*zip(*sorted(values), strict=True), **figures.look(number, marks=True), label=label)
         if log:
             axes.set_xscale("log")
         if name == "tokens_over_batch":

@@ -24,8 +24,9 @@ def calibrate(texts: list[str], seed: int = 0) -> dict[str, list[dict[str, float
 def draw(table: dict[str, list[dict[str, float]]], path: str) -> None:
     """One line a corruption: strength against score."""
     figure, axes = figures.subplots(figsize=(6, 4))
-    for name, rows in table.items():
-        axes.plot((0.0, *STRENGTHS), [row["score"] for row in rows], marker="o", label=name)
+    for number, (name, rows) in enumerate(table.items()):
+        scores = [row["score"] for row in rows]
+        axes.plot((0.0, *STRENGTHS), scores, **figures.look(number, marks=True), label=name)
     axes.set_xlabel("strength of the corruption")
     axes.set_ylabel("checker score")
     axes.set_ylim(0, 1.02)

@@ -1,16 +1,22 @@
 """A study's plots, drawn from `series`: PNG files in plots/."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from mla_jax import figures
 from mla_jax.study import series
-from mla_jax.study.results import Results
+from mla_jax.study.results import Measured, Results
 from mla_jax.study.series import Line
 
-MARKS = "osD^v<>PX*"
 MANY = 8  # more lines have their legend beside the axes
+EVEN = 0.1  # of the mean load: the least that the colours of a heat map span, for noise not to look like a pattern
+SEEDS = 3  # from which on an interval says what y an axis has to show
+CUT = " (n = 2, cut)"  # in the legend: an interval of fewer that goes on beyond it
+CLOSE = 0.06  # of an axis: ticks whose labels would touch
+LAYERS = 3  # at most, that a heat map has labels for
 
 
 def write(found: Results, folder: Path) -> list[tuple[str, str]]:
@@ -28,24 +34,23 @@ def _figures(found: Results):
     yield from _by_tier(found, "pareto", "Loss over KV cache", series.pareto, _pareto)
     yield from _by_tier(found, "curves", "Validation loss; bands: range over seeds", series.curves, _curves)
     if lines := series.ranks(found):
-        yield "ranks", "Rank sweep", draw(lines, "d / r", "validation loss", log_x=2, marks=True)
+        yield "ranks", "Rank sweep", _intervals(lines, "d / r", "validation loss", log_x=2, marks=True)
     if tiers and (lines := series.effective_ranks(found, tiers[0])):
         figure = draw(lines, "layer", "effective rank / width", marks=True, whole_x=True)
         yield "effective_rank", "Effective rank of the cached latents or values by layer", figure
-    for p in series.latent_points(found)[:2]:
-        lines = series.singular_values(found, p.name)
-        figure = draw(lines, "direction", "singular value / largest", log_y=True, title=p.name)
-        yield f"spectrum_{p.name}", f"Singular values of the latent of {p.name}, by layer", figure
+    for p in series.latent_points(found):
+        figure, entry = _spectrum(p), series.held(p)[0]["entry"]
+        yield f"spectrum_{p.name}", f"Singular values of {entry}, the latent of {p.label}, by layer", figure
     if tiers and (lines := series.facts(found, tiers[0])):
         figure = draw(lines, "words since the fact was stated", "right answers", marks=True, y_limits=(0, 1))
         yield "facts", "Fact questions by distance", figure
     if tiers and (lines := series.positions(found, tiers[0])):
-        figure = draw(lines, "position", "loss")
+        figure = _intervals(lines, "position", "loss")
         length = found.tier(tiers[0])[0].any["config"]["config"]["train"]["seq_len"]
         figure.axes[0].axvline(length, linestyle=":", color="gray")
         yield "positions", "Loss by position in the window; dotted: the length that was trained", figure
     if lines := series.sizes(found):
-        figure = draw(lines, "parameters without embeddings", "validation loss", log_x=10, marks=True)
+        figure = _intervals(lines, "parameters without embeddings", "validation loss", log_x=10, marks=True)
         yield "sizes", "Loss over size", figure
     if lines := series.speeds(found):
         figure = draw(lines, "batch", "decode tokens/s", log_x=2, log_y=True, marks=True)
@@ -62,7 +67,34 @@ def _by_tier(found: Results, name: str, caption: str, lines_of: Callable, drawn:
 
 
 def _pareto(lines: list[Line]) -> Any:
-    return draw(lines, "KV numbers a token and layer", "validation loss", log_x=2, marks=True)
+    return _intervals(lines, "KV numbers a token and layer", "validation loss", log_x=2, marks=True)
+
+
+def _intervals(lines: list[Line], x_label: str, y_label: str, **settings: Any) -> Any:
+    """`draw`, with y as far as the points and the intervals of three seeds or more reach.
+
+    Student's t makes an interval of two seeds 13 times its error: one of them would set the scale. It is cut, and its
+    label says so.
+    """
+    shown = [y for line in lines for y in line.y]
+    shown += [y for line in lines for low, high, n in _bands(line) if n >= SEEDS for y in (low, high)]
+    margin = 0.05 * (max(shown) - min(shown))
+    bottom, top = min(shown) - margin, max(shown) + margin
+    cut = {line.label for line in lines for low, high, _ in _bands(line) if low < bottom or high > top}
+    lines = [dataclasses.replace(line, label=line.label + CUT * (line.label in cut)) for line in lines]
+    return draw(lines, x_label, y_label, y_limits=(bottom, top) if cut else None, **settings)
+
+
+def _bands(line: Line) -> Iterable[tuple[float, float, int]]:
+    return zip(line.low, line.high, line.n, strict=True)
+
+
+def _spectrum(p: Measured) -> Any:
+    lines, first = series.singular_values(p), series.held(p)[0]
+    kept = len(lines[0].x)  # rows have the largest alone
+    x_label = f"direction ({f'first {kept} of' if kept < first['width'] else 'all'} {first['width']})"
+    title = f"{p.label}: {first['entry']} in the cache"
+    return draw(lines, x_label, "singular value / largest", log_y=True, title=title)
 
 
 def _curves(lines: list[Line]) -> Any:
@@ -78,24 +110,20 @@ def draw(
     title: str = "", whole_x: bool = False, y_limits: tuple[float, float] | None = None,
     subplots: Callable = figures.subplots,
 ) -> Any:  # fmt: skip
-    """A figure of lines with their bands; a line of one point is a mark with an error bar.
+    """A figure of lines with their bands; a line of one point is a mark, with an error bar where it has a band.
 
-    log_x: base, 0 = linear. whole_x: ticks at whole numbers only. y_limits: what of y is shown; None = all.
-    subplots: who makes the figure; a notebook gives pyplot's, whose figures it shows.
+    log_x: base, 0 = linear; base 2 has its ticks where the points are. whole_x: ticks at whole numbers only.
+    y_limits: what of y is shown; None = all. subplots: who makes the figure; a notebook gives pyplot's, whose figures
+    it shows.
     """
     figure, axes = subplots(figsize=(8 + 2.5 * (len(lines) > MANY), 5), layout="constrained")
     for number, line in enumerate(lines):
-        color, mark = f"C{number % 10}", MARKS[(number // 10 + number) % len(MARKS)]
-        if len(line.x) == 1:
-            error = [[line.y[0] - line.low[0]], [line.high[0] - line.y[0]]]
-            axes.errorbar(line.x, line.y, yerr=error, fmt=mark, color=color, capsize=3, label=line.label)
-            continue
-        axes.plot(line.x, line.y, color=color, marker=mark if marks else None, markersize=5, label=line.label)
-        if line.low != line.high:
-            axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.15, linewidth=0)
+        _draw_line(axes, line, number, marks)
     if log_x:
         axes.set_xscale("log", base=log_x)
         axes.xaxis.set_major_formatter("{x:g}")
+    if log_x == 2:
+        _ticks(axes, sorted({x for line in lines for x in line.x}))
     if log_y:
         axes.set_yscale("log")
     if whole_x:
@@ -105,21 +133,46 @@ def draw(
     axes.set(xlabel=x_label, ylabel=y_label, title=title)
     axes.grid(alpha=0.3)
     if len(lines) > MANY:
-        figure.legend(loc="outside right upper", fontsize=7)
+        figure.legend(loc="outside right upper", fontsize=7, handlelength=3)
     else:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, handlelength=3)
     return figure
 
 
+def _ticks(axes: Any, values: list[float]) -> None:
+    """Ticks of a logarithmic x at these values; the label of one that is close to the last is a line lower."""
+    near, lower = (values[-1] / values[0]) ** CLOSE, False
+    labels = [f"{values[0]:g}"]
+    for before, value in pairwise(values):
+        lower = value / before < near and not lower
+        labels.append("\n" * lower + f"{value:g}")
+    axes.set_xticks(values, labels)
+    axes.set_xticks([], minor=True)
+
+
+def _draw_line(axes: Any, line: Line, number: int, marks: bool) -> None:
+    single, interval = len(line.x) == 1, line.low != line.high
+    look = figures.look(number, marks or single) | ({"linestyle": "none"} if single else {})
+    if single and interval:
+        error = [[line.y[0] - line.low[0]], [line.high[0] - line.y[0]]]
+        above = 2 + 1 / (1 + line.high[0] - line.low[0])  # a narrow interval is seen before a wide one at the same x
+        axes.errorbar(line.x, line.y, yerr=error, **look, capsize=3, label=line.label, zorder=above)
+        return
+    axes.plot(line.x, line.y, **look, markersize=6 if single else 5, label=line.label)
+    if interval:
+        axes.fill_between(line.x, line.low, line.high, color=look["color"], alpha=0.15, linewidth=0)
+
+
 def heat_maps(loads: list[tuple[str, Any]]) -> Any:
-    """Load of every expert (columns) in every layer (rows), a map a point."""
-    height = 1.2 + 0.9 * len(loads)
+    """Load of every expert (columns) in every layer (rows), a map a point; white is even, blue is less, red more."""
+    reach = max(EVEN, *(float(abs(load - 1).max()) for _, load in loads))
+    height = 1.2 + 1.1 * len(loads)
     figure, axes = figures.subplots(len(loads), squeeze=False, figsize=(8, height))
-    image = None
     for (name, load), axis in zip(loads, axes[:, 0], strict=True):
-        image = axis.imshow(load, aspect="auto", cmap="viridis", vmin=0, vmax=max(2.0, float(load.max())))
-        axis.set(title=name, ylabel="layer", yticks=range(0, len(load), max(1, len(load) // 4)))
+        image = axis.imshow(load, aspect="auto", cmap="RdBu_r", vmin=1 - reach, vmax=1 + reach)
+        axis.set_title(name, fontsize=9)
+        axis.set(ylabel="layer", yticks=range(0, len(load), -(-len(load) // LAYERS)))
     axes[-1, 0].set_xlabel("expert")
-    if image is not None:
-        figure.colorbar(image, ax=list(axes[:, 0]), label="load / mean load")
+    bar = figure.colorbar(image, ax=list(axes[:, 0]), label="load / mean load of the layer")
+    bar.ax.set_ylim(bottom=max(0.0, 1 - reach))  # colours are symmetric; no load is negative
     return figure

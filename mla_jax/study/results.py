@@ -16,16 +16,25 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A point with its finished rows at its chosen learning rate, by seed, and all those of its first seed."""
+    """A point with its finished rows at its chosen learning rate, by seed, and all those of its first seed.
+
+    others: names of points that have no rows but these (see `Results.distinct`).
+    """
 
     point: Point
     tier: str
     by_seed: dict[int, Row]
     sweep: tuple[Row, ...]
+    others: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         return self.point.name
+
+    @property
+    def label(self) -> str:
+        """All names of these rows: "s_mla_rope = s_mla_rope_r2"."""
+        return " = ".join((self.name, *self.others))
 
     @property
     def any(self) -> Row:
@@ -68,6 +77,19 @@ class Results:
 
     def tier(self, name: str) -> list[Measured]:
         return [p for p in self.points if p.tier == name]
+
+    def distinct(self, tier: str | None = None) -> list[Measured]:
+        """The tier's points (None: every tier's), each set of rows once: a point whose rows are all another's is among
+        the `others` of that one."""
+        if tier is None:
+            return [p for name in self.tiers for p in self.distinct(name)]
+        points = self.tier(tier)
+        rows = {p.name: {id(row) for row in p.by_seed.values()} for p in points}
+        names: dict[str, list[str]] = {}
+        for p in sorted(points, key=lambda p: -len(p.by_seed)):
+            whole = next((name for name in names if rows[p.name] <= rows[name]), p.name)
+            names.setdefault(whole, []).append(p.name)
+        return [dataclasses.replace(p, others=tuple(names[p.name][1:])) for p in points if p.name in names]
 
     def only(self, tier: str) -> "Results":
         """The same with the points of one tier."""

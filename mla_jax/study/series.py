@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,38 +13,58 @@ from mla_jax.study.results import Measured, Results
 from mla_jax.study.rows import best_loss
 from mla_jax.study.stats import Estimate
 
+LATENTS = ("c_kv", "v_latent")  # cache entries; a cache without them has values
 RANKS = 3  # of one form, from which on they are a sweep
 Rank = re.compile(r"^(?:s_)?(.+)_r(\d+)$")
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """x, y and a band [low, high] around y (equal to y where there is none)."""
+    """x, y and a band [low, high] around y (equal to y where there is none).
+
+    n: seeds of each point, where the band is a 95 % interval over them.
+    """
 
     label: str
     x: tuple[float, ...]
     y: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
+    n: tuple[int, ...] = ()
 
 
 def _line(label: str, points: list[tuple[float, Estimate]]) -> Line:
     points = [(x, e) for x, e in points if math.isfinite(e.mean)]
     low = tuple(e.mean if math.isnan(e.low) else e.low for _, e in points)
     high = tuple(e.mean if math.isnan(e.high) else e.high for _, e in points)
-    return Line(label, tuple(float(x) for x, _ in points), tuple(e.mean for _, e in points), low, high)
+    n = tuple(e.n for _, e in points)
+    return Line(label, tuple(float(x) for x, _ in points), tuple(e.mean for _, e in points), low, high, n)
+
+
+def _drawn(lines: Iterable[Line]) -> list[Line]:
+    """Those with points: a form all of whose runs diverged has none."""
+    return [line for line in lines if line.x]
+
+
+def _rank(p: Measured) -> re.Match[str] | None:
+    """Form and rank by the first of the point's names that has them."""
+    return next((match for name in (p.name, *p.others) if (match := Rank.match(name))), None)
 
 
 def pareto(found: Results, tier: str) -> list[Line]:
     """Best loss over KV numbers a token and layer: a line for each form with three ranks, marks for others."""
-    forms: dict[str, list[tuple[float, Estimate]]] = defaultdict(list)
-    ranked = Counter(match[1] for p in found.tier(tier) if (match := Rank.match(p.name)))
-    for p in found.tier(tier):
-        match = Rank.match(p.name)
-        name = f"{match[1]}, ranks" if match and ranked[match[1]] >= RANKS else p.name
-        forms[name].append((p.any["study"]["kv_numbers"], p.over_seeds(best_loss)))
-    lines = [_line(name, sorted(points, key=lambda point: point[0])) for name, points in forms.items()]
-    return [line for line in lines if line.x]
+    points = found.distinct(tier)
+    ranked = Counter(match[1] for p in points if (match := _rank(p)))
+    forms: dict[str, list[Measured]] = defaultdict(list)
+    for p in points:
+        match = _rank(p)
+        forms[f"{match[1]}, ranks" if match and ranked[match[1]] >= RANKS else p.label].append(p)
+    lines = []
+    for form, members in forms.items():
+        label = "; ".join([form, *(p.label for p in members if p.others and p.label != form)])
+        values = [(p.any["study"]["kv_numbers"], p.over_seeds(best_loss)) for p in members]
+        lines.append(_line(label, sorted(values, key=lambda point: point[0])))
+    return _drawn(lines)
 
 
 CURVES = 12  # at most; more cannot be told apart
@@ -52,7 +73,7 @@ CURVES = 12  # at most; more cannot be told apart
 def curves(found: Results, tier: str) -> list[Line]:
     """Validation loss over steps, of the points that matter most; the band is the range over seeds."""
     lines = []
-    for p in sorted(found.tier(tier), key=lambda p: p.point.priority)[:CURVES]:
+    for p in sorted(found.distinct(tier), key=lambda p: p.point.priority)[:CURVES]:
         by_step: dict[int, list[float]] = defaultdict(list)
         for row in p.measured.values():
             for step, loss in row["curve"]["eval"]:
@@ -62,7 +83,7 @@ def curves(found: Results, tier: str) -> list[Line]:
             values = [by_step[s] for s in steps]
             lines.append(
                 Line(
-                    p.name,
+                    p.label,
                     tuple(map(float, steps)),
                     tuple(float(np.mean(v)) for v in values),
                     tuple(map(min, values)),
@@ -75,45 +96,46 @@ def curves(found: Results, tier: str) -> list[Line]:
 def ranks(found: Results) -> list[Line]:
     """Best loss over d / r, a line for each form with three ranks or more in one tier."""
     forms: dict[tuple[str, str], list[tuple[float, Estimate]]] = defaultdict(list)
-    for p in found.points:
-        if match := Rank.match(p.name):
+    for p in found.distinct():
+        if match := _rank(p):
             forms[(match[1], p.tier)].append((float(match[2]), p.over_seeds(best_loss)))
-    return [
+    return _drawn(
         _line(f"{form} ({tier})", sorted(points, key=lambda point: point[0]))
         for (form, tier), points in sorted(forms.items())
         if len(points) >= RANKS
-    ]
+    )
+
+
+def held(p: Measured) -> list[dict[str, Any]]:
+    """The first seed's spectra of the cache entry that holds the latents or values, one a layer."""
+    rows = list(p.measured.values())[:1]
+    return [s for row in rows for s in row["spectra"] if s["entry"] in (*LATENTS, "v")]
 
 
 def effective_ranks(found: Results, tier: str) -> list[Line]:
     """Effective rank over width by layer, of the entry that holds latents or values."""
     lines = []
-    for p in found.tier(tier):
-        for entry in ("c_kv", "v_latent", "v"):
-            layers = [s for row in list(p.measured.values())[:1] for s in row["spectra"] if s["entry"] == entry]
-            if layers:
-                y = tuple(s["effective_rank"] / s["width"] for s in layers)
-                x = tuple(float(s["layer"]) for s in layers)
-                lines.append(Line(f"{p.name}: {entry}", x, y, y, y))
+    for p in found.distinct(tier):
+        if layers := held(p):
+            y = tuple(s["effective_rank"] / s["width"] for s in layers)
+            x = tuple(float(s["layer"]) for s in layers)
+            lines.append(Line(f"{p.label}: {layers[0]['entry']}", x, y, y, y))
     return lines
 
 
-def singular_values(found: Results, name: str) -> list[Line]:
-    """Singular values of the latents (or values) of one point, a line a layer."""
-    p = found.find(name)
+def singular_values(p: Measured) -> list[Line]:
+    """Those of `held`, a line a layer."""
     lines = []
-    for row in list(p.measured.values())[:1] if p else []:
-        for s in row["spectra"]:
-            if s["entry"] in ("c_kv", "v_latent", "v"):
-                y = tuple(s["singular_values"])
-                lines.append(Line(f"layer {s['layer']}", tuple(float(i + 1) for i in range(len(y))), y, y, y))
+    for s in held(p):
+        y = tuple(s["singular_values"])
+        lines.append(Line(f"layer {s['layer']}", tuple(float(i + 1) for i in range(len(y))), y, y, y))
     return lines
 
 
 def facts(found: Results, tier: str) -> list[Line]:
     """Accuracy of fact questions over the words since the fact was stated (lower edge of each bucket)."""
     lines = []
-    for p in found.tier(tier):
+    for p in found.distinct(tier):
         rows = [row["facts"] for row in p.measured.values() if row["facts"]]
         if not rows:
             continue
@@ -122,7 +144,7 @@ def facts(found: Results, tier: str) -> list[Line]:
         for distance in distances:
             value = p.over_seeds(lambda r, d=distance: next(_accuracy(r, d), math.nan))
             points.append((int(distance.split("-")[0]), value))
-        lines.append(_line(p.name, points))
+        lines.append(_line(p.label, points))
         chance = {f["distance"]: f["chance"] for f in rows[0] if f["kind"] == "all"}
     if lines:
         guess = tuple(chance[distance] for distance in distances)
@@ -137,7 +159,7 @@ def _accuracy(row: dict[str, Any], distance: str):
 def positions(found: Results, tier: str) -> list[Line]:
     """Loss by position up to the longest window measured."""
     lines = []
-    for p in found.tier(tier):
+    for p in found.distinct(tier):
         rows = list(p.measured.values())
         if not rows:
             continue
@@ -146,7 +168,7 @@ def positions(found: Results, tier: str) -> list[Line]:
         values = [
             (start, p.over_seeds(lambda r, i=i, k=longest: r["by_position"][k][i][1])) for i, start in enumerate(starts)
         ]
-        lines.append(_line(p.name, values))
+        lines.append(_line(p.label, values))
     return lines
 
 
@@ -158,7 +180,8 @@ def sizes(found: Results) -> list[Line]:
             families[p.name.partition("_")[2]].append(
                 (p.any["study"]["params"]["non_embedding"], p.over_seeds(best_loss))
             )
-    return [_line(name, sorted(v, key=lambda point: point[0])) for name, v in sorted(families.items()) if len(v) > 1]
+    lines = (_line(name, sorted(v, key=lambda point: point[0])) for name, v in sorted(families.items()) if len(v) > 1)
+    return _drawn(lines)
 
 
 def speeds(found: Results) -> list[Line]:
@@ -187,14 +210,19 @@ def speeds(found: Results) -> list[Line]:
 def expert_load(found: Results) -> list[tuple[str, np.ndarray]]:
     """(point, load [L_moe, E], 1 = even) of the first seed at the end of training."""
     loads = []
-    for p in found.points:
+    for p in found.distinct():
         for row in list(p.measured.values())[:1]:
             if row.get("experts", {}).get("load"):
-                loads.append((p.name, np.asarray(row["experts"]["load"], float)))
+                loads.append((p.label, np.asarray(row["experts"]["load"], float)))
     return loads
 
 
 def latent_points(found: Results) -> list[Measured]:
-    """Points with a latent in their cache, at most four, headline first."""
-    entries = ("c_kv", "v_latent")
-    return [p for p in found.points if p.measured and any(s["entry"] in entries for s in p.any["spectra"])][:4]
+    """Points with a latent in their cache, headline first: two of each width, so that compressed ones are there beside
+    those of full rank, four at most."""
+    widths: dict[int, list[Measured]] = defaultdict(list)
+    for p in found.distinct():
+        layers = held(p)
+        if layers and layers[0]["entry"] in LATENTS:
+            widths[layers[0]["width"]].append(p)
+    return [p for points in widths.values() for p in points[:2]][:4]

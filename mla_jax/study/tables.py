@@ -4,7 +4,7 @@ import csv as csv_lib
 import io
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -23,6 +23,12 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     head = list(head)
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
+
+
+def without_empty(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """`table` without the columns in which no row has anything but "-"."""
+    kept = [n for n in range(len(head)) if any(row[n] != "-" for row in rows)]
+    return table((head[n] for n in kept), ([row[n] for n in kept] for row in rows))
 
 
 def with_error(found: Estimate, digits: int = 4, sign: bool = False) -> str:
@@ -91,7 +97,7 @@ def size_and_steps(row: Row) -> str:
 
 
 def main(found: Results, tier: str) -> str:
-    """The papers' table: cache against loss, a row a point."""
+    """The papers' table: cache against loss, a row a point. What was not measured of any has no column."""
     reference = reference_of(found, tier)
     rows = []
     for p in found.tier(tier):
@@ -115,7 +121,7 @@ def main(found: Results, tier: str) -> str:
         )
     head = ("point", "learning rate", "parameters", "KV numbers/token/layer", "KV bytes/token", "saved", "loss")
     name = reference.name if reference else "reference"
-    return table((*head, f"% against {name}", "bits/byte", "best step", f"facts, {HARD} words ago"), rows)
+    return without_empty((*head, f"% against {name}", "bits/byte", "best step", f"facts, {HARD} words ago"), rows)
 
 
 def _accuracy(row: Row, distance: str, kind: str = "all") -> float:

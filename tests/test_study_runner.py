@@ -79,6 +79,20 @@ def test_committed_rows_count_as_done(tmp_path, console, trained, monkeypatch) -
     assert outcome.left == 0 and len(trained) == 4
 
 
+def test_a_damaged_row_is_named_once_trained_again_and_replaced(tmp_path, console, trained, caplog) -> None:
+    do(tmp_path, console)
+    paths = sorted((tmp_path / "study" / "rows").glob("s_mha-*"))
+    paths += sorted((tmp_path / "study" / "rows").glob("mha-s2-*"))
+    whole = [path.read_text() for path in paths]
+    paths[0].write_text(whole[0][:200])
+    paths[1].write_text(json.dumps(json.loads(whole[1]) | {"study": {}}))
+    trained.clear()
+    assert do(tmp_path, console).left == 0
+    assert sorted(trained) == sorted(path.stem for path in paths)
+    assert [path.read_text() for path in paths] == whole
+    assert len(caplog.messages) == 2 and all("counts as missing" in line for line in caplog.messages)
+
+
 def test_a_failed_run_keeps_its_error_and_does_not_stop_the_rest(tmp_path, console, trained, monkeypatch) -> None:
     good = runner.run_task
 

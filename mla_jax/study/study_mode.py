@@ -37,7 +37,7 @@ def report_only(study: Study, workdir: str, console: rich.console.Console) -> No
     folder = _checked(study, workdir)
     rows = gather(folder)
     if not collect(study, rows).rows:
-        unreadable = f" ({len(rows.unreadable)} cannot be read: {rows.unreadable[0]})" if rows.unreadable else ""
+        unreadable = " that can be used (the others are named above)" if rows.unreadable else ""
         raise UserError(
             f"--workdir is {workdir!r}, but neither there nor in docs/results/rows are rows of study {study.name}"
             f"{unreadable}: leave out --report_only to train them."

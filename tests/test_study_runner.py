@@ -142,23 +142,31 @@ def test_another_studys_folder_or_a_run_folder_is_refused(tmp_path, capsys) -> N
         assert err.startswith("mla_jax: ") and err.count("\n") == 1 and err.rstrip().endswith("."), err
         return err
 
+    def folder_refused(folder: Path) -> str:
+        """By a training, and by a dry run alike."""
+        sentence = refused("--config=study_smoke", f"--workdir={folder}")
+        assert refused("--config=study_smoke", f"--workdir={folder}", "--dry_run") == sentence
+        return sentence
+
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
-    assert "something else" in refused("--config=study_smoke", f"--workdir={tmp_path / 'run'}")
+    assert "something else" in folder_refused(tmp_path / "run")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "study.json").write_text('{"study": "paper_a"}')
-    assert "the study paper_a" in refused("--config=study_smoke", f"--workdir={tmp_path / 'other'}")
+    assert "the study paper_a" in folder_refused(tmp_path / "other")
     (tmp_path / "other" / "study.json").write_text("[1]")
-    assert "damaged" in refused("--config=study_smoke", f"--workdir={tmp_path / 'other'}")
+    assert "damaged" in folder_refused(tmp_path / "other")
     file = tmp_path / "file"
     file.write_text("x")
-    assert "no folder" in refused("--config=study_smoke", f"--workdir={file}")
-    assert "no folder" in refused("--config=study_smoke", f"--workdir={file / 'inside'}")
-    assert "* ? [" in refused("--config=study_smoke", f"--workdir={tmp_path / 'a*'}")
+    assert "no folder" in folder_refused(file)
+    assert "no folder" in folder_refused(file / "inside")
+    assert "* ? [" in folder_refused(tmp_path / "a*")
     assert "is no study" in refused("--config=mha", f"--workdir={tmp_path / 'new'}")
     assert "did you mean study_smoke?" in refused("--config=study_smok", f"--workdir={tmp_path / 'new'}")
     assert "--config is missing" in refused(f"--workdir={tmp_path / 'new'}")
     assert "--workdir" in refused("--config=study_smoke")
+    assert "given 2 times" in refused("--config=study_smoke", "--dry_run", "--workdir=a", "--workdir=b")
+    assert "or empty" in refused("--config=study_smoke", "--dry_run", "--workdir=")
     assert "--max_minutes is 0" in refused("--config=study_smoke", "--max_minutes=0", f"--workdir={tmp_path / 'new'}")
     assert "choose one" in refused("--config=study_smoke", "--dry_run", "--report_only")
     assert "are rows of study smoke" in refused(

@@ -1,4 +1,4 @@
-"""Every stage of a study at toy size: 13 runs, 4 min 48 s on two CPU cores (220 s of CPU). Its figures judge no paper.
+"""Every stage of a study at toy size: 13 runs, 3 to 5 minutes on two CPU cores. Its figures judge no paper.
 
 python -m mla_jax.main --mode study --config configs/study_smoke.py --workdir studies/smoke
 """

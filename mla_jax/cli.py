@@ -145,7 +145,7 @@ def _study(values: flags.FlagValues) -> int:
     if values["dry_run"].value and values["report_only"].value:
         raise UserError("--dry_run and --report_only are given together: choose one.")
     if values["dry_run"].value:
-        study_mode.dry_run(study, workdirs[0] if workdirs else None, rich.console.Console())
+        study_mode.dry_run(study, _one_workdir(values) if workdirs else None, rich.console.Console())
         return 0
     workdir = _one_workdir(values)
     if values["report_only"].value:

@@ -150,6 +150,8 @@ def check_knob(config: ConfigDict, dotted: str) -> None:
     for depth, name in enumerate(dotted.split(".")):
         if not isinstance(node, ConfigDict) or name not in node:
             leaves = list(knobs(config))
+            if "points" in config:
+                raise UserError(_no_setting_of_a_study(dotted, leaves))
             prefix = ".".join(dotted.split(".")[:depth])
             near = [leaf for leaf in leaves if leaf.startswith(f"{prefix}.")] if prefix else leaves
             last = dotted.rpartition(".")[2]
@@ -159,6 +161,17 @@ def check_knob(config: ConfigDict, dotted: str) -> None:
         node = node[name]
     if isinstance(node, ConfigDict):
         raise UserError(f"--config.{dotted} is a section, not a knob: set one of {', '.join(node)}.")
+
+
+def _no_setting_of_a_study(dotted: str, leaves: list[str]) -> str:
+    """What a study's command line may set, and where it stands: not configs/base.py, whose knobs are its runs'."""
+    knob = dotted.removeprefix("common.")
+    same = [leaf for leaf in leaves if leaf.endswith(f".{knob}")]  # train.steps: of which tiers?
+    near = f" (did you mean {' or '.join(same)}?)" if 0 < len(same) <= 3 else suggest(dotted, leaves, cutoff=0.8)
+    return (
+        f"--config.{dotted} is no setting of a study{near}: configs/study_base.py lists its own, and of its runs' "
+        "knobs those can be set that its file sets in common, tiers or points: for another edit a copy of that file."
+    )
 
 
 def load_config(name_or_path: str, **overrides: Any) -> Config:

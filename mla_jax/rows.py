@@ -2,11 +2,15 @@
 
 import contextlib
 import datetime
+import functools
 import json
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from absl import logging
 
 from mla_jax import devices
 
@@ -41,13 +45,40 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All whole rows of a JSON-lines file; a last line that a killed process left unfinished is dropped."""
-    rows = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                rows.append(json.loads(line))
-    return rows
+    """Rows of a JSON-lines file that a process appends to. A damaged line is left out, with a warning.
+
+    Not so the last one where it has no line end: its writer was killed in the midst of it, which is how runs may end,
+    and goes on from before it (a training at its checkpoint, a benchmark with that measurement).
+    """
+    lines = lines_of(path) if path.is_file() else []
+    for number, row in numbered(lines):
+        if row is None and number < len(lines):
+            warn_once(f"{path}, line {number}, is no JSON object and is left out.")
+    return [row for _, row in numbered(lines) if row is not None]
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text; the last is empty where the text is whole."""
+    return path.read_text(encoding="utf-8", errors="replace").split("\n")
+
+
+def numbered(lines: list[str]) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """(number, row) of the lines that are not blank; None for one that is no JSON object."""
+    return ((number, parsed(line)) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def parsed(text: str) -> dict[str, Any] | None:
+    """A JSON object, None where the text is none."""
+    with contextlib.suppress(ValueError, RecursionError):
+        row = json.loads(text)
+        return row if isinstance(row, dict) else None
+    return None
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Files of rows are read again and again: say what is wrong with one of them a single time."""
+    logging.warning("%s", text)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -70,8 +101,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def read_result(path: Path) -> dict[str, Any] | None:
     """The row of a run's result.json; None when there is none, or none that can be read."""
     with contextlib.suppress(OSError, ValueError):
-        row = json.loads(path.read_text(encoding="utf-8"))
-        return row if isinstance(row, dict) else None
+        return parsed(path.read_text(encoding="utf-8"))
     return None
 
 

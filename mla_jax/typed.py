@@ -8,9 +8,12 @@ from typing import Any
 from mla_jax.errors import UserError
 
 
-def suggest(name: str, known: typing.Iterable[str], before: str = "") -> str:
-    """' (did you mean X?)' or ''. `before` leads the name that is found, but has no part in how alike names are."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+def suggest(name: str, known: typing.Iterable[str], before: str = "", cutoff: float = 0.5) -> str:
+    """' (did you mean X?)' or ''. `before` leads the name that is found, but has no part in how alike names are.
+
+    cutoff: how alike they must be, of 1.
+    """
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f" (did you mean {before}{close[0]}?)" if close else ""
 
 

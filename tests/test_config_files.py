@@ -97,6 +97,28 @@ def test_an_override_of_no_knob_is_refused(overrides: dict, says: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("knob", "hint"),
+    [
+        ("common.train.steps", " (did you mean tiers.grid.set.train.steps or tiers.headline.set.train.steps?)"),
+        ("train.steps", " (did you mean tiers.grid.set.train.steps or tiers.headline.set.train.steps?)"),
+        ("data.path", " (did you mean common.data.path?)"),
+        ("common.data.pth", " (did you mean common.data.path?)"),
+        ("refrence", " (did you mean reference?)"),
+        ("common.train.stepz", ""),
+        ("nope", ""),
+        ("common.model.kv_lora_rank.x", ""),
+        ("", ""),
+    ],
+)
+def test_a_study_is_told_what_its_command_line_can_set(knob: str, hint: str) -> None:
+    with pytest.raises(UserError) as caught:
+        config_files.check_knob(load_config_dict("study_smoke"), knob)
+    assert str(caught.value).startswith(f"--config.{knob} is no setting of a study{hint}: configs/study_base.py")
+    config_files.check_knob(load_config_dict("study_smoke"), "common.data.path")
+    config_files.check_knob(load_config_dict("study_smoke"), "tiers.grid.set.train.steps")
+
+
+@pytest.mark.parametrize(
     ("name", "says"),
     [
         ("mla_rop", "(did you mean mla_rope?)"),

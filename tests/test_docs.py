@@ -27,6 +27,18 @@ def test_links_of_the_readme_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_the_smoke_study_takes_as_long_wherever_it_is_told() -> None:
+    for page in ("README.md", "configs/study_smoke.py", "docs/how-to/reproduce_a_table.md"):
+        lines = [line for line in (REPO / page).read_text(encoding="utf-8").splitlines() if "minutes" in line]
+        told = [line for line in lines if re.search("study_smoke|toy size|every stage", line)]
+        assert told and all("3 to 5 minutes" in line for line in told), page
+
+
+def test_own_text_is_first_trained_on_with_a_model_that_a_cpu_can_hold() -> None:
+    page = (REPO / "docs/how-to/own_data.md").read_text(encoding="utf-8")
+    assert re.search(r"--config (\S+)", page)[1] == "quickstart"
+
+
 def test_no_file_names_a_machine_or_an_index() -> None:
     try:
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPO, capture_output=True, check=True).stdout

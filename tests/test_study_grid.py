@@ -14,7 +14,7 @@ from mla_jax.study import declare, grid
 from mla_jax.study.claims import CLAIMS
 from mla_jax.study.plan import CostModel, chosen_rate, cost_model, describe, plan
 from mla_jax.study.results import collect
-from mla_jax.study.rows import gather, key_of, read_files
+from mla_jax.study.rows import gather, key_of
 
 
 @pytest.mark.parametrize("name", study_names())
@@ -74,19 +74,6 @@ def test_a_row_counts_as_done_by_its_own_config_whatever_its_name_and_format(tmp
     found = gather(tmp_path, with_committed=False)
     assert found.done(task.key)["name"] == "renamed" and not found.unreadable
     assert found.done(task.key, "f" * 64) and not found.done(task.key, "0" * 64)
-
-
-def test_rows_that_cannot_be_read_are_named_and_left_out(tmp_path) -> None:
-    task = plan(study(), rows_of()).tasks[0]
-    newer = row(task)
-    newer["config"]["format"] = 999
-    (tmp_path / "rows").mkdir()
-    (tmp_path / "rows" / "a.json").write_text(json.dumps(newer))
-    (tmp_path / "rows" / "b.json").write_text(json.dumps(row(task))[:200])
-    (tmp_path / "rows" / "c.json").write_text('{"name": "not a study row"}')
-    found = gather(tmp_path, with_committed=False)
-    assert not found.by_key and len(found.unreadable) == 1 and "999" in found.unreadable[0]
-    assert read_files([tmp_path / "rows" / "b.json", tmp_path / "rows" / "c.json"]) == []
 
 
 def test_a_finished_row_wins_over_a_failed_one_and_the_newest_of_equals(tmp_path) -> None:

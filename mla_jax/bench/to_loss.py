@@ -93,10 +93,7 @@ def report(study: str, files: Sequence[Path]) -> str:
     if missing := [str(path) for path in files if not path.is_file()]:
         raise UserError(f"{missing[0]!r} is no file of rows: give .jsonl files of a study and of torch_run.")
     declared = from_config_dict(load_config_dict(study))
-    rows = {}
-    for row in study_rows.read_files([*study_rows.committed_files(), *files]):
-        rows[study_rows.key_of_row(row)] = row
-    found = collect(declared, study_rows.Rows(rows))
+    found = collect(declared, study_rows.read([*study_rows.committed_files(), *files]))
     peers = [row for path in files for row in read_rows(path) if "tokens_per_step" in row]
     if not found.points:
         raise UserError(f"no row of {study} among them: run launch/gpu_muon.sh first.")

@@ -194,8 +194,6 @@ def describe(study: Study, made: Plan, rows: Rows, cost: CostModel, here: str = 
         each = "; ".join(f"{count} on {device}" for device, count in sorted(done.items()))
         lines += ["", f"Runs that are done, wherever: {each}."]
     lines += ["", *_sums(sums)]
-    if rows.unreadable:
-        lines += ["", "Rows left out, because their config cannot be read: " + "; ".join(rows.unreadable)]
     return "\n".join(lines)
 
 

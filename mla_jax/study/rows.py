@@ -11,15 +11,16 @@ adds rows that came back from another machine to the repository's, where they co
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mla_jax import config as config_lib
 from mla_jax.config import Config
 from mla_jax.errors import UserError
-from mla_jax.rows import read_rows
+from mla_jax.rows import lines_of, numbered, parsed, warn_once
 from mla_jax.runs import write_text
+from mla_jax.study.row_checks import fault_of, fault_of_decode
 
 DONE = ("done", "diverged")  # how a run may end that has a result; "failed" has an error
 
@@ -34,34 +35,43 @@ def key_of_row(row: dict[str, Any]) -> str:
     return key_of(config_lib.loads(json.dumps(row["config"]), f"the row of {row['name']}"))
 
 
-def is_study_row(row: Any) -> bool:
-    return isinstance(row, dict) and isinstance(row.get("study"), dict) and isinstance(row.get("config"), dict)
+def located(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    """(place, row) of a .json file (one row of a study) or of a .jsonl file, which may be of benchmarks or of torch's
+    runs too; in place of a row what is wrong there.
 
-
-def read_files(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """The study rows of .json (one row) and .jsonl files, in the order of the files; anything else is passed over."""
-    found: list[Any] = []
-    for path in paths:
+    A cut last line is wrong too: these files are written whole, by no process that could be killed in the midst of it.
+    """
+    try:
         if path.suffix == ".jsonl":
-            found += read_rows(path)
+            for number, row in numbered(lines_of(path)):
+                yield f"{path}, line {number},", "it is no JSON object" if row is None else row
         elif path.suffix == ".json":
-            try:
-                found.append(json.loads(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError):
-                continue  # half-copied: the run counts as missing and is done again
-    return [row for row in found if is_study_row(row)]
+            row = parsed(path.read_text(encoding="utf-8", errors="replace"))
+            yield str(path), "it is no row of a study" if row is None or not _is_study(row) else row
+    except OSError as error:
+        yield str(path), error.strerror or "it cannot be read"
 
 
-def bench_rows(paths: Iterable[Path]) -> tuple[dict[str, Any], ...]:
-    """Decode benchmark rows (mla_jax/bench) of .jsonl files."""
-    found = [row for path in paths if path.suffix == ".jsonl" for row in read_rows(path)]
-    return tuple(row for row in found if isinstance(row, dict) and _is_decode(row.get("metrics", {})))
+def sound_key(row: dict[str, Any] | str) -> str | None:
+    """The key of a study's row, None for a row of something else. Raises UserError, saying why, for a damaged one."""
+    if isinstance(row, str):
+        raise UserError(row)
+    if what := fault_of(row) if _is_study(row) else _is_decode(row) and fault_of_decode(row):
+        raise UserError(what)
+    return key_of_row(row) if _is_study(row) else None
 
 
-def _is_decode(metrics: dict[str, Any]) -> bool:
+def _is_study(row: dict[str, Any]) -> bool:
+    """Whether it is meant as one: what else is wrong with it is another question."""
+    return "study" in row or "config" in row
+
+
+def _is_decode(row: dict[str, Any]) -> bool:
     """A greedy decode figure of `--mode bench`: other methods and cache types have a label."""
+    metrics = row.get("metrics")
     return (
-        metrics.get("suite") == "decode"
+        isinstance(metrics, dict)
+        and metrics.get("suite") == "decode"
         and not metrics.get("label")
         and {"point", "batch", "context", "tokens_per_s"} <= metrics.keys()
     )
@@ -75,9 +85,8 @@ def committed_files() -> list[Path]:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Rows by key, the newest of each; a row whose config cannot be read any more is among `unreadable`.
-
-    bench: decode benchmark rows of the repository.
+    """Rows by key, the newest of each. unreadable: where a damaged row is, or one whose config cannot be read any
+    more, and why. bench: decode benchmark rows of the repository.
     """
 
     by_key: dict[str, dict[str, Any]]
@@ -93,18 +102,37 @@ class Rows:
 
 
 def gather(workdir: Path | None, with_committed: bool = True) -> Rows:
-    """Rows of a study's folder and of the repository. Finished ones win over failed ones, then the newest."""
+    """Rows of a study's folder and of the repository."""
     files = committed_files() if with_committed else []
     if workdir is not None:
         files = [*files, *sorted((workdir / "rows").glob("*.json"))]
-    by_key: dict[str, dict[str, Any]] = {}
-    unreadable = []
-    for row in sorted(read_files(files), key=lambda r: (r["study"].get("status") in DONE, r.get("time", ""))):
+    return read(files)
+
+
+def read(files: Iterable[Path]) -> Rows:
+    """Rows of .json and .jsonl files. Finished ones win over failed ones, then the newest, then the last.
+
+    A row that cannot be used is named in a warning, and its run counts as missing: it is done again.
+    """
+    found: list[tuple[str, dict[str, Any]]] = []
+    bench, unreadable = [], []
+    for place, row in (pair for path in files for pair in located(path)):
         try:
-            by_key[key_of_row(row)] = row
-        except (UserError, KeyError) as error:
-            unreadable.append(str(error))
-    return Rows(by_key, tuple(unreadable), bench_rows(files))
+            key = sound_key(row)
+        except UserError as error:
+            unreadable.append(f"{place} cannot be used ({str(error).rstrip('.')})")
+            warn_once(f"{unreadable[-1]}: it is left out, and its run counts as missing.")
+            continue
+        if key is not None:
+            found.append((key, row))
+        elif _is_decode(row):
+            bench.append(row)
+    return Rows(dict(sorted(found, key=_rank)), tuple(unreadable), tuple(bench))
+
+
+def _rank(found: tuple[str, dict[str, Any]]) -> tuple[bool, str]:
+    """Of rows of one key that with the highest counts."""
+    return (found[1]["study"]["status"] in DONE, found[1]["time"])
 
 
 def best_loss(row: dict[str, Any]) -> float:
@@ -119,29 +147,48 @@ def model_of(row: dict[str, Any]) -> config_lib.ModelConfig:
     return dataclasses.replace(config.model, vocab_size=row["study"]["vocab_size"])
 
 
-def merge(into: Path, sources: Iterable[Path]) -> int:
+def merge(into: Path, sources: Sequence[Path]) -> int:
     """Add the study rows of `sources` to the .jsonl file `into`, one a key; returns how many it then holds.
 
-    Finished rows win over failed ones, then the newest. Rows that cannot be read are left out.
+    Which of a key stays: as `read`. Raises UserError, nothing written, where a file has rows that are not a study's or
+    that cannot be used: they would be lost with the old `into`.
     """
-    by_key: dict[str, dict[str, Any]] = {}
-    for row in sorted(read_files([into, *sources]), key=lambda r: (r["study"].get("status") in DONE, r["time"])):
+    if into.suffix != ".jsonl" or (into.exists() and not into.is_file()) or not into.parent.is_dir():
+        raise UserError(f"{str(into)!r} cannot be merged into: give a .jsonl file, new or of a study's rows.")
+    for path in sources:
+        if path.suffix not in (".json", ".jsonl") or not path.is_file():
+            raise UserError(f"{str(path)!r} is no file of rows: give .json or .jsonl files.")
+    found: list[tuple[str, dict[str, Any]]] = []
+    for place, row in (pair for path in (into, *sources) if path.exists() for pair in located(path)):
         try:
-            by_key[key_of_row(row)] = row
-        except (UserError, KeyError) as error:
-            print(f"left out: {error}", file=sys.stderr)
+            key = sound_key(row)
+        except UserError as error:
+            why = str(error).rstrip(".")
+            raise UserError(f"{place} cannot be used ({why}): mend it or take it out. Nothing was written.") from None
+        if key is None:
+            raise UserError(f"{place} is no row of a study: merge files of studies only. Nothing was written.")
+        found.append((key, row))
+    by_key = dict(sorted(found, key=_rank))
     lines = [json.dumps(row) + "\n" for row in sorted(by_key.values(), key=lambda r: (r["name"], r["time"]))]
-    write_text(into, "".join(lines))
+    try:
+        write_text(into, "".join(lines))
+    except OSError as error:
+        raise UserError(f"{str(into)!r} cannot be written ({error.strerror}): give another place.") from None
     return len(lines)
 
 
+def _main(arguments: list[str]) -> int:
+    into, *sources = map(Path, arguments or ["-"])
+    try:
+        if into.name.startswith("-") or not sources:
+            usage = "python -m mla_jax.study.rows INTO.jsonl FROM.jsonl ..."
+            raise UserError(f"it takes a file to merge into and the files to merge: {usage}")
+        print(f"{merge(into, sources)} rows in {into}")
+    except UserError as error:
+        print(f"mla_jax: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    target, *found = map(Path, sys.argv[1:] or ["-"])
-    missing = [str(path) for path in found if not path.is_file()]
-    if target.name.startswith("-") or not found or missing:
-        said = (
-            f"{missing[0]!r} is no file of rows" if missing else "it takes a file to merge into and the files to merge"
-        )
-        print(f"mla_jax: {said}: python -m mla_jax.study.rows INTO.jsonl FROM.jsonl ...", file=sys.stderr)
-        sys.exit(2)
-    print(f"{merge(target, found)} rows in {target}")
+    sys.exit(_main(sys.argv[1:]))

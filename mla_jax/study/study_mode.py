@@ -21,9 +21,10 @@ from mla_jax.study.rows import gather
 def dry_run(study: Study, workdir: str | None, console: rich.console.Console) -> None:
     """Print the plan: every run, its minutes on the study's device, and whether a row of it is there.
 
-    Raises UserError for files of stories that are not there. Nothing is downloaded.
+    Raises UserError for files of stories that are not there, and for a folder that the study could not be done in.
+    Nothing is downloaded.
     """
-    rows = gather(Path(workdir) if workdir else None)
+    rows = gather(None if workdir is None else _checked(study, workdir))
     cost, made = cost_model(study, rows.by_key.values()), plan(study, rows)
     for task in made.tasks[:1]:  # the data of all
         if not any(map(sources.on_hub, (task.config.data.path, task.config.data.valid_path))):
@@ -37,7 +38,7 @@ def report_only(study: Study, workdir: str, console: rich.console.Console) -> No
     folder = _checked(study, workdir)
     rows = gather(folder)
     if not collect(study, rows).rows:
-        unreadable = f" ({len(rows.unreadable)} cannot be read: {rows.unreadable[0]})" if rows.unreadable else ""
+        unreadable = " that can be used (the others are named above)" if rows.unreadable else ""
         raise UserError(
             f"--workdir is {workdir!r}, but neither there nor in docs/results/rows are rows of study {study.name}"
             f"{unreadable}: leave out --report_only to train them."

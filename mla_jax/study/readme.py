@@ -35,7 +35,9 @@ def block(rows: Rows | None = None) -> str:
     shown = [(found, _rows_of(found)) for studies in corpora for found in studies]
     # Studies share rows: of two tables one may be a part of the other.
     headlines = [_headline(found) for found, own in shown if own and not any(own < other for _, other in shown)]
-    return "\n\n".join([BEGIN, _verdicts(corpora), _rope(corpora), *filter(None, headlines), END])
+    every = {id(row): row for found, _ in shown for row in found.rows}  # studies share rows
+    used = tables.device_minutes(tuple(every.values()))
+    return "\n\n".join([BEGIN, _verdicts(corpora), _rope(corpora), *filter(None, headlines), f"All of it: {used}.", END])
 
 
 def declared(form: str) -> list[Study]:

@@ -251,7 +251,6 @@ def samples(found: Results) -> str:
 
 def time_used(found: Results) -> str:
     """Device minutes, and the hours of the papers' full schedule at the measured speed, a line a point and device."""
-    used = "; ".join(_used(device, rows) for device, rows in sorted(_by_device(found.rows).items()))
     lines = []
     for p in found.points:
         for device, rows in sorted(_by_device(p.measured.values()).items()):
@@ -264,7 +263,13 @@ def time_used(found: Results) -> str:
     text = table(head, lines)
     if any(line[-1].startswith("at most") for line in lines):
         text += "\n\nAt most: its runs took turns with others on the device, so alone they are faster."
-    return f"{used}, compiling and evaluating included.\n\n{text}"
+    return f"{device_minutes(found.rows)}.\n\n{text}"
+
+
+def device_minutes(rows: Iterable[Row]) -> str:
+    """ "12.3 device minutes in 45 runs on NVIDIA H200, compiling and evaluating included"."""
+    used = "; ".join(_used(device, own) for device, own in sorted(_by_device(rows).items()))
+    return f"{used}, compiling and evaluating included" if used else "no runs yet"
 
 
 def _by_device(rows: Iterable[Row]) -> dict[str, list[Row]]:

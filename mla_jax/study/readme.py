@@ -37,7 +37,9 @@ def block(rows: Rows | None = None) -> str:
     headlines = [_headline(found) for found, own in shown if own and not any(own < other for _, other in shown)]
     every = {id(row): row for found, _ in shown for row in found.rows}  # studies share rows
     used = tables.device_minutes(tuple(every.values()))
-    return "\n\n".join([BEGIN, _verdicts(corpora), _rope(corpora), *filter(None, headlines), f"All of it: {used}.", END])
+    return "\n\n".join(
+        [BEGIN, _verdicts(corpora), _rope(corpora), *filter(None, headlines), f"All of it: {used}.", END]
+    )
 
 
 def declared(form: str) -> list[Study]:

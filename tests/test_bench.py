@@ -12,7 +12,7 @@ from run_tools import call
 from tiny import quick_jit, random_params, random_tokens, tiny_config
 
 from mla_jax import accounting
-from mla_jax.bench import decode, kernels, memory, plan, points, report
+from mla_jax.bench import decode, device, kernels, memory, plan, points, report
 from mla_jax.bench.settings import QUICK_MODEL
 from mla_jax.bench.timing import Timing, measure
 from mla_jax.config_files import load_config
@@ -66,6 +66,15 @@ def test_the_table_shows_what_there_is_and_what_was_skipped() -> None:
     text = report.markdown(rows)
     assert "1,234" in text and "needs about 99 GiB" in text and "Device: chip" in text
     assert "of copy bandwidth" not in text  # no row has it
+
+
+def test_the_copy_bandwidth_is_that_of_the_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure_once(call: Any, prepare: Any, repeats: int) -> Timing:
+        call(prepare())
+        return Timing(2.0, 1.0, 4.0, repeats, 9.0)
+
+    monkeypatch.setattr(device, "measure", measure_once)
+    assert device.copy_bandwidth(4096) == 2 * 4096 * device._COPIES / 2.0
 
 
 def test_a_timing_is_per_step_and_keeps_compilation_apart() -> None:

@@ -3,12 +3,14 @@
     python launch/sampler_timing.py --config mla_rope:m --shapes 1x512,1024x512 --out rows.jsonl
 
 One JSON row a case: microseconds a step (median, least and most of the repeats, compilation apart) and the ratio to
-greedy of the same shape and cache. The steps are `mla_jax.sample.loop.decode_loop`, as the sampler runs them.
+greedy of the same shape and cache. The steps are `mla_jax.sample.loop.decode_loop` on weights as the sampler holds them
+(converted and packed, model/serving.py). A short context gets fewer steps than --steps, so that all of them are inside.
 """
 
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +20,12 @@ import jax
 import jax.numpy as jnp
 
 from mla_jax import accounting, devices
+from mla_jax.bench.decode import ALL_METHODS, random_variables
 from mla_jax.config_files import load_config
+from mla_jax.errors import UserError
 from mla_jax.model import backend
 from mla_jax.model.transformer import Transformer
+from mla_jax.rows import append_row
 from mla_jax.sample import loop
 from mla_jax.sample.loop import Vocabulary
 from mla_jax.sample.methods import GREEDY, Method
@@ -32,16 +37,20 @@ METHODS = {
     "top_p": Method(0.8, 0, top_p=0.95),
     "min_p": Method(0.8, 0, min_p=0.05),
     "repetition_penalty": Method(0.8, 0, repetition_penalty=1.1),
-    "all": Method(0.8, 40, 0.95, 0.02, 1.1),
+    "all": ALL_METHODS,
 }
 
 
 def time_case(
     model: Transformer, variables: Any, batch: int, context: int, cache_dtype: str, method: Method, n_steps: int, n: int
 ) -> list[float]:
-    """Microseconds a step of `n` runs of `n_steps` steps, the cache filled up to `context` by the last of them."""
+    """Microseconds a step of `n` runs of `n_steps` steps, the cache filled up to `context` by the last of them.
+
+    Of fewer steps where the context has no room for so many.
+    """
+    n_steps = min(n_steps, (context - 2) // (n + 1))
     vocabulary = Vocabulary(model.cfg.vocab_size, -1)
-    prompt = max(1, context - (n + 1) * n_steps - 1)
+    prompt = context - (n + 1) * n_steps - 1
     keys = jax.vmap(jax.random.key)(jnp.arange(batch))
     tokens, lengths = jnp.zeros((batch, prompt), jnp.int32), jnp.full(batch, prompt)
     logits, store = loop.prefill(model, context, cache_dtype, variables, tokens, lengths)
@@ -58,17 +67,20 @@ def time_case(
 
 
 def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row for every shape, cache type and method asked for."""
+    """A row for every shape, cache type and method asked for. Raises UserError for what is none of them."""
+    methods = options.methods.split(",")
+    if unknown := [name for name in methods if name not in METHODS]:
+        raise UserError(f"--methods has {unknown[0]!r}, which is none of {', '.join(METHODS)}: use some of them.")
     for shape in options.shapes.split(","):
-        batch, context = map(int, shape.split("x"))
+        batch, context = _shape(shape, options.repeats)
         knobs = {"model.vocab_size": options.vocab_size, "model.max_len": context, "train.seq_len": min(context, 128)}
         knobs["sample.max_new_tokens"] = 1
         cfg = load_config(options.config, **knobs).model
         model = Transformer(cfg, backend.choose(cfg))
-        variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
+        variables = random_variables(model)
         for cache_dtype in options.cache_dtypes.split(","):
             greedy = None
-            for name in options.methods.split(","):
+            for name in methods:
                 case = (batch, context, cache_dtype, METHODS[name], options.steps, options.repeats)
                 times = time_case(model, variables, *case)
                 median = statistics.median(times)
@@ -89,6 +101,17 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 }
 
 
+def _shape(text: str, repeats: int) -> tuple[int, int]:
+    """Batch and context. Raises UserError for what is no shape, or has no room for a step of each repeat."""
+    batch, _, context = text.partition("x")
+    if not (batch.isdecimal() and context.isdecimal() and int(batch) >= 1 and int(context) >= repeats + 3):
+        raise UserError(
+            f"--shapes has {text!r}; a shape is BATCHxCONTEXT, with a context of at least {repeats + 3} for --repeats "
+            f"{repeats}: e.g. 1x512."
+        )
+    return int(batch), int(context)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="mla_rope:m")
@@ -100,11 +123,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", default="", help="append the rows to this file")
     options = parser.parse_args()
-    for row in rows(options):
-        print(json.dumps(row), flush=True)
-        if options.out:
-            with Path(options.out).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+    try:
+        for row in rows(options):
+            print(json.dumps(row), flush=True)
+            if options.out:
+                append_row(Path(options.out), row)
+    except UserError as error:
+        print(f"mla_jax: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

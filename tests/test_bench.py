@@ -12,10 +12,11 @@ from run_tools import call
 from tiny import quick_jit, random_params, random_tokens, tiny_config
 
 from mla_jax import accounting
-from mla_jax.bench import decode, kernels, memory, plan, points, report
+from mla_jax.bench import decode, device, kernels, memory, plan, points, report
 from mla_jax.bench.settings import QUICK_MODEL
 from mla_jax.bench.timing import Timing, measure
 from mla_jax.config_files import load_config
+from mla_jax.errors import UserError
 from mla_jax.kernels.operands import Blocks
 from mla_jax.model.backend import REFERENCE, Backend
 from mla_jax.model.cache import init_cache
@@ -45,6 +46,86 @@ def test_ratios_are_over_the_same_shape_and_device() -> None:
     assert [m.get("over_full_rank") for m in found] == [100 / 150, 1.0, 2.0, None, None, 200 / 150]
 
 
+def test_ratios_are_over_the_same_model_but_for_attention() -> None:
+    """Sizes xs and s in one folder: the last row of MHA was everybody's reference, and 3.36 times itself."""
+    rows = [
+        row(point, speed, model=model)
+        for model, speeds in (("4 x 256, 64 pieces", (400.0, 200.0)), ("6 x 512, 64 pieces", (100.0, 90.0)))
+        for point, speed in zip(("mha_rope", "mla r=d/2"), speeds, strict=True)
+    ]
+    assert [r["metrics"]["over_mha"] for r in report.with_ratios(rows)] == [1.0, 0.5, 1.0, 0.9]
+    text = report.markdown(rows)
+    assert "| mha_rope [4 x 256, 64 pieces] |" in text and "| mha_rope [6 x 512, 64 pieces] |" in text
+    assert "| mha_rope |" in report.markdown(rows[:2])  # one size: nothing to tell apart
+
+
+def test_a_size_says_all_that_ratios_must_not_mix() -> None:
+    def size(name: str = "mha_rope:xs", **knobs: Any) -> str:
+        return points.Point("config", load_config(name, **({"model.vocab_size": 64} | knobs))).size
+
+    for at in ("xs", "m"):
+        assert len({p.size for p in points.grid(at, {"model.vocab_size": 64, "tokenizer.vocab_size": 320})}) == 1
+    different = [size(), size("mha_rope:s"), size(**{"model.vocab_size": 128}), size(**{"model.d_ff": 128})]
+    different += [size("moe_mla_rope:xs"), size("moe_mla_rope:xs", **{"model.top_k": 2})]
+    different.append(size(**{"model.block": "gpt", "model.d_ff": 672}))
+    assert len(set(different)) == len(different)
+    assert size() == "6 x 256, ffn 672, 64 pieces"
+
+
+def test_two_configs_of_one_name_have_names_of_their_own() -> None:
+    """--config twice: both points are called "config"."""
+    rows = [row("config", 1.0) | {"config_hash": "aaa"}, row("config", 2.0) | {"config_hash": "bbb"}, row("mha", 3.0)]
+    assert report.names(rows) == ["config [aaa]", "config [bbb]", "mha"]
+    other = row("config", 4.0) | {"config_hash": "bbb", "device": "card"}
+    assert report.names([*rows[1:], other]) == ["config [chip]", "mha [chip]", "config [card]"]
+
+
+def test_the_reference_of_the_same_process_comes_first() -> None:
+    rows = [row("mha_rope", 100.0, copy_bytes_per_s=1.0), row("mla r=d/2", 200.0, copy_bytes_per_s=1.0)]
+    rows += [row("mha_rope", 400.0, copy_bytes_per_s=2.0), row("mla r=d", 200.0, copy_bytes_per_s=3.0)]
+    assert [r["metrics"]["over_mha"] for r in report.with_ratios(rows)] == [1.0, 2.0, 1.0, 0.5]
+
+
+def test_the_versions_of_all_rows_are_named() -> None:
+    rows = [row("mha", 1.0), row("mha", 1.0) | {"versions": {"jax": "2", "jaxlib": "2", "flax": "1"}}]
+    rows.append(row("mha_rope", 1.0, "peers", "torch steps", peer_versions={"torch": "9"}))
+    text = report.markdown(rows)
+    assert "; jax 1, jaxlib 1, flax 1; jax 2, jaxlib 2, flax 1; jax 1, jaxlib 1, flax 1, torch 9." in text
+
+
+def test_a_report_is_made_again_from_rows(tmp_path: Path) -> None:
+    """Table and all three plots of the committed rows, losses from a study's: nothing is measured."""
+    found = Path(__file__).parents[1] / "docs" / "results" / "rows"
+    files = [str(found / "decode_h200.jsonl"), str(found / "study_muon_files.jsonl")]
+    text = report.again(str(tmp_path / "new" / "out"), files).read_text()
+    assert "2.30x" in text and "2.29x" in text  # each loan's MLA over its own MHA
+    for name in ("tokens_over_batch", "roofline", "cache_over_loss"):
+        assert (tmp_path / "new" / "out" / f"{name}.png").stat().st_size > 1000
+
+
+def test_losses_are_means_over_seeds_at_the_rate_that_most_seeds_have() -> None:
+    def trained(loss: float, rate: float, name: str = "mla", numbers: int = 5) -> dict[str, Any]:
+        metrics = {"best_valid_loss": loss, "kv_bytes_per_token": numbers}
+        return {"name": name, "metrics": metrics, "study": {"name": "paper", "learning_rate": rate}}
+
+    rows = [trained(1.0, 0.1), trained(3.0, 0.2), trained(4.0, 0.2), trained(9.0, 0.3), trained(9.0, 0.3)]
+    rows += [trained(float("nan"), 0.1), trained(2.0, 0.1, "mha", 8)]
+    assert report.losses(rows) == {"paper: mla": [(5, 3.5)], "paper: mha": [(8, 2.0)]}
+
+
+def test_what_no_report_can_be_made_of_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "none.jsonl").write_text('3\n{"metrics": {"loss": 1}}\n')
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row("mha", 1.0)) + "\n")
+    for out, name, says in (
+        ("out", "gone.jsonl", "is no file of rows: give .jsonl files"),
+        ("out", "none.jsonl", "no row of --mode bench is in"),
+        ("rows.jsonl", "rows.jsonl", "which cannot be written to"),
+    ):
+        with pytest.raises(UserError, match=says):
+            report.again(str(tmp_path / out), [str(tmp_path / name)])
+    assert not (tmp_path / "out").exists()
+
+
 def test_rows_under_other_xla_flags_are_no_reference() -> None:
     flagged = row("mha_rope", 10.0, xla_flags="--xla_something")
     assert "over_mha" not in report.with_ratios([flagged, row("mla r=d/2", 30.0)])[1]["metrics"]
@@ -66,6 +147,15 @@ def test_the_table_shows_what_there_is_and_what_was_skipped() -> None:
     text = report.markdown(rows)
     assert "1,234" in text and "needs about 99 GiB" in text and "Device: chip" in text
     assert "of copy bandwidth" not in text  # no row has it
+
+
+def test_the_copy_bandwidth_is_that_of_the_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure_once(call: Any, prepare: Any, repeats: int) -> Timing:
+        call(prepare())
+        return Timing(2.0, 1.0, 4.0, repeats, 9.0)
+
+    monkeypatch.setattr(device, "measure", measure_once)
+    assert device.copy_bandwidth(4096) == 2 * 4096 * device._COPIES / 2.0
 
 
 def test_a_timing_is_per_step_and_keeps_compilation_apart() -> None:
@@ -196,6 +286,7 @@ def test_quick_through_the_command_line(
     first = next(r for r in rows if r["metrics"]["suite"] == "decode")
     assert {"device", "versions", "command", "config_hash", "time"} <= set(first)
     assert first["metrics"]["cache_bytes"] == 2 * 32 * first["metrics"]["cache_bytes_per_token"]
+    assert first["metrics"]["model"] == "2 x 64, ffn 96, 8192 pieces"
     assert first["metrics"]["of_copy"] > 0 and first["metrics"]["ms"] > 0
     assert "over MHA" in (out / "report.md").read_text()
     assert (out / "tokens_over_batch.png").stat().st_size > 1000

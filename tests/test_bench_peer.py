@@ -1,15 +1,16 @@
-"""The torch peer is our `block=gpt`: the same weights and batches give the same losses, step after step."""
+"""The torch peers are our models: the same weights give the same losses of `block=gpt`, and the same tokens of MHA."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import reference_model
+from tiny import quick_jit, random_params, reference_model, tiny_config
 
 from mla_jax.bench.peers.torch_train import peer_config
 from mla_jax.config import replace
@@ -56,6 +57,58 @@ def test_twenty_adamw_steps_have_the_losses_of_torch() -> None:
     print(f"largest difference {difference.max():.2e} nats over {STEPS} steps, loss {ours[0]:.4f} -> {ours[-1]:.4f}")
     assert difference.max() < 1e-4
     assert ours[-1] < ours[0] - 0.3  # they learned, so that the optimizers are compared as well
+
+
+@pytest.mark.slow
+def test_the_decoding_peer_draws_our_tokens() -> None:
+    """A prompt token by token, then greedy: each step's token is the argmax of our forward pass over all up to there.
+
+    What stands in its cache ahead of the position, random numbers, would show.
+    """
+    torch = pytest.importorskip("torch", reason="the peer needs torch: pip install 'mla-jax[hf]'")
+    from mla_jax.bench.peers import torch_decode
+
+    config = tiny_config("mha_rope", **{"model.max_len": 32})
+    model, batch, context = reference_model(config), 3, 32
+    params = random_params(model)
+    peer = torch_decode.build(config.model, batch, context).eval()
+    load_decoder(torch, peer, params)
+    prompt = np.random.default_rng(0).integers(0, config.model.vocab_size, (batch, 24))  # alone they soon repeat one
+    read, drawn = list(torch.from_numpy(prompt).unbind(1)), []
+    with torch.inference_mode():
+        for position in range(context):
+            drawn.append(peer(read[position], torch.tensor(position), True).clone())
+            read += drawn[-1:] if len(read) == position + 1 else []
+    tokens = jnp.asarray(np.stack(read[:context], axis=1), jnp.int32)
+    logits = np.asarray(quick_jit(model.apply)({"params": params}, tokens)[0])
+    np.testing.assert_array_equal(np.stack(drawn, axis=1), logits.argmax(-1))
+    assert len(np.unique(drawn)) > 10
+
+
+def load_decoder(torch: Any, peer: Any, params: Any) -> None:
+    """Copy the params of our mha_rope into `torch_decode.build`'s module, whose matrices are [out, in]."""
+
+    def rows(*matrices: Any) -> np.ndarray:
+        """[D, ...] each -> [..., D], side by side."""
+        return np.concatenate([np.asarray(w).reshape(len(w), -1).T for w in matrices])
+
+    weights = {"embedding.weight": params["embedding"], "norm.weight": params["final_norm"]["gain"]}
+    for i in range(len(peer.layers)):
+        layer = params[f"layer_{i}"]
+        attention, ffn = layer["attention"], layer["ffn"]
+        weights |= {
+            f"layers.{i}.norm.weight": layer["attention_norm"]["gain"],
+            f"layers.{i}.ffn_norm.weight": layer["ffn_norm"]["gain"],
+            f"layers.{i}.qkv.weight": rows(attention["w_q"], attention["w_k"], attention["w_v"]),
+            f"layers.{i}.out.weight": np.asarray(attention["w_o"]).reshape(-1, len(params["embedding"][0])).T,
+            f"layers.{i}.gate_up.weight": rows(ffn["w_gate"], ffn["w_up"]),
+            f"layers.{i}.down.weight": rows(ffn["w_down"]),
+        }
+    named = dict(peer.named_parameters())
+    assert named.keys() == weights.keys()
+    with torch.no_grad():
+        for name, value in weights.items():
+            named[name].copy_(torch.tensor(np.asarray(value)))
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from mla_jax.config_files import load_config
 from mla_jax.errors import UserError, out_of_memory
 from mla_jax.rows import append_row, read_rows, result_row
 
-ROWS, TABLE = "rows.jsonl", "report.md"
+ROWS = "rows.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +94,7 @@ def run(
         rows.append(row)
         console.print(f"{number:>4}/{len(jobs)} {_line(row['metrics'])}", highlight=False, markup=False, soft_wrap=True)
     everything = read_rows(folder / ROWS)
-    runs.write_text(folder / TABLE, report.markdown(everything))
-    report.plots(everything, folder)
-    console.print(f"wrote     {folder / TABLE}", highlight=False)
+    console.print(f"wrote     {report.write(everything, folder)}", highlight=False)
     return rows
 
 
@@ -155,6 +153,7 @@ def _folder(out: str) -> Path:
 def _row(job: plan.Job, bandwidth: float) -> dict[str, Any]:
     """Run a job; what fails, or does not fit, is a row that says so."""
     metrics: dict[str, Any] = {"suite": job.suite, "point": job.point.name, "label": job.label}
+    metrics["model"] = job.point.size
     metrics |= {"batch": job.batch, "context": job.context, "copy_bytes_per_s": bandwidth}
     metrics["xla_flags"] = os.environ.get("XLA_FLAGS", "")
     limit = device.memory_limit()

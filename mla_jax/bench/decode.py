@@ -17,9 +17,8 @@ from mla_jax.model.moe import initial_router_bias
 from mla_jax.model.serving import experts_by_kernels, packs, read_at_decode, serving_variables
 from mla_jax.model.transformer import Transformer, variables_of
 from mla_jax.sample import loop
-from mla_jax.sample.methods import Method
+from mla_jax.sample.methods import GREEDY, Method
 
-GREEDY = Method(0.0, 0)
 ALL_METHODS = Method(0.8, 40, 0.95, 0.02, 1.1)  # temperature, top-k, top-p, min-p and repetition penalty together
 
 

@@ -11,7 +11,8 @@ _COPIES = 10  # in one program, so that a launch does not count
 
 
 def copy_bandwidth(size_bytes: int, repeats: int = 5) -> float:
-    """Bytes per second, read plus written, of copying a buffer of `size_bytes` on the device (the best of a run)."""
+    """Bytes per second, read plus written, of copying a buffer of `size_bytes` on the device: the median of `repeats`,
+    as the times are that are held against it."""
     numbers = jax.random.randint(jax.random.key(0), (size_bytes // 4,), 0, 2**30)  # zeros may be moved faster
 
     # Each pass reads the whole buffer and writes it; an increment, so that no pass can be left out.

@@ -12,6 +12,7 @@ from mla_jax.bench.points import HEADLINE, MHA, Point
 from mla_jax.bench.settings import BenchSettings
 from mla_jax.bench.timing import measure
 from mla_jax.sample import loop
+from mla_jax.sample.methods import GREEDY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +69,8 @@ def generate(point: Point, batch: int, prompt: int, new: int, repeats: int) -> d
 
     def call(_: None) -> jax.Array:
         logits, store = loop.prefill(model, prompt + new, model.backend.dtype, variables, tokens, lengths)
-        state = loop.begin(logits, store, tokens, lengths, keys, limit, new, decode.GREEDY, vocabulary)
-        return loop.decode_loop(model, variables, state, new - 1, decode.GREEDY, vocabulary).out
+        state = loop.begin(logits, store, tokens, lengths, keys, limit, new, GREEDY, vocabulary)
+        return loop.decode_loop(model, variables, state, new - 1, GREEDY, vocabulary).out
 
     timing = measure(call, lambda: None, repeats)
     return {

@@ -20,6 +20,17 @@ class Point:
     config: Config
     run: str = ""
 
+    @property
+    def size(self) -> str:
+        """What its model is but for attention, in words: only rows with the same are compared."""
+        c = self.config.model
+        parts = [f"{c.n_layers} x {c.d_model}"] + ([c.block] if c.block != "default" else [])
+        parts += [f"ffn {c.d_ff}"] if c.n_moe_layers < c.n_layers else []
+        if c.n_moe_layers:
+            experts = f"{c.n_shared_experts} + {c.top_k} of {c.n_routed_experts} experts of {c.d_expert}"
+            parts.append(f"{c.n_moe_layers} layers of {experts}")
+        return ", ".join([*parts, f"{c.vocab_size} pieces"])
+
     def model(self, **knobs: Any) -> Transformer:
         """The model on this process's device, with other `model` knobs. Raises UserError as `backend.choose` does."""
         config = replace(self.config, **{f"model.{name}": value for name, value in knobs.items()})

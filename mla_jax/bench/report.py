@@ -1,12 +1,25 @@
-"""Rows of a benchmark as a Markdown table, with the ratios that need two rows, and as plots."""
+"""Rows of a benchmark as a Markdown table, with the ratios that need two rows, and as plots.
 
+    python -m mla_jax.bench.report OUT ROWS.jsonl ... [STUDY.jsonl ...]
+
+makes both again from rows, nothing measured; rows of `--mode study` give the losses of cache_over_loss.png.
+"""
+
+import math
+import statistics
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mla_jax import figures
+from mla_jax import figures, runs
 from mla_jax.bench.points import FULL_RANK, MHA
+from mla_jax.errors import UserError
+from mla_jax.rows import read_rows
 
 Row = dict[str, Any]
+Series = dict[str, list[tuple[float, float]]]  # name -> points
+TABLE = "report.md"
 
 
 def key(row: Row) -> tuple:
@@ -16,20 +29,23 @@ def key(row: Row) -> tuple:
 
 
 def with_ratios(rows: list[Row]) -> list[Row]:
-    """Rows with `over_mha` and `over_full_rank`: tokens/s over that point's at the same suite, batch and context.
+    """Rows with `over_mha`, `over_full_rank` (tokens/s over those of that point) and `over_peer` (over the peer's).
 
-    Only rows of one device are compared. The reference is the row without a label (the execution form chosen).
+    Only rows of one suite, model but for attention, shape and device are compared. The reference is a row without a
+    label (the execution form chosen).
     """
     plain = [row for row in rows if row["metrics"].get("tokens_per_s") and not row["metrics"]["xla_flags"]]
-    speeds = {(key(row), row["device"]): row["metrics"]["tokens_per_s"] for row in plain}
     found = []
     for row in rows:
-        m = dict(row["metrics"])
-        for field, reference in (("over_mha", MHA), ("over_full_rank", FULL_RANK)):
-            other = speeds.get(((m["suite"], reference, "", m["batch"], m["context"]), row["device"]))
-            if other and m.get("tokens_per_s") and m["suite"] in ("decode", "prefill", "train"):
-                m[field] = m["tokens_per_s"] / other
-        found.append(row | {"metrics": m | _over_peer(m, row["device"], speeds)})
+        m, ratios = row["metrics"], {}
+        if m["suite"] in ("decode", "prefill", "train"):
+            for field, reference in (("over_mha", MHA), ("over_full_rank", FULL_RANK)):
+                named = [r for r in plain if (r["metrics"]["point"], r["metrics"]["label"]) == (reference, "")]
+                ratios[field] = _over(row, named)
+        elif m["suite"] == "peers" and (begins := _PEERS.get(m["label"])):
+            peers = [r for r in plain if r["metrics"]["label"].startswith(begins)]
+            ratios["over_peer"] = _over(row, [r for r in peers if _config(r) == _config(row)])
+        found.append(row | {"metrics": m | {field: ratio for field, ratio in ratios.items() if ratio}})
     return found
 
 
@@ -37,16 +53,38 @@ def with_ratios(rows: list[Row]) -> list[Row]:
 _PEERS = {"ours, whole call": "hf ", "ours, steps": "torch "}
 
 
-def _over_peer(m: dict[str, Any], device: str, speeds: dict[tuple, float]) -> dict[str, float]:
-    """over_peer: our tokens/s over the peer's at the same job."""
-    begins = _PEERS.get(m["label"])
-    if m["suite"] != "peers" or begins is None or not m.get("tokens_per_s"):
-        return {}
-    for ((suite, point, label, batch, context), where), speed in speeds.items():
-        same = (suite, point, batch, context, where) == ("peers", m["point"], m["batch"], m["context"], device)
-        if same and label.startswith(begins):
-            return {"over_peer": m["tokens_per_s"] / speed}
-    return {}
+def _over(row: Row, others: list[Row]) -> float | None:
+    """tokens/s of a row over that of the one of `others` that measured the same: one of its own process before the
+    last of them, since files are put together from several (the copy bandwidth is measured once in each)."""
+    m = row["metrics"]
+    same = [other["metrics"] for other in others if _where(other) == _where(row)]
+    near = [other for other in same if other.get("copy_bytes_per_s") == m.get("copy_bytes_per_s")]
+    return m["tokens_per_s"] / (near or same)[-1]["tokens_per_s"] if same and m.get("tokens_per_s") else None
+
+
+def _where(row: Row) -> tuple:
+    m = row["metrics"]
+    return (m["suite"], m.get("model"), m["batch"], m["context"], row["device"])
+
+
+def _config(row: Row) -> tuple:
+    return (row["metrics"]["point"], row.get("config_hash"))
+
+
+def names(rows: list[Row]) -> list[str]:
+    """What to call each row: its point, with its model, device and config in brackets where the rows have several."""
+    sizes, devices = ({row["metrics"].get("model") for row in rows}, {row["device"] for row in rows})
+    configs: dict[tuple, set] = {}
+    for row in rows:
+        configs.setdefault((row["metrics"]["point"], row["metrics"].get("model")), set()).add(_config(row))
+    found = []
+    for row in rows:
+        point, size = row["metrics"]["point"], row["metrics"].get("model")
+        parts = [size] if size and len(sizes) > 1 else []
+        parts += [row["device"]] if len(devices) > 1 else []
+        parts += [str(row.get("config_hash"))] if len(configs[point, size]) > 1 else []
+        found.append(f"{point} [{'; '.join(parts)}]" if parts else point)
+    return found
 
 
 _COLUMNS = (
@@ -72,43 +110,48 @@ _COLUMNS = (
 def markdown(rows: list[Row]) -> str:
     """One table a suite, with the columns that its rows have, and what was skipped."""
     parts = []
-    rows = with_ratios(rows)
+    called = list(zip(names(rows), with_ratios(rows), strict=True))
     for suite in dict.fromkeys(row["metrics"]["suite"] for row in rows):
-        own = [row for row in rows if row["metrics"]["suite"] == suite]
-        columns = [c for c in _COLUMNS if any(row["metrics"].get(c[0]) is not None for row in own)]
+        own = [(name, row["metrics"]) for name, row in called if row["metrics"]["suite"] == suite]
+        columns = [c for c in _COLUMNS if any(m.get(c[0]) is not None for _, m in own)]
         parts.append(f"## {suite}\n")
         parts.append(
             "| point | batch x context | form |" + "".join(f" {title} |" for _, title, _ in columns) + " note |"
         )
         parts.append("|---|---|---|" + "---|" * (len(columns) + 1))
-        parts += [_line(row["metrics"], columns) for row in own]
+        parts += [_line(name, m, columns) for name, m in own]
         parts.append("")
     if rows:
-        first = rows[0]
-        versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("jax", "jaxlib", "flax"))
+        versions = "; ".join(dict.fromkeys(map(_versions, rows)))
         parts.append(f"Device: {', '.join(dict.fromkeys(row['device'] for row in rows))}; {versions}.")
         parts.append(f"Commands: {'; '.join(f'`{c}`' for c in dict.fromkeys(row['command'] for row in rows))}.")
     return "\n".join(parts) + "\n"
 
 
-def _line(m: dict[str, Any], columns: list[tuple[str, str, str]]) -> str:
-    form = " ".join(str(m[name]) for name in ("decode_impl", "dtype") if m.get(name))
-    cells = [text.format(m[name]) if m.get(name) is not None else "-" for name, _, text in columns]
+def _versions(row: Row) -> str:
+    """Of what computed the row: of a peer, its own too."""
+    versions = {name: row["versions"][name] for name in ("jax", "jaxlib", "flax")}
+    return ", ".join(f"{name} {v}" for name, v in (versions | row["metrics"].get("peer_versions", {})).items())
+
+
+def _line(name: str, m: dict[str, Any], columns: list[tuple[str, str, str]]) -> str:
+    form = " ".join(str(m[field]) for field in ("decode_impl", "dtype") if m.get(field))
+    cells = [text.format(m[field]) if m.get(field) is not None else "-" for field, _, text in columns]
     label = f" ({m['label']})" if m["label"] else ""
     label += f" `{m['xla_flags']}`" if m["xla_flags"] else ""
     shape = f"{m['batch']} x {m['context']}" if m["batch"] else f"{m['context']}"
     note = m.get("skipped") or m.get("failed") or m.get("note") or ""
-    return f"| {m['point']}{label} | {shape} | {form or '-'} | {' | '.join(cells)} | {note} |"
+    return f"| {name}{label} | {shape} | {form or '-'} | {' | '.join(cells)} | {note} |"
 
 
-def plots(rows: list[Row], folder: Path) -> list[Path]:
+def plots(rows: list[Row], folder: Path, trained: Sequence[Row] = ()) -> list[Path]:
     """tokens_over_batch.png, roofline.png (rate over copy bandwidth by bytes a step) and, where rows of runs carry a
-    loss, cache_over_loss.png; only those that have something to show."""
-    decode = [r["metrics"] for r in rows if r["metrics"]["suite"] == "decode" and r["metrics"].get("tokens_per_s")]
-    plain = [m for m in decode if not m["label"] and not m["xla_flags"]]
+    loss or rows of studies are given, cache_over_loss.png; only those that have something to show."""
+    decode = [r for r in rows if r["metrics"]["suite"] == "decode" and r["metrics"].get("tokens_per_s")]
+    plain = [r for r in decode if not r["metrics"]["label"] and not r["metrics"]["xla_flags"]]
     drawn = []
 
-    def figure(name: str, series: dict[str, list[tuple[float, float]]], x: str, y: str, log: bool = True) -> None:
+    def figure(name: str, series: Series, x: str, y: str, log: bool = True) -> None:
         if not series:
             return
         fig, axes = figures.subplots(figsize=(7, 4.5))
@@ -125,16 +168,66 @@ def plots(rows: list[Row], folder: Path) -> list[Path]:
         fig.savefig(folder / f"{name}.png", dpi=120)
         drawn.append(folder / f"{name}.png")
 
-    by_batch: dict[str, list[tuple[float, float]]] = {}
-    by_bytes: dict[str, list[tuple[float, float]]] = {}
-    by_loss: dict[str, list[tuple[float, float]]] = {}
-    for m in plain:
-        by_batch.setdefault(f"{m['point']}, {m['context']}", []).append((m["batch"], m["tokens_per_s"]))
+    by_batch: Series = {}
+    by_bytes: Series = {}
+    by_loss = losses(trained)
+    for name, row in zip(names(plain), plain, strict=True):
+        m = row["metrics"]
+        by_batch.setdefault(f"{name}, {m['context']}", []).append((m["batch"], m["tokens_per_s"]))
         if m.get("of_copy"):
-            by_bytes.setdefault(m["point"], []).append((m["step_bytes"], m["of_copy"]))
+            by_bytes.setdefault(name, []).append((m["step_bytes"], m["of_copy"]))
         if m.get("valid_loss") is not None:
-            by_loss[m["point"]] = [(m["cache_bytes_per_token"], m["valid_loss"])]
+            by_loss[name] = [(m["cache_bytes_per_token"], m["valid_loss"])]
     figure("tokens_over_batch", by_batch, "batch", "tokens/s")
     figure("roofline", by_bytes, "bytes that a step has to move", "share of the copy bandwidth")
     figure("cache_over_loss", by_loss, "cache bytes per token", "validation loss", log=False)
     return drawn
+
+
+def losses(trained: Sequence[Row]) -> Series:
+    """Rows of `--mode study` -> cache bytes a token and the mean best loss over seeds of each study's models, at the
+    learning rate that most seeds were trained with; of equals, the best."""
+    seeds: dict[tuple[str, float], list[Row]] = {}
+    for row in trained:
+        if math.isfinite(row["metrics"].get("best_valid_loss", math.nan)):  # a diverged run has none
+            name = f"{row['study']['name']}: {row['name']}"
+            seeds.setdefault((name, row["study"]["learning_rate"]), []).append(row)
+    best: dict[str, tuple[int, float, int]] = {}
+    for (name, _), found in seeds.items():
+        loss = statistics.fmean(row["metrics"]["best_valid_loss"] for row in found)
+        entry = (-len(found), loss, found[0]["metrics"]["kv_bytes_per_token"])
+        best[name] = min(best.get(name, entry), entry)
+    return {name: [(numbers, loss)] for name, (_, loss, numbers) in best.items()}
+
+
+def write(rows: list[Row], folder: Path, trained: Sequence[Row] = ()) -> Path:
+    """The table and the plots of `rows` in `folder`; the table's path."""
+    runs.write_text(folder / TABLE, markdown(rows))
+    plots(rows, folder, trained)
+    return folder / TABLE
+
+
+def again(out: str, files: Sequence[str]) -> Path:
+    """`write` from files of rows, nothing measured. Raises UserError for files without rows, and what cannot be
+    written."""
+    if missing := [path for path in files if not Path(path).is_file()]:
+        raise UserError(f"{missing[0]!r} is no file of rows: give .jsonl files of --mode bench and --mode study.")
+    found = [row for path in files for row in read_rows(Path(path)) if isinstance(row, dict) and "metrics" in row]
+    rows = [row for row in found if "suite" in row["metrics"]]
+    if not rows:
+        raise UserError(f"no row of --mode bench is in {', '.join(files)}: give its rows.jsonl.")
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        return write(rows, Path(out), [row for row in found if "study" in row])
+    except OSError as error:
+        raise UserError(f"OUT is {out!r}, which cannot be written to ({error.strerror}): choose another.") from None
+
+
+if __name__ == "__main__":
+    try:
+        if len(sys.argv) < 3:
+            raise UserError("it takes a folder and files: python -m mla_jax.bench.report OUT ROWS.jsonl [STUDY.jsonl].")
+        print(f"wrote     {again(sys.argv[1], sys.argv[2:])}")
+    except UserError as error:
+        print(f"mla_jax: {error}", file=sys.stderr)
+        sys.exit(2)

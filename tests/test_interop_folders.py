@@ -1,5 +1,6 @@
 """Exported folders and what comes back from them: bit-equal weights, checksums, and a sentence for every damage."""
 
+import dataclasses
 import json
 import shutil
 import struct
@@ -127,6 +128,39 @@ def test_shards_and_tied_heads_of_other_programs_are_read(run: Run, exported: Pa
         (out / tensor_files.INDEX).write_text(json.dumps({"weight_map": {"x": path}}))
         with pytest.raises(UserError, match="index"):
             hf.load(out)
+
+
+@pytest.mark.parametrize("point", ["joint-decoupled-norm_rms", "gqa-rope", "mha-learned-gpt"])
+def test_whether_a_silent_config_means_a_tied_head_is_the_familys(
+    tokenizer: Tokenizer, tmp_path: Path, point: str
+) -> None:
+    """transformers ties the head of a silent GPT-2, and would draw one for a silent Llama or DeepSeek-V3."""
+    run = untrained_run(tmp_path / "run", grid_config(point, **{"model.vocab_size": tokenizer.vocab_size}), tokenizer)
+    out = hf.export(run, tmp_path / "out")
+    (out / manifest.NAME).unlink()
+    edit(out / "config.json", lambda c: c.pop("tie_word_embeddings"))
+    if point != "mha-learned-gpt":
+        with pytest.raises(UserError, match=r"tie_word_embeddings is False; so .* an lm_head.weight.*default"):
+            hf.load(out)
+        embedding = tensor_files.read(out)["model.embed_tokens.weight"]
+        tensors(out / tensor_files.NAME, lambda t: t.update({"lm_head.weight": embedding}))
+    assert_trees_equal(dict(hf.load(out).params), dict(run.params))
+
+
+@pytest.mark.parametrize("temperature", [0.7, 0.0])
+def test_the_runs_sampling_settings_are_there_under_the_names_of_transformers(
+    run: Run, tmp_path: Path, temperature: float
+) -> None:
+    """Greedy, the penalty alone has an effect, there as here."""
+    drawn = {"temperature": temperature, "top_k": 12, "top_p": 0.9, "min_p": 0.03}
+    settings = drawn | {"repetition_penalty": 1.3, "max_new_tokens": 7}
+    config = config_lib.replace(run.config, **{f"sample.{name}": value for name, value in settings.items()})
+    out = hf.export(dataclasses.replace(run, config=config), tmp_path / "out")
+    found = json.loads((out / "generation_config.json").read_text())
+    separator = run.tokenizer.separator_id
+    wanted = {"do_sample": temperature > 0, "repetition_penalty": 1.3, "max_new_tokens": 7}
+    wanted |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), separator)
+    assert found == wanted | (drawn if temperature else {})
 
 
 def test_a_foreign_folder_needs_a_tokenizer_and_becomes_a_run(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ NAN, INF = float("nan"), float("inf")
         *[("top_k", x) for x in (-1, 2**31)],
         *[("top_p", x) for x in (0.0, 1e-50, -0.5, 1.5, NAN)],
         *[("min_p", x) for x in (-0.1, 1.1, NAN)],
-        *[("repetition_penalty", x) for x in (0.0, -1.0, NAN, INF)],
+        *[("repetition_penalty", x) for x in (0.0, 9e-4, 1001.0, -1.0, NAN, INF)],
     ],
 )
 def test_a_method_out_of_range_is_refused(field: str, value: float) -> None:

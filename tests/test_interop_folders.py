@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rich.console
 from hf_tools import FINGERPRINT, assert_trees_equal, fixture, untrained_run
 from run_tools import listing, story_texts
 from tiny import grid_config
@@ -20,6 +21,7 @@ from mla_jax.errors import UserError
 from mla_jax.interop import hf, import_hf, manifest, tensor_files
 from mla_jax.main import main
 from mla_jax.runs import Run
+from mla_jax.sample import sample_mode
 
 pytest.importorskip("safetensors", reason="pip install safetensors, or 'mla-jax[dev]'")
 pytest_plugins = ["run_fixtures"]
@@ -195,6 +197,12 @@ def test_an_imported_run_folder_loads_as_any_other(run: Run, exported: Path, tmp
     loaded = runs.load_run(workdir)
     assert_trees_equal(dict(loaded.params), dict(run.params))
     assert loaded.config == run.config and runs.read_data(loaded.folder)["fingerprint"] == FINGERPRINT
+    assert loaded.folder.imported
+    console = rich.console.Console(record=True, width=200)
+    for step, said in ((None, False), (3, True)):  # where it was trained, nobody here knows of
+        sample_mode.run(str(workdir), {"max_new_tokens": 2}, step, console)
+        text = console.export_text()
+        assert ("weights of step 3" in text) == said and "not finished" not in text
 
 
 def test_a_folder_of_others_is_not_overwritten_and_ours_is_replaced(run: Run, exported: Path, tmp_path: Path) -> None:
@@ -331,6 +339,13 @@ FOLDERS = {
         lambda f: edit(f / "mla_jax.json", lambda c: c["config"]["config"]["model"].update(rope_theta=77.0)),
         "model.rope_theta is 10000.0",
         "77.0",
+    ),
+    "tokenizer_cut": (
+        lambda f: (
+            (f / "mla_jax.json").unlink()
+            or (f / "tokenizer.model").write_bytes((f / "tokenizer.model").read_bytes()[:900])
+        ),
+        "tokenizer.model' is not a sentencepiece model or is damaged: copy it again.",
     ),
     "another_tokenizer": (
         lambda f: edit(f / "mla_jax.json", lambda c: c["data"].update(tokenizer_sha256="0")),

@@ -141,7 +141,7 @@ def _tokenizer(
         raise UserError(
             f"{folder} has no tokenizer.model, and mla_jax reads sentencepiece models only: give one with --tokenizer."
         )
-    tokenizer = Tokenizer.load(path)
+    tokenizer = Tokenizer.load(path, chosen=False)
     if told and tokenizer.sha256 != told.data["tokenizer_sha256"]:
         raise UserError(f"{path} is not the tokenizer that the model was trained with: leave --tokenizer out.")
     if tokenizer.vocab_size > config.model.vocab_size:

@@ -233,6 +233,20 @@ def test_the_kernel_draws_what_plain_xla_draws(method: Method) -> None:
         np.testing.assert_array_equal(fast, plain)
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("top_k", [N_TOKENS - 1, N_TOKENS, 1000])
+def test_the_kernel_keeps_as_many_tokens_as_are_asked_for(top_k: int) -> None:
+    """Down to the least likely one, which chance would hardly ever choose: here the noise does."""
+    logits = random_logits(3, jnp.float32)
+    order = np.asarray(logits)[:, :N_TOKENS].argsort(axis=1)
+    masked = jnp.where(jnp.arange(VOCAB) < N_TOKENS, logits, -1e30)
+    noise = -masked + jnp.zeros((3, VOCAB)).at[jnp.arange(3), order[:, 0]].set(9).at[jnp.arange(3), order[:, 1]].set(5)
+    method = Method(1.0, top_k)
+    numbers = (method.values.temperature, method.values.top_k, method.values.top_p, method.values.min_p)
+    found = row_draw.row_draw(masked, noise, *numbers, method.form[1:4], N_TOKENS, interpret=True)
+    np.testing.assert_array_equal(found, order[:, 0 if top_k >= N_TOKENS else 1])
+
+
 @pytest.mark.parametrize(("vocab", "dtype"), [(8192, jnp.bfloat16), (50, jnp.float32), (32000, jnp.bfloat16)])
 def test_the_kernel_lowers_for_a_gpu(vocab: int, dtype: jnp.dtype) -> None:
     def like(*shape: int, dtype: jnp.dtype = jnp.float32) -> jax.ShapeDtypeStruct:

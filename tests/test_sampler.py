@@ -119,6 +119,39 @@ def test_a_long_prompt_is_read_in_pieces() -> None:
     assert tiny_sampler("mla_rope", 160, 32).generate_with_details(prompts, **settings) == whole
 
 
+def test_a_prompt_that_ends_with_a_piece_has_the_logits_of_its_last_token() -> None:
+    """Compared by log-probabilities: words that repeat themselves are foretold alike at other places too."""
+    words = " ".join(dict.fromkeys(" ".join(story_texts(9)).split())) * 2
+    prompts = [text_of(length - 1, words) for length in (32, 63, 64, 65, 96)]
+    settings = {"max_new_tokens": 2, "temperature": 0, "top_k": 0, "logprobs": True}
+    whole = tiny_sampler("mla_rope", 160).generate_with_details(prompts, **settings)
+    pieces = tiny_sampler("mla_rope", 160, 32).generate_with_details(prompts, **settings)
+    assert len({each.logprobs[0] for each in whole}) == 5
+    for one, other in zip(pieces, whole, strict=True):
+        assert one.tokens == other.tokens
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+
+
+def test_the_penalty_meets_every_token_of_the_prompt_and_what_is_drawn() -> None:
+    """The first and the last; neither the separator nor what pads the row."""
+    tokens, lengths = jnp.asarray([[1, 5, 9], [1, 7, 11]], jnp.int32), jnp.asarray([3, 2])
+    logits = jnp.zeros((2, 20)).at[jnp.arange(2), jnp.asarray([13, 14])].set(9)
+    method, keys = Method(0.0, 0, repetition_penalty=1.5), jax.vmap(jax.random.key)(jnp.arange(2))
+    store = (jnp.zeros(1),)  # not looked at
+    state = loop.begin(logits, store, tokens, lengths, keys, jnp.asarray([4, 4]), 4, method, Vocabulary(20, 1))
+    assert [np.flatnonzero(row).tolist() for row in np.asarray(state.seen)] == [[5, 9, 13], [7, 14]]
+
+
+@pytest.mark.parametrize(("given", "wanted"), [("auto", "float32"), ("bfloat16", "bfloat16"), ("int8", "int8")])
+def test_the_cache_is_of_the_dtype_that_was_asked_for(monkeypatch: pytest.MonkeyPatch, given: str, wanted: str) -> None:
+    for name, function in AS_WRITTEN.items():
+        monkeypatch.setattr(loop, name, function)
+    sampler = tiny_sampler("mla_rope")
+    ask = request.build(tokenizer(), sampler.config, ["fox"], GREEDY, 8, 0, (), given)
+    state = jax.eval_shape(lambda: sampler._start(ask, False))
+    assert state.store[0].c_kv.dtype == wanted
+
+
 def test_a_row_does_not_depend_on_its_mates() -> None:
     """Neither their texts nor a length that makes all rows longer, and the cache with them."""
     sampler = tiny_sampler("mla_rope", 160)

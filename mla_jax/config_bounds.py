@@ -1,6 +1,5 @@
-"""What a single value of a config may be: the choices that exist (`CHOICES`), and the bounds of numbers (`ranges`)."""
+"""What a single value of a config may be: the choices that exist (`CHOICES`), and the bounds of numbers (`BOUNDS`)."""
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from mla_jax.errors import UserError
@@ -57,55 +56,64 @@ def check_choices(config: "Config") -> None:
             fail(config, field, "it must be one of the values that exist", "use " + " | ".join(allowed))
 
 
+_AT_LEAST_ONE = (
+    "model.n_layers model.d_model model.n_heads model.head_dim model.max_len model.d_ff data.stories "
+    "data.valid_stories data.threads tokenizer.train_bytes train.steps train.batch_size train.microbatches "
+    "train.seq_len train.log_every train.eval_every optim.decay_steps eval.batch_size checkpoint.every "
+    "checkpoint.keep_latest sample.num_samples sample.max_new_tokens sample.prefill_chunk "
+    "mesh.fsdp mesh.expert mesh.tensor"
+)
+_AT_LEAST_ZERO = (
+    "model.vocab_size model.n_kv_heads model.kv_lora_rank model.q_lora_rank model.qk_nope_head_dim "
+    "model.qk_rope_head_dim model.v_head_dim model.n_routed_experts model.n_shared_experts model.top_k "
+    "model.d_expert model.first_k_dense model.router_aux_weight model.router_sequence_weight "
+    "model.router_z_weight optim.warmup_steps optim.weight_decay optim.clip_norm "
+    "checkpoint.keep_best sample.temperature train.profile_steps train.bad_loss train.bad_grad_norm "
+    "train.seed sample.seed data.seed train.loss_chunks mesh.data optim.qk_clip"
+)
+# Field -> (least, most), bounds included.
+BOUNDS: dict[str, tuple[float, float]] = dict.fromkeys(_AT_LEAST_ONE.split(), (1, LARGEST))
+BOUNDS |= dict.fromkeys(_AT_LEAST_ZERO.split(), (0, LARGEST))
+BOUNDS |= {
+    "model.dropout": (0, 0.99),
+    "model.init_std": (1e-6, 1),
+    "model.rope_theta": (1, LARGEST),
+    "model.routed_scaling_factor": (1e-6, 1e6),
+    "model.router_bias_rate": (-1, 1),
+    "data.valid_fraction": (1e-6, 0.5),
+    "optim.learning_rate": (1e-12, 10),
+    "optim.final_fraction": (0, 1),
+    "optim.beta1": (0, 0.99999),
+    "optim.beta2": (0, 0.9999999),
+    "optim.eps": (1e-20, 1),
+    "optim.decay_fraction": (0, 1),
+    "optim.muon_beta": (0, 0.99999),
+    "optim.adamw_fraction": (0, 100),
+    "optim.ema_decay": (0, 0.9999999),
+    "tokenizer.vocab_size": (300, 1_000_000),
+    "train.seed": (0, 2**32 - 1),
+    "data.seed": (0, 2**32 - 1),
+    "sample.seed": (0, 2**32 - 1),
+    "sample.top_k": (0, 2**31 - 1),
+    "sample.top_p": (1e-6, 1),
+    "sample.min_p": (0, 1),
+    "sample.repetition_penalty": (1e-3, 1000),
+    "data.threads": (1, 1024),
+}
+
+
+def broken(field: str, value: float) -> str:
+    """The rule that a number breaks, "it must be ...", or "" where it is inside the field's bounds; NaN is in none."""
+    low, high = BOUNDS[field]
+    if low <= value <= high:
+        return ""
+    if high == LARGEST and not value >= low:
+        return f"it must be at least {low}"
+    return f"it must be between {low} and {high}"
+
+
 def ranges(config: "Config") -> None:
-    """Numbers inside their bounds, bounds included; NaN is inside none."""
-    at_least_one = (
-        "model.n_layers model.d_model model.n_heads model.head_dim model.max_len model.d_ff data.stories "
-        "data.valid_stories data.threads tokenizer.train_bytes train.steps train.batch_size train.microbatches "
-        "train.seq_len train.log_every train.eval_every optim.decay_steps eval.batch_size checkpoint.every "
-        "checkpoint.keep_latest sample.num_samples sample.max_new_tokens sample.prefill_chunk "
-        "mesh.fsdp mesh.expert mesh.tensor"
-    )
-    at_least_zero = (
-        "model.vocab_size model.n_kv_heads model.kv_lora_rank model.q_lora_rank model.qk_nope_head_dim "
-        "model.qk_rope_head_dim model.v_head_dim model.n_routed_experts model.n_shared_experts model.top_k "
-        "model.d_expert model.first_k_dense model.router_aux_weight model.router_sequence_weight "
-        "model.router_z_weight optim.warmup_steps optim.weight_decay optim.clip_norm "
-        "checkpoint.keep_best sample.temperature sample.top_k train.profile_steps train.bad_loss train.bad_grad_norm "
-        "train.seed sample.seed data.seed train.loss_chunks mesh.data optim.qk_clip"
-    )
-    bounds = dict.fromkeys(at_least_one.split(), (1, math.inf)) | dict.fromkeys(at_least_zero.split(), (0, math.inf))
-    bounds |= {
-        "model.dropout": (0, 0.99),
-        "model.init_std": (1e-6, 1),
-        "model.rope_theta": (1, math.inf),
-        "model.routed_scaling_factor": (1e-6, 1e6),
-        "model.router_bias_rate": (-1, 1),
-        "data.valid_fraction": (1e-6, 0.5),
-        "optim.learning_rate": (1e-12, 10),
-        "optim.final_fraction": (0, 1),
-        "optim.beta1": (0, 0.99999),
-        "optim.beta2": (0, 0.9999999),
-        "optim.eps": (1e-20, 1),
-        "optim.decay_fraction": (0, 1),
-        "optim.muon_beta": (0, 0.99999),
-        "optim.adamw_fraction": (0, 100),
-        "optim.ema_decay": (0, 0.9999999),
-        "tokenizer.vocab_size": (300, 1_000_000),
-        "train.seed": (0, 2**32 - 1),
-        "data.seed": (0, 2**32 - 1),
-        "sample.seed": (0, 2**32 - 1),
-        "sample.top_p": (1e-6, 1),
-        "sample.min_p": (0, 1),
-        "sample.repetition_penalty": (1e-3, 1000),
-        "data.threads": (1, 1024),
-    }
-    for field, (low, high) in bounds.items():
-        value = get(config, field)
-        if not low <= value <= min(high, LARGEST):
-            limit = (
-                f"at least {low}"
-                if high == math.inf and not value >= low
-                else f"between {low} and {min(high, LARGEST)}"
-            )
-            fail(config, field, f"it must be {limit}", f"set --config.{field} to such a number")
+    """Numbers inside their bounds."""
+    for field in BOUNDS:
+        if rule := broken(field, get(config, field)):
+            fail(config, field, rule, f"set --config.{field} to such a number")

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from mla_jax import checksums
+from mla_jax.config import ModelConfig
 from mla_jax.errors import UserError
 from mla_jax.model.moe import initial_router_bias
 from mla_jax.model.transformer import Transformer
@@ -46,13 +47,18 @@ def restore_weights(folder: "RunFolder", model: Transformer, step: int) -> dict[
     except Exception as error:  # Orbax and TensorStore raise many types for a damaged or missing file
         reason = short_reason(error)
     drop_failed_reads()
-    others = (folder.checkpoints / str(s) for s in reversed(folder.steps()) if s != step)
-    experts = model.cfg.n_moe_layers > 0
-    good = next((path.name for path in others if _is_whole(path) and not (experts and _lacks_bias(path))), None)
-    remedy = "copy the run folder again" if good is None else f"the newest good one is {good}, --step={good} reads it"
+    remedy = another(folder, step, model.cfg)
     if (path.parent / checksums.NAME).is_file() and _is_whole(path.parent):  # then no other one will fit either
         remedy = "its files are as they were written, so config.json is of another run: copy the run folder again"
     raise UserError(f"checkpoint {path.parent} cannot be restored ({reason}): {remedy}.")
+
+
+def another(folder: "RunFolder", step: int, cfg: ModelConfig) -> str:
+    """What to do instead of reading the checkpoint of `step`, as a clause."""
+    others = (folder.checkpoints / str(s) for s in reversed(folder.steps()) if s != step)
+    experts = cfg.n_moe_layers > 0
+    good = next((path.name for path in others if _is_whole(path) and not (experts and _lacks_bias(path))), None)
+    return "copy the run folder again" if good is None else f"the newest good one is {good}, --step={good} reads it"
 
 
 def check_router_bias(item: Path) -> None:

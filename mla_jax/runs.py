@@ -11,6 +11,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from mla_jax.data.tokenizer import Tokenizer
 from mla_jax.errors import UserError
 from mla_jax.model import backend as backend_lib
 from mla_jax.model.transformer import Transformer, variables_of
-from mla_jax.restore import restore_weights
+from mla_jax.restore import another, restore_weights, short_reason
 from mla_jax.typed import suggest
 
 
@@ -89,6 +90,12 @@ class RunFolder:
             return []
         return sorted(int(p.name) for p in self.checkpoints.iterdir() if p.is_dir() and p.name.isdigit())
 
+    @property
+    def imported(self) -> bool:
+        """Whether it was made of a Hugging Face folder: its checkpoints are weights without an optimizer state."""
+        checkpoints = [self.checkpoints / str(step) for step in self.steps()]
+        return any((p / "model").is_dir() for p in checkpoints) and not any((p / "train").exists() for p in checkpoints)
+
 
 @contextlib.contextmanager
 def lock(folder: RunFolder, mark: str = "") -> Iterator[None]:
@@ -149,7 +156,20 @@ def existing(workdir: str | os.PathLike, field: str = "--workdir") -> RunFolder:
             f"{field} is {str(workdir)!r}, which has no config.json, so it is no run folder of mla_jax"
             f"{_near(folder.path)}: give the folder that --workdir named in training."
         )
+    if is_hugging_face(folder):
+        raise UserError(
+            f"{field} is {str(workdir)!r}, which is a Hugging Face folder: make a run folder of it first, python -m "
+            f"mla_jax.interop.import_hf --hf {shlex.quote(str(workdir))} --workdir NEW."
+        )
     return folder
+
+
+def is_hugging_face(folder: RunFolder) -> bool:
+    """Whether config.json is that of a Hugging Face model."""
+    try:
+        return "architectures" in json.loads(folder.config.read_bytes())
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def _near(path: Path) -> str:
@@ -185,7 +205,7 @@ def read_tokenizer(folder: RunFolder) -> Tokenizer:
     """The run's own tokenizer. Raises UserError when it is missing, damaged or not the one of the training."""
     if not folder.tokenizer.is_file():
         raise UserError(f"{folder.tokenizer} is missing: copy the run folder again.")
-    tokenizer = Tokenizer.load(folder.tokenizer)
+    tokenizer = Tokenizer.load(folder.tokenizer, chosen=False)
     if tokenizer.sha256 != read_data(folder)["tokenizer_sha256"]:
         raise UserError(
             f"{folder.tokenizer} is not the tokenizer that the run was trained with: "
@@ -219,12 +239,13 @@ def load_run(workdir: str | os.PathLike, step: int | None = None, best: bool = T
     """Load a run folder: the best checkpoint by validation loss (or the newest, or the given step).
 
     Raises UserError when the folder, its config, its tokenizer or the checkpoint is missing, damaged or newer than
-    the code. Weights are restored to the default device, whatever device they were trained on.
+    the code, and when a damaged checkpoint may be the best. Weights are restored to the default device, whatever
+    device they were trained on.
     """
     folder = existing(workdir, field)
     config = read_config(folder)
     tokenizer = read_tokenizer(folder)
-    step = _choose_step(folder, step, best)
+    step = _choose_step(folder, config, step, best)
     backend = backend_lib.choose(backend_lib.anywhere(config.model))
     impls = (backend.attention_impl, backend.decode_impl)
     logging.info("%s: step %d, %s attention, %s decode in %s.", folder.path, step, *impls, backend.dtype)
@@ -235,20 +256,30 @@ def load_run(workdir: str | os.PathLike, step: int | None = None, best: bool = T
 
 def checkpoint_losses(folder: RunFolder) -> dict[int, float]:
     """Validation loss per finished checkpoint, where it was recorded; a damaged one is named and left out."""
-    losses = {}
-    for step in folder.steps():
-        try:
-            checksums.check(folder.checkpoints / str(step), "metrics")
-        except checksums.Mismatch as error:
-            logging.warning("The validation loss of checkpoint %s/%d is unknown: %s.", folder.checkpoints, step, error)
-            continue
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            content = json.loads((folder.checkpoints / str(step) / "metrics" / "metrics").read_text())
-            losses[step] = float(content["valid_loss"])
+    losses, damaged = read_losses(folder)
+    for step, reason in damaged.items():
+        logging.warning("The validation loss of checkpoint %s/%d is unknown: %s.", folder.checkpoints, step, reason)
     return losses
 
 
-def _choose_step(folder: RunFolder, step: int | None, best: bool) -> int:
+def read_losses(folder: RunFolder) -> tuple[dict[int, float], dict[int, str]]:
+    """Validation loss per finished checkpoint, where it was recorded; of those that lost theirs, the reason."""
+    losses, damaged = {}, {}
+    for step in folder.steps():
+        checkpoint = folder.checkpoints / str(step)
+        try:
+            checksums.check(checkpoint, "metrics")
+            losses[step] = float(json.loads((checkpoint / "metrics" / "metrics").read_bytes())["valid_loss"])
+        except FileNotFoundError:  # saved between two evaluations, where anything else is left of it
+            empty = not any((checkpoint / name).exists() for name in ("model", checksums.NAME))
+            if empty and checkpoint.is_dir():  # else a training has just removed it
+                damaged[step] = "it is empty"
+        except (checksums.Mismatch, OSError, ValueError, TypeError, KeyError) as error:
+            damaged[step] = short_reason(error)
+    return losses, damaged
+
+
+def _choose_step(folder: RunFolder, config: Config, step: int | None, best: bool) -> int:
     steps = folder.steps()
     if not steps:
         raise UserError(f"{folder.path} has no finished checkpoint: train it further (the same command resumes).")
@@ -258,5 +289,11 @@ def _choose_step(folder: RunFolder, step: int | None, best: bool) -> int:
                 f"--step is {step}, but {folder.path} has checkpoints {', '.join(map(str, steps))} only: use one."
             )
         return step
-    losses = checkpoint_losses(folder) if best else {}
+    losses, damaged = read_losses(folder) if best else ({}, {})
+    if damaged:
+        worst = max(damaged)
+        raise UserError(
+            f"checkpoint {folder.checkpoints / str(worst)} may be the best one, but its validation loss cannot be read "
+            f"({damaged[worst]}): {another(folder, worst, config.model)}."
+        )
     return min(losses, key=losses.__getitem__) if losses else steps[-1]

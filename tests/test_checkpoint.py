@@ -241,6 +241,16 @@ def test_a_damaged_loss_gives_way_to_the_one_before(
     }
 
 
+def test_an_emptied_checkpoint_gives_way_to_the_one_before(folder: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    write(folder, {3: 3.0, 6: 2.0}, keep())
+    shutil.rmtree(folder.checkpoints / "6")
+    (folder.checkpoints / "6").mkdir()
+    state, following = restore(folder, keep())
+    assert (int(state.step), following) == (3, 3)
+    assert any("/6 cannot be restored (it is empty)" in r.getMessage() for r in caplog.records)
+    assert {path.name for path in folder.checkpoints.iterdir()} == {"3", "6.damaged1"}
+
+
 def test_all_damaged_is_an_error_that_moves_nothing(folder: RunFolder) -> None:
     write(folder, {1: 2.0, 2: 1.0}, keep())
     damage(folder, 1)

@@ -61,7 +61,16 @@ RUN_FOLDERS = {
     "model_item_deleted": (lambda run: each_checkpoint(run, "model"), "cannot be restored", "copy the run folder"),
     "weights_cut": (cut_weights, "cannot be restored"),
     "tokenizer_missing": (lambda run: (run / "tokenizer.model").unlink(), "tokenizer.model", "missing"),
-    "tokenizer_cut": (lambda run: cut(run / "tokenizer.model"), "tokenizer.model"),
+    "tokenizer_cut": (lambda run: cut(run / "tokenizer.model"), "tokenizer.model", "is damaged: copy it again."),
+    "a_hugging_face_folder": (
+        lambda run: (run / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}'),
+        "python -m mla_jax.interop.import_hf --hf",
+    ),
+    "best_checkpoint_emptied": (
+        lambda run: (shutil.rmtree(run / "checkpoints" / "10"), (run / "checkpoints" / "10").mkdir()),
+        "may be the best one",
+        "--step=5 reads it",
+    ),
     "data_json_missing": (lambda run: (run / "data.json").unlink(), "data.json"),
     "data_json_cut": (lambda run: cut(run / "data.json"), "data.json"),
     "data_json_empty": (lambda run: (run / "data.json").write_text("{}"), "data.json"),
@@ -132,7 +141,21 @@ def foreign(workdir: Path, run: Path) -> None:
     (workdir / "thesis.txt").write_text("do not touch")
 
 
+def hugging_face(workdir: Path, run: Path) -> None:
+    """Taken for a new run folder, it would lose its config.json."""
+    workdir.mkdir()
+    (workdir / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
+
+
+def imported(workdir: Path, run: Path) -> None:
+    shutil.copytree(run, workdir)
+    for path in workdir.glob("checkpoints/*/train"):
+        shutil.rmtree(path)
+
+
 WORKDIRS = {
+    "hugging_face": (hugging_face, "config.json", "empty folder"),
+    "imported": (imported, "without an optimizer state", "--config.init_from="),
     "a_file": (lambda workdir, run: workdir.write_text("x"), "no folder"),
     "a_dangling_link": (lambda workdir, run: workdir.symlink_to(run / "nowhere"), "no folder"),
     "foreign_files": (foreign, "thesis.txt", "empty folder"),

@@ -1,5 +1,6 @@
 """Exported folders and what comes back from them: bit-equal weights, checksums, and a sentence for every damage."""
 
+import dataclasses
 import json
 import shutil
 import struct
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rich.console
 from hf_tools import FINGERPRINT, assert_trees_equal, fixture, untrained_run
 from run_tools import listing, story_texts
 from tiny import grid_config
@@ -19,6 +21,7 @@ from mla_jax.errors import UserError
 from mla_jax.interop import hf, import_hf, manifest, tensor_files
 from mla_jax.main import main
 from mla_jax.runs import Run
+from mla_jax.sample import sample_mode
 
 pytest.importorskip("safetensors", reason="pip install safetensors, or 'mla-jax[dev]'")
 pytest_plugins = ["run_fixtures"]
@@ -129,6 +132,39 @@ def test_shards_and_tied_heads_of_other_programs_are_read(run: Run, exported: Pa
             hf.load(out)
 
 
+@pytest.mark.parametrize("point", ["joint-decoupled-norm_rms", "gqa-rope", "mha-learned-gpt"])
+def test_whether_a_silent_config_means_a_tied_head_is_the_familys(
+    tokenizer: Tokenizer, tmp_path: Path, point: str
+) -> None:
+    """transformers ties the head of a silent GPT-2, and would draw one for a silent Llama or DeepSeek-V3."""
+    run = untrained_run(tmp_path / "run", grid_config(point, **{"model.vocab_size": tokenizer.vocab_size}), tokenizer)
+    out = hf.export(run, tmp_path / "out")
+    (out / manifest.NAME).unlink()
+    edit(out / "config.json", lambda c: c.pop("tie_word_embeddings"))
+    if point != "mha-learned-gpt":
+        with pytest.raises(UserError, match=r"tie_word_embeddings is False; so .* an lm_head.weight.*default"):
+            hf.load(out)
+        embedding = tensor_files.read(out)["model.embed_tokens.weight"]
+        tensors(out / tensor_files.NAME, lambda t: t.update({"lm_head.weight": embedding}))
+    assert_trees_equal(dict(hf.load(out).params), dict(run.params))
+
+
+@pytest.mark.parametrize("temperature", [0.7, 0.0])
+def test_the_runs_sampling_settings_are_there_under_the_names_of_transformers(
+    run: Run, tmp_path: Path, temperature: float
+) -> None:
+    """Greedy, the penalty alone has an effect, there as here."""
+    drawn = {"temperature": temperature, "top_k": 12, "top_p": 0.9, "min_p": 0.03}
+    settings = drawn | {"repetition_penalty": 1.3, "max_new_tokens": 7}
+    config = config_lib.replace(run.config, **{f"sample.{name}": value for name, value in settings.items()})
+    out = hf.export(dataclasses.replace(run, config=config), tmp_path / "out")
+    found = json.loads((out / "generation_config.json").read_text())
+    separator = run.tokenizer.separator_id
+    wanted = {"do_sample": temperature > 0, "repetition_penalty": 1.3, "max_new_tokens": 7}
+    wanted |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), separator)
+    assert found == wanted | (drawn if temperature else {})
+
+
 def test_a_foreign_folder_needs_a_tokenizer_and_becomes_a_run(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """As transformers' save_pretrained writes it: no manifest, no sentencepiece model."""
     golden = fixture("llama_gqa")
@@ -161,6 +197,12 @@ def test_an_imported_run_folder_loads_as_any_other(run: Run, exported: Path, tmp
     loaded = runs.load_run(workdir)
     assert_trees_equal(dict(loaded.params), dict(run.params))
     assert loaded.config == run.config and runs.read_data(loaded.folder)["fingerprint"] == FINGERPRINT
+    assert loaded.folder.imported
+    console = rich.console.Console(record=True, width=200)
+    for step, said in ((None, False), (3, True)):  # where it was trained, nobody here knows of
+        sample_mode.run(str(workdir), {"max_new_tokens": 2}, step, console)
+        text = console.export_text()
+        assert ("weights of step 3" in text) == said and "not finished" not in text
 
 
 def test_a_folder_of_others_is_not_overwritten_and_ours_is_replaced(run: Run, exported: Path, tmp_path: Path) -> None:
@@ -297,6 +339,13 @@ FOLDERS = {
         lambda f: edit(f / "mla_jax.json", lambda c: c["config"]["config"]["model"].update(rope_theta=77.0)),
         "model.rope_theta is 10000.0",
         "77.0",
+    ),
+    "tokenizer_cut": (
+        lambda f: (
+            (f / "mla_jax.json").unlink()
+            or (f / "tokenizer.model").write_bytes((f / "tokenizer.model").read_bytes()[:900])
+        ),
+        "tokenizer.model' is not a sentencepiece model or is damaged: copy it again.",
     ),
     "another_tokenizer": (
         lambda f: edit(f / "mla_jax.json", lambda c: c["data"].update(tokenizer_sha256="0")),

@@ -1,6 +1,7 @@
 """mla_jax.kernels: values against the plain twins in interpret mode, and lowering for a GPU that is not there."""
 
 import functools
+import types
 from typing import Any
 
 import hypothesis.strategies as st
@@ -14,6 +15,7 @@ from tiny import quick_jit
 
 from mla_jax.kernels import blocks as blocks_lib
 from mla_jax.kernels import flash_decode as engine
+from mla_jax.kernels import new_entry
 from mla_jax.kernels.flash_decode import combine
 from mla_jax.kernels.head_decode import head_decode, head_decode_reference
 from mla_jax.kernels.latent_decode import latent_decode, latent_decode_reference
@@ -142,7 +144,7 @@ def test_the_kernel_writes_the_newest_latent_and_attends_to_it(splits: int) -> N
     np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
-def test_the_kernel_writes_the_newest_key_and_value_and_nothing_past_the_end() -> None:
+def test_the_kernel_writes_the_newest_key_and_value() -> None:
     batch, heads, groups, capacity = 3, 6, 2, 20
     q, k, v = draw(0, batch, heads, 16), draw(1, batch, capacity, groups, 16), draw(2, batch, capacity, groups, 20)
     new = Entry(draw(3, batch, groups, 16), draw(4, batch, groups, 20), None)
@@ -155,6 +157,19 @@ def test_the_kernel_writes_the_newest_key_and_value_and_nothing_past_the_end() -
     np.testing.assert_array_equal(cache.v, after_v)
     expected = head_decode_reference(q, after_k, after_v, jnp.minimum(start + 1, capacity), SCALE)
     np.testing.assert_allclose(out[:2], expected[:2], atol=1e-5)
+
+
+def test_an_entry_past_the_end_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter drops such a write by itself, masked or not; a GPU would write into the next row."""
+    masks: list[jax.Array] = []
+    monkeypatch.setattr(new_entry.plgpu, "store", lambda target, value, mask: masks.append(mask))
+    cache = jnp.zeros((2, 20, 1, 16))
+    for position in (0, 19, 20):
+        place = (0, 0, jnp.int32(position))
+        refs, write = types.SimpleNamespace(k=cache), jnp.asarray(True)
+        entry = new_entry.Newest(refs, None, None, None, None, place, 0, write, jnp.float32)
+        entry._stored([jnp.ones(16)], cache, (0, position, 0), pieces(16))
+        assert masks.pop().tolist() == [position < 20] * 16
 
 
 def test_the_plain_twins_agree_with_each_other() -> None:

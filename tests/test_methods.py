@@ -190,7 +190,7 @@ NAN, INF = float("nan"), float("inf")
         *[("top_k", x) for x in (-1, 2**31)],
         *[("top_p", x) for x in (0.0, 1e-50, -0.5, 1.5, NAN)],
         *[("min_p", x) for x in (-0.1, 1.1, NAN)],
-        *[("repetition_penalty", x) for x in (0.0, -1.0, NAN, INF)],
+        *[("repetition_penalty", x) for x in (0.0, 9e-4, 1001.0, -1.0, NAN, INF)],
     ],
 )
 def test_a_method_out_of_range_is_refused(field: str, value: float) -> None:
@@ -231,6 +231,20 @@ def test_the_kernel_draws_what_plain_xla_draws(method: Method) -> None:
     for logits in (random_logits(3, jnp.bfloat16), random_logits(2, jnp.float32), with_ties(2)):
         fast, plain = _draw_both(logits, method, 40)
         np.testing.assert_array_equal(fast, plain)
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("top_k", [N_TOKENS - 1, N_TOKENS, 1000])
+def test_the_kernel_keeps_as_many_tokens_as_are_asked_for(top_k: int) -> None:
+    """Down to the least likely one, which chance would hardly ever choose: here the noise does."""
+    logits = random_logits(3, jnp.float32)
+    order = np.asarray(logits)[:, :N_TOKENS].argsort(axis=1)
+    masked = jnp.where(jnp.arange(VOCAB) < N_TOKENS, logits, -1e30)
+    noise = -masked + jnp.zeros((3, VOCAB)).at[jnp.arange(3), order[:, 0]].set(9).at[jnp.arange(3), order[:, 1]].set(5)
+    method = Method(1.0, top_k)
+    numbers = (method.values.temperature, method.values.top_k, method.values.top_p, method.values.min_p)
+    found = row_draw.row_draw(masked, noise, *numbers, method.form[1:4], N_TOKENS, interpret=True)
+    np.testing.assert_array_equal(found, order[:, 0 if top_k >= N_TOKENS else 1])
 
 
 @pytest.mark.parametrize(("vocab", "dtype"), [(8192, jnp.bfloat16), (50, jnp.float32), (32000, jnp.bfloat16)])

@@ -25,10 +25,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is dep
 PLAIN = Backend("float32", "xla")
 FAST = dataclasses.replace(PLAIN, decode_impl="pallas", interpret=True)
 
-# Widths of 32 are turned and cut as views in the kernel, others beforehand.
+# Widths of 32 are turned and cut as views in the kernel, where they divide the latent's; others beforehand.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "joint, views": ("mla_rope", {"kv_lora_rank": 32, "qk_rope_head_dim": 32, "n_layers": 2}),
     "joint, slices": ("mla_rope", {"kv_lora_rank": 24, "qk_rope_head_dim": 4}),
+    "joint, slices of whole blocks": ("mla_rope", {"d_model": 64, "kv_lora_rank": 48, "qk_rope_head_dim": 32}),
     "joint, no norm": ("mla_rope", {"kv_lora_rank": 32, "qk_rope_head_dim": 32, "latent_norm": "none"}),
     "joint, learned": ("mla", {"kv_lora_rank": 16}),
     "joint, gpt": ("mla_rope", {"kv_lora_rank": 32, "qk_rope_head_dim": 32, "block": "gpt"}),
@@ -50,6 +51,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 OFTEN = (
     ("joint, views", 2),
     ("joint, views", row_linear.MAX_ROWS + 1),
+    ("joint, slices of whole blocks", 2),
     ("joint, gpt", 2),
     ("mha, turned in the kernel", 2),
     ("experts", 2),

@@ -58,20 +58,56 @@ def test_the_best_checkpoint_is_loaded_unless_told_otherwise(copy: RunFolder) ->
 
 
 def test_without_recorded_losses_the_newest_is_loaded(copy: RunFolder) -> None:
-    for step, text in ((5, "{"), (10, "{}")):
-        (copy.checkpoints / str(step) / "metrics" / "metrics").write_text(text)
-    assert runs.checkpoint_losses(copy) == {}
+    """Checkpoints saved between two evaluations have none, and older ones no checksums."""
+    for step in (5, 10):
+        shutil.rmtree(copy.checkpoints / str(step) / "metrics")
+        (copy.checkpoints / str(step) / checksums.NAME).unlink()
+    assert runs.read_losses(copy) == ({}, {})
+    assert runs.load_run(copy.path).step == 10
+    checksums.seal(copy.checkpoints / "10")
     assert runs.load_run(copy.path).step == 10
 
 
-def test_a_damaged_loss_is_named_and_never_the_best(copy: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
-    """One flipped bit makes 4.28 of 0.28: the worse model would have been taken for the better one."""
-    set_losses(copy, {5: 4.28, 10: 3.0})
-    path = copy.checkpoints / "5" / "metrics" / "metrics"
-    path.write_text(path.read_text().replace("4", "0"))
-    assert runs.checkpoint_losses(copy) == {10: 3.0}
-    assert "checkpoints/5 is unknown: metrics/metrics does not have the content" in caplog.text
-    assert runs.load_run(copy.path).step == 10
+def empty(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint)
+    checkpoint.mkdir()
+
+
+def flip_the_loss(checkpoint: Path) -> None:
+    """One flipped bit makes 0.28 of 4.28, and the worse model would be taken for the better one."""
+    path = checkpoint / "metrics" / "metrics"
+    path.write_text(path.read_text().replace("1", "7"))
+
+
+def cut_an_old_loss(checkpoint: Path) -> None:
+    (checkpoint / checksums.NAME).unlink()
+    (checkpoint / "metrics" / "metrics").write_text("{")
+
+
+LOST_LOSSES = {
+    "emptied": (empty, "it is empty"),
+    "without_metrics": (lambda checkpoint: shutil.rmtree(checkpoint / "metrics"), "metrics/"),
+    "flipped": (flip_the_loss, "metrics/metrics does not have the content"),
+    "cut_without_checksums": (cut_an_old_loss, "Expecting property name"),
+}
+
+
+@pytest.mark.parametrize("name", LOST_LOSSES)
+def test_a_checkpoint_that_may_be_the_best_is_not_passed_over(
+    copy: RunFolder, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reading names it and another, as for damaged weights; what only lists losses leaves it out."""
+    damage, reason = LOST_LOSSES[name]
+    set_losses(copy, {5: 3.0, 10: 1.0})
+    damage(copy.checkpoints / "10")
+    with pytest.raises(UserError, match=rf"/10 may be .*\({reason}.*\): the newest good one is 5, --step=5 reads it\."):
+        runs.load_run(copy.path)
+    assert runs.load_run(copy.path, step=5).step == 5
+    assert runs.checkpoint_losses(copy) == {5: 3.0}
+    assert f"checkpoints/10 is unknown: {reason}" in caplog.text
+    empty(copy.checkpoints / "5")
+    with pytest.raises(UserError, match=r"/10 may be .*: copy the run folder again\."):
+        runs.load_run(copy.path)
 
 
 def test_the_checkpoints_differ_and_fit_the_model(trained_run: Path) -> None:
@@ -146,6 +182,17 @@ def test_a_mistyped_run_folder_is_told_the_run_beside_it(tmp_path: Path, monkeyp
         assert "did you mean" not in sentence(far)
     monkeypatch.chdir(tmp_path / "runs")
     assert "(did you mean quickstart?)" in sentence("quikstart")
+
+
+def test_a_hugging_face_folder_is_told_how_to_become_a_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    with pytest.raises(
+        UserError, match=r"^init_from is .* python -m mla_jax\.interop\.import_hf --hf .* --workdir NEW\.$"
+    ):
+        runs.load_run(tmp_path, field="init_from")
+    for text in ("[1]", "3", "{", '{"config": {}}', "[" * 10**5):
+        (tmp_path / "config.json").write_text(text)
+        assert not runs.is_hugging_face(RunFolder(tmp_path))
 
 
 def test_write_text_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:

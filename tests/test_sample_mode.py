@@ -5,6 +5,7 @@ from pathlib import Path
 
 import rich.console
 
+from mla_jax import runs
 from mla_jax.sample import sample_mode
 
 pytest_plugins = ["run_fixtures"]
@@ -24,4 +25,5 @@ def test_a_run_that_is_still_trained_says_whose_weights_wrote(trained_run: Path,
     shutil.copytree(trained_run, training)
     shutil.rmtree(training / "checkpoints" / "10")
     (training / "result.json").unlink()
+    assert not runs.RunFolder(training).imported
     assert f"weights of step 5 of 10 of {training}, which is not finished" in said(training)

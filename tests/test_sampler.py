@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import inspect
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import chex
 import hypothesis
@@ -73,6 +75,11 @@ def plain_forward(name: str, max_len: int) -> Callable[[np.ndarray], np.ndarray]
     return lambda ids: np.asarray(forward(np.pad(ids, (0, max_len - len(ids)))[None].astype(np.int32)))
 
 
+def text_of(count: int, words: str) -> str:
+    """A beginning of `words` that is `count` tokens."""
+    return next(words[:n] for n in range(len(words)) if len(tokenizer().encode(words[:n])) == count)
+
+
 def twin(name: str, prompt: str, count: int, method: Method, seed: int = 0, max_len: int = 64) -> list[int]:
     """The tokens of sample/reference.py."""
     vocabulary = Vocabulary(tokenizer().vocab_size, tokenizer().separator_id)
@@ -110,6 +117,39 @@ def test_a_long_prompt_is_read_in_pieces() -> None:
     settings = {"max_new_tokens": 12, **PLAIN}
     whole = tiny_sampler("mla_rope", 160).generate_with_details(prompts, **settings)
     assert tiny_sampler("mla_rope", 160, 32).generate_with_details(prompts, **settings) == whole
+
+
+def test_a_prompt_that_ends_with_a_piece_has_the_logits_of_its_last_token() -> None:
+    """Compared by log-probabilities: words that repeat themselves are foretold alike at other places too."""
+    words = " ".join(dict.fromkeys(" ".join(story_texts(9)).split())) * 2
+    prompts = [text_of(length - 1, words) for length in (32, 63, 64, 65, 96)]
+    settings = {"max_new_tokens": 2, "temperature": 0, "top_k": 0, "logprobs": True}
+    whole = tiny_sampler("mla_rope", 160).generate_with_details(prompts, **settings)
+    pieces = tiny_sampler("mla_rope", 160, 32).generate_with_details(prompts, **settings)
+    assert len({each.logprobs[0] for each in whole}) == 5
+    for one, other in zip(pieces, whole, strict=True):
+        assert one.tokens == other.tokens
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+
+
+def test_the_penalty_meets_every_token_of_the_prompt_and_what_is_drawn() -> None:
+    """The first and the last; neither the separator nor what pads the row."""
+    tokens, lengths = jnp.asarray([[1, 5, 9], [1, 7, 11]], jnp.int32), jnp.asarray([3, 2])
+    logits = jnp.zeros((2, 20)).at[jnp.arange(2), jnp.asarray([13, 14])].set(9)
+    method, keys = Method(0.0, 0, repetition_penalty=1.5), jax.vmap(jax.random.key)(jnp.arange(2))
+    store = (jnp.zeros(1),)  # not looked at
+    state = loop.begin(logits, store, tokens, lengths, keys, jnp.asarray([4, 4]), 4, method, Vocabulary(20, 1))
+    assert [np.flatnonzero(row).tolist() for row in np.asarray(state.seen)] == [[5, 9, 13], [7, 14]]
+
+
+@pytest.mark.parametrize(("given", "wanted"), [("auto", "float32"), ("bfloat16", "bfloat16"), ("int8", "int8")])
+def test_the_cache_is_of_the_dtype_that_was_asked_for(monkeypatch: pytest.MonkeyPatch, given: str, wanted: str) -> None:
+    for name, function in AS_WRITTEN.items():
+        monkeypatch.setattr(loop, name, function)
+    sampler = tiny_sampler("mla_rope")
+    ask = request.build(tokenizer(), sampler.config, ["fox"], GREEDY, 8, 0, (), given)
+    state = jax.eval_shape(lambda: sampler._start(ask, False))
+    assert state.store[0].c_kv.dtype == wanted
 
 
 def test_a_row_does_not_depend_on_its_mates() -> None:
@@ -277,9 +317,9 @@ def test_buckets(n: int, smallest: int, wanted: int) -> None:
     assert request.bucket(n, smallest) == wanted
 
 
-def asked(prompts: list[str], max_new_tokens: int, chunk: int = 1024) -> request.Request:
-    cfg = tiny_sampler("mla_rope", 200).config.model
-    return request.build(tokenizer(), cfg, prompts, GREEDY, max_new_tokens, 7, (), "auto", chunk)
+def asked(prompts: list[str], max_new_tokens: int | None, chunk: int = 1024) -> request.Request:
+    config = tiny_sampler("mla_rope", 200, chunk).config
+    return request.build(tokenizer(), config, prompts, GREEDY, max_new_tokens, 7, (), "auto")
 
 
 def test_the_shapes_of_a_request() -> None:
@@ -305,8 +345,23 @@ def test_the_settings_of_a_config_are_keywords_of_generate() -> None:
     settings = sampler_module.sample_settings(cfg)
     wanted = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "cache_dtype", "stop")
     assert settings == {name: getattr(cfg, name) for name in (*wanted, "max_new_tokens")}
-    # An empty list is what nothing is asked of: they are all known by name.
-    assert Sampler.generate_with_details(tiny_sampler("mla_rope"), [], **settings) == []
+    for call in (Sampler.generate_with_details, Sampler.stream):
+        assert set(settings) <= set(inspect.signature(call).parameters)
+
+
+def test_by_default_a_row_has_the_runs_number_of_new_tokens_or_what_fits() -> None:
+    """What fits behind its own prompt: a longer mate does not cut it."""
+    cfg = tiny_sampler("mla_rope", 200).config.sample
+    assert cfg.max_new_tokens == 8 and asked(["fox"], None).limit.tolist() == [8]
+    long = text_of(194, "fox " * 120)
+    found = asked(["fox", long], None)
+    assert found.lengths.tolist() == [1 + len(tokenizer().encode("fox")), 195]
+    assert found.limit.tolist() == [8, 5] and found.cache_length == 200
+    with pytest.raises(UserError, match=r"max_new_tokens is at least 1; together they must not exceed .*\(200\)"):
+        asked(["fox", "fox " * 120], None)
+    sampler = tiny_sampler("mla_rope")
+    for text in (sampler.generate([PROMPTS[0]], **PLAIN)[0], "".join(sampler.stream(PROMPTS[0], **PLAIN))):
+        assert text == sampler.generate([PROMPTS[0]], 8, **PLAIN)[0]
 
 
 def test_a_stop_string_ends_the_decoding_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,9 +429,9 @@ def test_a_completion_ends_before_a_stop_string() -> None:
         (["fox"], {"temperature": float("nan")}, "temperature is nan"),
         (["fox"], {"temperature": float("inf")}, "temperature is inf"),
         (["fox"], {"top_k": -1}, "top_k is -1"),
-        (["fox"], {"top_p": 0}, "top_p is 0.0"),
-        (["fox"], {"min_p": 2}, "min_p is 2.0"),
-        (["fox"], {"repetition_penalty": 0}, "repetition_penalty is 0.0"),
+        (["fox"], {"top_p": 0}, "top_p is 0;"),
+        (["fox"], {"min_p": 2}, "min_p is 2;"),
+        (["fox"], {"repetition_penalty": 0}, "repetition_penalty is 0;"),
         (["fox"], {"stop": "."}, "stop is '.'"),
         (["fox"], {"stop": ["a", ""]}, "stop is ['a', '']"),
         (["fox"], {"stop": ["a", 13]}, "stop is ['a', 13]"),
@@ -388,10 +443,30 @@ def test_a_completion_ends_before_a_stop_string() -> None:
         (["fox"], {"seed": -1}, "seed is -1"),
         (["fox"], {"seed": 2**32}, "seed is 4294967296"),
         (["\ud800"], {}, "surrogate"),
+        ([], {}, "prompts is []; it must hold at least one string"),
+        ([], {"max_new_tokens": -5}, "prompts is []"),
+        (None, {}, "prompts is None"),
+        (iter(["fox"]), {}, "prompts is <list_iterator"),
+        (["fox"], {"temperature": "x"}, "temperature is 'x'; it must be a number"),
+        (["fox"], {"temperature": None}, "temperature is None"),
+        (["fox"], {"top_k": 2.7}, "top_k is 2.7; it must be a whole number"),
+        (["fox"], {"top_k": True}, "top_k is True"),
+        (["fox"], {"top_k": 2**31}, "top_k is 2147483648"),
+        (["fox"], {"max_new_tokens": 2.5}, "max_new_tokens is 2.5"),
+        (["fox"], {"max_new_tokens": "4"}, "max_new_tokens is '4'"),
+        (["fox"], {"repetition_penalty": 1e-4}, "repetition_penalty is 0.0001; it must be between 0.001 and 1000"),
+        (["fox"], {"seed": 1.5}, "seed is 1.5"),
+        (["fox"], {"seed": [1.9]}, "seed is 1.9"),
+        (["fox"], {"seed": None}, "seed is None"),
+        (["fox"], {"seed": jax.random.key(0)}, "seed is Array"),
+        (["fox"], {"stop": None}, "stop is None"),
+        (["fox"], {"cache_dtype": None}, "cache_dtype is None"),
+        (["fox"], {"cache_dtype": ["auto"]}, "cache_dtype is ['auto']"),
+        (["fox"], {"logprobs": "yes"}, "logprobs is 'yes'"),
     ],
 )
 def test_bad_requests_are_refused_before_tracing(
-    monkeypatch: pytest.MonkeyPatch, prompts: list[str] | str, settings: dict, words: str
+    monkeypatch: pytest.MonkeyPatch, prompts: Any, settings: dict, words: str
 ) -> None:
     def traced(*_: object) -> None:
         pytest.fail("it was traced")
@@ -402,7 +477,7 @@ def test_bad_requests_are_refused_before_tracing(
     with pytest.raises(UserError) as error:
         sampler.generate(prompts, **settings)
     assert words in str(error.value)
-    if len(prompts) == 1 and isinstance(settings.get("seed", 0), int):
+    if isinstance(prompts, list) and len(prompts) == 1 and "logprobs" not in settings:
         with pytest.raises(UserError):
             sampler.stream(prompts[0], **settings)
 
@@ -414,8 +489,15 @@ def test_a_prompt_may_fill_the_model_to_the_last_position() -> None:
     assert list(found.tokens) == twin("mla_rope", prompt, count, GREEDY)
 
 
-def test_no_prompts_no_stories() -> None:
-    assert tiny_sampler("mla_rope").generate([]) == []
+def test_numbers_and_lists_of_numpy_and_jax_are_as_good_as_pythons() -> None:
+    sampler = tiny_sampler("mla_rope")
+    python = {"max_new_tokens": 6, "temperature": 0.75, "top_k": 60, "min_p": 0.125, "seed": [4, 9]}
+    others = {"max_new_tokens": np.int64(6), "temperature": np.float32(0.75), "top_k": jnp.int32(60)}
+    others |= {"min_p": jnp.bfloat16(0.125), "seed": np.asarray([4, 9], np.uint32)}
+    wanted = sampler.generate(PROMPTS[:2], **python)
+    assert sampler.generate(np.asarray(PROMPTS[:2]), **others) == wanted
+    assert sampler.generate(tuple(PROMPTS[:2]), **python | {"seed": jnp.asarray([4, 9])}) == wanted
+    assert Method(np.float32(0.5), np.int8(3)) == Method(0.5, 3) and type(Method(0, np.int8(3)).top_k) is int
 
 
 def test_the_loop_lowers_for_every_platform(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,7 +506,8 @@ def test_the_loop_lowers_for_every_platform(monkeypatch: pytest.MonkeyPatch) -> 
     for name, function in AS_WRITTEN.items():
         monkeypatch.setattr(loop, name, function)
     sampler, method = tiny_sampler("mla_rope"), Method(**EVERYTHING)
-    state = jax.eval_shape(lambda: sampler._start(sampler._request(PROMPTS, method, 12, 0, (), "int8"), True))
+    ask = request.build(tokenizer(), sampler.config, PROMPTS, method, 12, 0, (), "int8")
+    state = jax.eval_shape(lambda: sampler._start(ask, True))
     static = (sampler.model, loop.CHECK_EVERY, sampler._vocabulary, method.form)
     step = jax.jit(functools.partial(loop._decode_until_done.__wrapped__, *static))
     exported = jax.export.export(step, platforms=("cpu", "cuda", "tpu"))(sampler.variables, method.values, state)

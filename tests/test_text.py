@@ -55,6 +55,16 @@ def test_the_first_stop_string_to_be_complete_ends_the_story() -> None:
     assert stopped_at(tokenizer(), tokens, ("hi",)) is None and "".join(stream(tokens, ("hi",))[0]) == "abcdefgh"
 
 
+def test_as_much_is_held_back_as_may_be_a_stop_string() -> None:
+    """The longest end of the text that begins one: of 'aab', after 'a', 'aa' and 'aaa', never less than 'aa'."""
+    a, b = (tokenizer().encode(letter)[-1] for letter in "ab")
+    assert tokenizer().decode([a, a, b]) == "aab"
+    assert stream([a, a, b], ("aab",)) == (["", "", "", ""], True)
+    assert stream([a, a, a, b], ("aab",)) == (["", "", "a", "", ""], True)
+    assert stream([a, a], ("aab",)) == (["", "", "aa"], False)
+    assert stream([b, a, a, a], ("aab", "b")) == (["", ""], True)
+
+
 @hypothesis.settings(max_examples=60)
 @hypothesis.given(
     tokens=st.lists(st.sampled_from([*range(2, 320, 3), *tokenizer().encode("ab ab\u65e5")]), max_size=12),

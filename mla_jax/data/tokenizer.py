@@ -81,8 +81,12 @@ class Tokenizer:
     Attributes: vocab_size, separator_id, model (the file's bytes), sha256 (of `model`, hex).
     """
 
-    def __init__(self, model: bytes, where: str = "The tokenizer"):
-        """Raises UserError, naming `where`, for a model that is damaged, lossy or without a separator."""
+    def __init__(self, model: bytes, where: str = "The tokenizer", chosen: bool = True):
+        """Raises UserError, naming `where`, for a model that is damaged, lossy or without a separator.
+
+        chosen: by tokenizer.path, which could be left empty; the tokenizer of weights has no such remedy.
+        """
+        self._instead = ", or leave tokenizer.path empty to train one" if chosen else ""
         self.model = bytes(model)
         self.sha256 = hashlib.sha256(self.model).hexdigest()
         self._processor = spm.SentencePieceProcessor()
@@ -92,8 +96,7 @@ class Tokenizer:
             self._processor.LoadFromSerializedProto(self.model)
         except (RuntimeError, ValueError, TypeError):
             raise UserError(
-                f"{where} is not a sentencepiece model or is damaged: copy it again, or leave tokenizer.path "
-                "empty to train one."
+                f"{where} is not a sentencepiece model or is damaged: copy it again{self._instead}."
             ) from None
         self.vocab_size = self._processor.get_piece_size()
         self.separator_id = self._processor.eos_id()
@@ -101,18 +104,22 @@ class Tokenizer:
         self._check(where)
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "Tokenizer":
-        """Read a sentencepiece `.model` file. Raises UserError when it is missing, unreadable or unfit."""
+    def load(cls, path: str | os.PathLike, chosen: bool = True) -> "Tokenizer":
+        """Read a sentencepiece `.model` file. Raises UserError when it is missing, unreadable or unfit.
+
+        chosen: see `__init__`.
+        """
         where = f"The tokenizer '{path}'"
         try:
             if Path(path).is_dir():
                 raise UserError(f"{where} is a directory: name the .model file in it.")
             model = Path(path).read_bytes()
         except FileNotFoundError:
-            raise UserError(f"{where} does not exist: check tokenizer.path, or leave it empty to train one.") from None
+            remedy = "check tokenizer.path, or leave it empty to train one" if chosen else "check the path"
+            raise UserError(f"{where} does not exist: {remedy}.") from None
         except OSError as error:
             raise UserError(f"{where} cannot be read ({error.strerror}): check the file and its permissions.") from None
-        return cls(model, where)
+        return cls(model, where, chosen)
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids, without separators; `decode` gives exactly `text` back."""
@@ -166,11 +173,11 @@ class Tokenizer:
         return self._processor.piece_to_id(f"<0x{byte:02X}>")
 
     def _check(self, where: str) -> None:
-        retrain = "train it with byte_fallback and the identity normaliser, or leave tokenizer.path empty"
+        retrain = f"train it with byte_fallback and the identity normaliser{self._instead}"
         if self.separator_id < 0 or not self._processor.is_control(self.separator_id):
             raise UserError(
                 f"{where} has no control piece for the end of a text (eos), which separates stories: "
-                "train it with an eos_id, or leave tokenizer.path empty."
+                f"train it with an eos_id{self._instead}."
             )
         if not all(self._processor.is_byte(self._byte_id(byte)) for byte in range(256)):
             raise UserError(f"{where} has no byte fallback, so it cannot write every text: {retrain}.")

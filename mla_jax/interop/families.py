@@ -15,6 +15,7 @@ from mla_jax.model.layers import LAYER_NORM_EPS, RMS_EPS
 
 DEEPSEEK, LLAMA, GPT2 = "DeepseekV3ForCausalLM", "LlamaForCausalLM", "GPT2LMHeadModel"
 MODEL_TYPES = {DEEPSEEK: "deepseek_v3", LLAMA: "llama", GPT2: "gpt2"}
+TIED_UNLESS_SAID = {DEEPSEEK: False, LLAMA: False, GPT2: True}  # transformers' defaults of tie_word_embeddings
 
 
 def family(cfg: ModelConfig) -> str:

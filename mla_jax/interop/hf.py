@@ -141,7 +141,7 @@ def _tokenizer(
         raise UserError(
             f"{folder} has no tokenizer.model, and mla_jax reads sentencepiece models only: give one with --tokenizer."
         )
-    tokenizer = Tokenizer.load(path)
+    tokenizer = Tokenizer.load(path, chosen=False)
     if told and tokenizer.sha256 != told.data["tokenizer_sha256"]:
         raise UserError(f"{path} is not the tokenizer that the model was trained with: leave --tokenizer out.")
     if tokenizer.vocab_size > config.model.vocab_size:
@@ -160,7 +160,8 @@ def _generation_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
         "pad_token_id": separator,
         "max_new_tokens": cfg.max_new_tokens,
         "do_sample": cfg.temperature > 0,
+        "repetition_penalty": cfg.repetition_penalty,
     }
-    if cfg.temperature > 0:
-        content |= {"temperature": cfg.temperature, "top_k": cfg.top_k, "top_p": 1.0}
+    if cfg.temperature > 0:  # transformers warns of numbers that greedy search would not read
+        content |= {name: getattr(cfg, name) for name in ("temperature", "top_k", "top_p", "min_p")}
     return content

@@ -78,9 +78,11 @@ class HFConfig:
 
     def check_head(self, tensors: Collection[str]) -> None:
         """Raise UserError for a model whose output matrix is its own and is not there: transformers would draw one."""
-        tied = self.content.get("tie_word_embeddings", True)
+        name, field = self.architecture, "tie_word_embeddings"
+        tied = self.content.get(field, families.TIED_UNLESS_SAID[name])
         if tied is not True and "lm_head.weight" not in tensors:
-            self.fail("tie_word_embeddings", tied, "so there must be an lm_head.weight, and there is none")
+            default = "" if field in self.content else f" (the default of {name})"
+            self.fail(field, tied, f"so there must be an lm_head.weight, and there is none{default}")
 
 
 def model_knobs(config: HFConfig) -> dict[str, Any]:

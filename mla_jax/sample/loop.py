@@ -37,7 +37,7 @@ class Vocabulary:
 class SamplerState:
     """Everything that a decode step reads and writes: B rows, M columns of output, vocab embedding rows.
 
-    last [B] int32: the token drawn last, not yet in the cache (where done: whatever, it is not read any more).
+    last [B] int32: the token drawn last, not yet in the cache; a stream reads it. Filler from the step after on.
     position [B] int32: where in the cache it belongs. It stands still once a row is done, so that nothing is ever
       computed past a row's own end: position < prompt length + limit <= cache length.
     drawn [] int32: tokens drawn for each row that was never done = the column of `out` to be written next.
@@ -185,7 +185,7 @@ def _take(
         taken = jnp.take_along_axis(x, token[:, None], axis=1)[:, 0] - jax.nn.logsumexp(x, axis=-1)
         logprobs = jnp.where(here, jnp.where(going, taken, 0.0)[:, None], logprobs)
     if seen is not None:
-        column = jnp.where(going & (token != vocabulary.separator_id), token, seen.shape[1])  # none
+        column = jnp.where(going, token, seen.shape[1])  # none where done: what a separator leaves is not read
         seen = seen | (jnp.arange(seen.shape[1]) == column[:, None])  # one pass; a scatter of one row is three launches
     return state.replace(
         last=token,

@@ -5,17 +5,15 @@ kept too, so that what is drawn does not depend on the order of the vocabulary.
 """
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mla_jax.errors import UserError
 from mla_jax.kernels import row_draw
 from mla_jax.model.backend import Backend
-from mla_jax.sample import threshold
+from mla_jax.sample import settings, threshold
 
 MASKED = -1e30
 _COLDEST = 1e-30  # below, float32 logits over the temperature overflow, or the temperature itself is 0 in float32
@@ -65,18 +63,8 @@ class Method:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise UserError(f"temperature is {self.temperature}; it must be 0 (greedy) or more: e.g. 0.8.")
-        if not 0 <= self.top_k < 2**31:
-            raise UserError(f"top_k is {self.top_k}; it must be 0 (all tokens) or more, below 2^31: e.g. 40.")
-        if not 1e-6 <= self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}; it must be between 1e-6 and 1 (all tokens): e.g. 0.95.")
-        if not 0 <= self.min_p <= 1:
-            raise UserError(f"min_p is {self.min_p}; it must be between 0 (all tokens) and 1: e.g. 0.05.")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise UserError(
-                f"repetition_penalty is {self.repetition_penalty}; it must be above 0; 1 is none: e.g. 1.1."
-            )
+        for field in dataclasses.fields(self):  # Python's own numbers: the form is hashable, and static
+            object.__setattr__(self, field.name, settings.number(field.name, getattr(self, field.name)))
 
     @property
     def form(self) -> Form:

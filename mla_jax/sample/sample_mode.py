@@ -34,8 +34,9 @@ def run(
     except UserError as error:  # the remedies are those of a config; here the knobs are flags, and the model is made
         text = re.sub(r" or raise --config\.model\.\w+", "", str(error))
         raise UserError(text.replace("--config.sample.", "--")) from None
-    if step is not None or not trained.folder.result.exists():
-        unfinished = "" if trained.folder.result.exists() else ", which is not finished"
+    finished = trained.folder.result.exists() or trained.folder.imported  # elsewhere, where nobody here knows of it
+    if step is not None or not finished:
+        unfinished = "" if finished else ", which is not finished"
         about = f"weights of step {trained.step} of {trained.config.train.steps} of {workdir}{unfinished}"
         console.print(about, style="dim", highlight=False, markup=False, soft_wrap=True)
     prompts = [prompt for prompt in (config.sample.prompts or ("",)) for _ in range(config.sample.num_samples)]

@@ -14,7 +14,7 @@ from mla_jax.data.tokenizer import Tokenizer
 from mla_jax.model.serving import serving_variables
 from mla_jax.model.transformer import Transformer
 from mla_jax.runs import Run, load_run
-from mla_jax.sample import loop, request
+from mla_jax.sample import loop, request, settings
 from mla_jax.sample.loop import SamplerState, Vocabulary
 from mla_jax.sample.methods import Method
 from mla_jax.sample.request import Request
@@ -57,7 +57,8 @@ class Sampler:
         print(best.text, sum(best.logprobs), best.finish_reason)
 
     Settings of all three calls, as keywords:
-      max_new_tokens: a completion ends at the model's end of story, or after so many tokens.
+      max_new_tokens: a completion ends at the model's end of story, or after so many tokens; by default after the
+        run's `sample.max_new_tokens`, or as many as fit in `model.max_len` behind the row's prompt.
       temperature, top_k, top_p, min_p, repetition_penalty: `methods.Method`; by default top-k 40 at temperature 0.8.
       seed: row i draws with seed + i; or a list with one seed a row.
       stop: strings; a completion ends before the first of them.
@@ -65,8 +66,9 @@ class Sampler:
 
     A row's text depends on its prompt, its seed and the settings, not on the other rows of the call. An empty prompt
     starts a story from nothing; characters that the tokenizer does not know are spelled in bytes. Every call raises
-    UserError, before anything is traced, when a prompt and its completion do not fit in `model.max_len` or a
-    setting is out of range. Shapes are rounded up, so that calls of similar size share their compiled programs.
+    UserError, before anything is traced, when there is no prompt, when a prompt and its completion do not fit in
+    `model.max_len`, or when a setting is of another type or out of range. Shapes are rounded up, so that calls of
+    similar size share their compiled programs.
     """
 
     def __init__(self, model: Transformer, variables: Any, tokenizer: Tokenizer, config: Config):
@@ -85,7 +87,7 @@ class Sampler:
     def generate(
         self,
         prompts: Sequence[str],
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         temperature: float = 0.8,
         top_k: int = 40,
         seed: int | Sequence[int] = 0,
@@ -98,7 +100,7 @@ class Sampler:
     def generate_with_details(
         self,
         prompts: Sequence[str],
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         temperature: float = 0.8,
         top_k: int = 40,
         seed: int | Sequence[int] = 0,
@@ -110,10 +112,9 @@ class Sampler:
         logprobs: bool = False,
     ) -> list[Completion]:
         """As `generate`, with each completion's tokens, the reason of its end and, if asked, log-probabilities."""
-        method = Method(float(temperature), int(top_k), float(top_p), float(min_p), float(repetition_penalty))
-        if len(prompts) == 0:
-            return []
-        asked = self._request(prompts, method, max_new_tokens, seed, stop, cache_dtype)
+        method = Method(temperature, top_k, top_p, min_p, repetition_penalty)
+        logprobs = settings.flag("logprobs", logprobs)
+        asked = request.build(self.tokenizer, self.config, prompts, method, max_new_tokens, seed, stop, cache_dtype)
         state = self._start(asked, logprobs)
         if asked.stop:
             state = self._decode_to_stops(asked, state)
@@ -129,7 +130,7 @@ class Sampler:
     def stream(
         self,
         prompt: str,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         temperature: float = 0.8,
         top_k: int = 40,
         seed: int = 0,
@@ -144,8 +145,8 @@ class Sampler:
         A piece holds whole characters; the beginning of a stop string is held back until it is known not to be one.
         Refusals come from the call itself, not from the first piece.
         """
-        method = Method(float(temperature), int(top_k), float(top_p), float(min_p), float(repetition_penalty))
-        asked = self._request([prompt], method, max_new_tokens, seed, stop, cache_dtype)
+        method = Method(temperature, top_k, top_p, min_p, repetition_penalty)
+        asked = request.build(self.tokenizer, self.config, [prompt], method, max_new_tokens, seed, stop, cache_dtype)
         return self._pieces(asked)
 
     def _pieces(self, asked: Request) -> Iterator[str]:
@@ -162,19 +163,6 @@ class Sampler:
         rest = text.finish()
         if rest:
             yield rest
-
-    def _request(
-        self,
-        prompts: Sequence[str],
-        method: Method,
-        max_new_tokens: int,
-        seed: int | Sequence[int],
-        stop: Sequence[str],
-        cache_dtype: str,
-    ) -> Request:
-        chunk = self.config.sample.prefill_chunk
-        model = self.config.model
-        return request.build(self.tokenizer, model, prompts, method, max_new_tokens, seed, stop, cache_dtype, chunk)
 
     def _start(self, asked: Request, logprobs: bool) -> SamplerState:
         """Read the prompts, draw the first tokens."""

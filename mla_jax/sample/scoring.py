@@ -12,7 +12,7 @@ from mla_jax.data.pipeline import shift
 from mla_jax.errors import UserError
 from mla_jax.model.cache import init_cache
 from mla_jax.model.transformer import Transformer
-from mla_jax.sample.request import CACHE_DTYPES
+from mla_jax.sample import settings
 from mla_jax.train.loss import cross_entropy
 
 CHUNK = 64  # tokens that go through the model at once, on top of the cache
@@ -27,9 +27,7 @@ def make_cached_eval_step(
     them there, `chunk` at a time; in an exact dtype the result is that of the plain forward pass. Raises UserError
     for a cache that the model cannot have, and for a model trained with stories kept apart, which no cache holds.
     """
-    if cache_dtype not in CACHE_DTYPES:
-        raise UserError(f"cache_dtype is {cache_dtype!r}; it must be one of {' | '.join(CACHE_DTYPES)}: use auto.")
-    accounting.check_cache_dtype(model.cfg, cache_dtype)
+    accounting.check_cache_dtype(model.cfg, settings.choice("cache_dtype", cache_dtype))
     if config.data.document_mask:
         raise UserError(
             "cache_dtype is given, and the run was trained with data.document_mask: its windows hold several stories "

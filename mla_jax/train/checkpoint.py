@@ -21,7 +21,7 @@ from mla_jax import checksums, distributed
 from mla_jax.config import CheckpointConfig, Config
 from mla_jax.errors import UserError
 from mla_jax.restore import check_numbers, check_router_bias, drop_failed_reads, quiet_reads, short_reason
-from mla_jax.runs import RunFolder
+from mla_jax.runs import RunFolder, read_losses
 from mla_jax.train.ema import swapped
 from mla_jax.train.state import TrainState
 
@@ -185,16 +185,7 @@ class Checkpoints:
         that is no JSON would end it. Raises UserError, and moves none, when no other checkpoint is there."""
         if not distributed.is_first():
             return
-        damaged = {}
-        for step in (steps := self._folder.steps()):
-            folder = self._folder.checkpoints / str(step)
-            try:
-                checksums.check(folder, "metrics")
-                float(json.loads((folder / "metrics" / "metrics").read_bytes())["valid_loss"])
-            except FileNotFoundError:  # saved between two evaluations
-                continue
-            except (checksums.Mismatch, OSError, ValueError, TypeError, KeyError) as error:
-                damaged[step] = short_reason(error)
+        steps, (_, damaged) = self._folder.steps(), read_losses(self._folder)
         for step, reason in damaged.items():
             logging.error("Checkpoint %s/%d cannot be restored (%s).", self._folder.checkpoints, step, reason)
         if damaged and len(damaged) == len(steps):

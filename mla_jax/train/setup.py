@@ -65,6 +65,11 @@ def open_run(config: Config, workdir: Path) -> Setup:
     saved = runs.read_config(folder) if resumes else None
     tokenizer = None
     if resumes:
+        if folder.imported:
+            raise UserError(
+                f"--workdir is {str(workdir)!r}, which holds weights without an optimizer state (it was imported), so "
+                f"its training cannot go on: start a new --workdir with --config.init_from={workdir}."
+            )
         tokenizer = runs.read_tokenizer(folder)
     elif config.init_from:
         tokenizer = runs.read_tokenizer(runs.existing(config.init_from, "init_from"))
@@ -191,7 +196,8 @@ def _check_place(folder: RunFolder) -> None:
         )
     if path.is_dir():
         foreign = [p.name for p in path.iterdir() if not p.name.startswith(".")]
-        if foreign and not folder.config.is_file() and not _was_killed_at_its_start(folder, foreign):
+        ours = folder.config.is_file() and not runs.is_hugging_face(folder)
+        if foreign and not ours and not _was_killed_at_its_start(folder, foreign):
             raise UserError(
                 f"--workdir is {str(path)!r}, which holds other files ({', '.join(sorted(foreign)[:3])}) and no run: "
                 "give a new or empty folder."

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import functools
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -39,9 +40,12 @@ def _program() -> list[str]:
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Append one JSON line."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    """Append one JSON line, on a line of its own after one that a killed process left unfinished."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+        cut = file.read(1) not in (b"\n", b"")
+        file.write(b"\n" * cut + json.dumps(row).encode() + b"\n")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

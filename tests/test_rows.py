@@ -26,6 +26,8 @@ def test_rows_come_back_and_a_cut_last_line_does_not(tmp_path: Path, caplog) -> 
     with path.open("ab") as file:
         file.write(b'{"step": 3, "name": "caf\xc3')
     assert read_rows(path) == rows and not caplog.messages  # its writer was killed: nothing to say
+    append_row(path, {"step": 3})
+    assert read_rows(path) == [*rows, {"step": 3}]  # not on the unfinished line
 
 
 def test_a_damaged_line_before_the_last_is_named_once(tmp_path: Path, caplog) -> None:

@@ -95,7 +95,8 @@ def test_paper_cs_claims_are_judged_by_it(form: str) -> None:
             found[key_of_row(made)] = made
     judged = {j.claim.id: j for j in judge(collect(study, Rows(found)))}
     assert set(judged) == {"C1", "C2"} and {j.verdict for j in judged.values()} == {CONFIRMED}
-    assert judged["C1"].test.what == "mla_rope_muon" and judged["C1"].test.found.mean == pytest.approx(50)
+    share = judged["C1"].test
+    assert (share.what, share.found.mean) == ("mla_rope_muon against mla_rope_adamw", pytest.approx(50))
     assert judged["C2"].test.found.n == 3
     assert {j.verdict for j in judge(collect(study, Rows({})))} == {"undecided: no rows yet"}
 

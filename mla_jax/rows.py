@@ -41,10 +41,12 @@ def _program() -> list[str]:
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """Append one JSON line, on a line of its own after one that a killed process left unfinished."""
-    with path.open("ab+") as file:
-        if file.tell():
+    cut = False
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
             file.seek(-1, os.SEEK_END)
-        cut = file.read(1) not in (b"\n", b"")
+            cut = file.read(1) != b"\n"
+    with path.open("ab") as file:
         file.write(b"\n" * cut + json.dumps(row).encode() + b"\n")
 
 
@@ -55,10 +57,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     and goes on from before it (a training at its checkpoint, a benchmark with that measurement).
     """
     lines = lines_of(path) if path.is_file() else []
+    rows = []
     for number, row in numbered(lines):
-        if row is None and number < len(lines):
+        if row is not None:
+            rows.append(row)
+        elif number < len(lines):
             warn_once(f"{path}, line {number}, is no JSON object and is left out.")
-    return [row for _, row in numbered(lines) if row is not None]
+    return rows
 
 
 def lines_of(path: Path) -> list[str]:

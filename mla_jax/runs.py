@@ -275,7 +275,8 @@ def read_losses(folder: RunFolder) -> tuple[dict[int, float], dict[int, str]]:
             if empty and checkpoint.is_dir():  # else a training has just removed it
                 damaged[step] = "it is empty"
         except (checksums.Mismatch, OSError, ValueError, TypeError, KeyError) as error:
-            damaged[step] = short_reason(error)
+            if checkpoint.is_dir():
+                damaged[step] = short_reason(error)
     return losses, damaged
 
 

@@ -290,6 +290,11 @@ def test_the_balance_of_runs_is_a_table(
     (row,) = rows.read_rows(made)  # the dense run has none
     assert (row["name"], row["metrics"]["max_load"]) == (f"balance {moe_run.name}", pytest.approx(expected))
     assert row["device"] and row["data_fingerprint"]
+    kept = made.read_text()
+    assert expert_report.main([str(trained_run), f"--rows={made}"]) == 2 and made.read_text() == kept
+    assert "no run with experts is finished" in capsys.readouterr().err
+    assert expert_report.main([str(moe_run), f"--rows={tmp_path / 'none' / 'x.jsonl'}"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
     assert expert_report.main([str(moe_run / "plots")]) == 2
     assert "no run folder" in capsys.readouterr().err
 

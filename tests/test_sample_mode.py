@@ -3,9 +3,11 @@
 import shutil
 from pathlib import Path
 
+import pytest
 import rich.console
 
 from mla_jax import runs
+from mla_jax.errors import UserError
 from mla_jax.sample import sample_mode
 
 pytest_plugins = ["run_fixtures"]
@@ -27,3 +29,16 @@ def test_a_run_that_is_still_trained_says_whose_weights_wrote(trained_run: Path,
     (training / "result.json").unlink()
     assert not runs.RunFolder(training).imported
     assert f"weights of step 5 of 10 of {training}, which is not finished" in said(training)
+
+
+def test_without_max_new_tokens_a_long_prompt_gets_what_fits(trained_run: Path, run_env: Path) -> None:
+    run = runs.load_run(trained_run)
+    room = run.config.model.max_len
+    word = run.tokenizer.encode(" Once")
+    prompt = " Once" * ((room - 3) // len(word))
+    assert room - run.config.sample.max_new_tokens < len(run.tokenizer.encode(prompt)) < room
+    console = rich.console.Console(record=True, width=200)
+    assert sample_mode.run(str(trained_run), {"prompts": (prompt,), "num_samples": 1}, None, console)
+    with pytest.raises(UserError, match="max_new_tokens"):
+        given = {"prompts": (prompt,), "num_samples": 1, "max_new_tokens": run.config.sample.max_new_tokens}
+        sample_mode.run(str(trained_run), given, None, console)

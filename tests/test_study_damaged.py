@@ -99,12 +99,23 @@ def test_damaged_lines_are_named_by_their_number_wherever_they_stand(tmp_path: P
 
 def test_damaged_benchmark_rows_are_named_too(tmp_path: Path) -> None:
     m = {"suite": "decode", "point": "mha", "batch": 1, "context": 512, "tokens_per_s": 9.0, "repeats": 5}
-    good = {"name": "mha", "device": "gpu", "metrics": m | {"ms": 1.0, "ms_low": 0.9, "ms_high": 1.1}}
-    made = [good, spoilt(good, "device"), spoilt(good, "metrics.ms", "fast"), {"name": "x", "metrics": 3}]
+    good = {
+        "name": "mha",
+        "device": "gpu",
+        "time": "2026-01-01",
+        "metrics": m | {"ms": 1.0, "ms_low": 0.9, "ms_high": 1.1},
+    }
+    made = [
+        good,
+        spoilt(good, "device"),
+        spoilt(good, "metrics.ms", "fast"),
+        spoilt(good, "time"),
+        {"name": "x", "metrics": 3},
+    ]
     path = tmp_path / "bench.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in made))
     found = read([path])
-    assert found.bench == (good,) and [line.split()[2] for line in found.unreadable] == ["2,", "3,"]
+    assert found.bench == (good,) and [line.split()[2] for line in found.unreadable] == ["2,", "3,", "4,"]
 
 
 @pytest.mark.parametrize("mode", ["--dry_run", "--report_only"])

@@ -178,7 +178,7 @@ def test_of_two_devices_the_one_measured_last_has_the_verdict_and_the_other_stan
         found = collect(made, dataclasses.replace(done(made, by_name(PAPER_SAYS)), bench=rows))
         judged = next(j for j in verdicts.judge(found) if j.claim.id == "A11")
         assert (judged.verdict, judged.elsewhere[0][2]) == (verdict, other)
-        shown = readme._cell(judged)
+        shown = readme._cell([("study_x", judged)])
         assert f"**{verdict}**" in shown and f": {other}" in shown and f"**{other}**" not in shown
 
 

@@ -34,7 +34,7 @@ def with_ratios(rows: list[Row]) -> list[Row]:
     Only rows of one suite, model but for attention, shape and device are compared. The reference is a row without a
     label (the execution form chosen).
     """
-    plain = [row for row in rows if row["metrics"].get("tokens_per_s") and not row["metrics"]["xla_flags"]]
+    plain = [row for row in rows if row["metrics"].get("tokens_per_s") and not row["metrics"].get("xla_flags")]
     found = []
     for row in rows:
         m, ratios = row["metrics"], {}
@@ -138,7 +138,7 @@ def _line(name: str, m: dict[str, Any], columns: list[tuple[str, str, str]]) -> 
     form = " ".join(str(m[field]) for field in ("decode_impl", "dtype") if m.get(field))
     cells = [text.format(m[field]) if m.get(field) is not None else "-" for field, _, text in columns]
     label = f" ({m['label']})" if m["label"] else ""
-    label += f" `{m['xla_flags']}`" if m["xla_flags"] else ""
+    label += f" `{m['xla_flags']}`" if m.get("xla_flags") else ""
     shape = f"{m['batch']} x {m['context']}" if m["batch"] else f"{m['context']}"
     note = m.get("skipped") or m.get("failed") or m.get("note") or ""
     return f"| {name}{label} | {shape} | {form or '-'} | {' | '.join(cells)} | {note} |"
@@ -148,7 +148,7 @@ def plots(rows: list[Row], folder: Path, trained: Sequence[Row] = ()) -> list[Pa
     """tokens_over_batch.png, roofline.png (rate over copy bandwidth by bytes a step) and, where rows of runs carry a
     loss or rows of studies are given, cache_over_loss.png; only those that have something to show."""
     decode = [r for r in rows if r["metrics"]["suite"] == "decode" and r["metrics"].get("tokens_per_s")]
-    plain = [r for r in decode if not r["metrics"]["label"] and not r["metrics"]["xla_flags"]]
+    plain = [r for r in decode if not r["metrics"]["label"] and not r["metrics"].get("xla_flags")]
     drawn = []
 
     def figure(name: str, series: Series, x: str, y: str, log: bool = True) -> None:
@@ -189,7 +189,7 @@ def losses(trained: Sequence[Row]) -> Series:
     learning rate that most seeds were trained with; of equals, the best."""
     seeds: dict[tuple[str, float], list[Row]] = {}
     for row in trained:
-        if math.isfinite(row["metrics"].get("best_valid_loss", math.nan)):  # a diverged run has none
+        if math.isfinite(row["metrics"].get("best_valid_loss") or math.nan):  # a run that diverged may have none
             name = f"{row['study']['name']}: {row['name']}"
             seeds.setdefault((name, row["study"]["learning_rate"]), []).append(row)
     best: dict[str, tuple[int, float, int]] = {}
@@ -212,7 +212,7 @@ def again(out: str, files: Sequence[str]) -> Path:
     written."""
     if missing := [path for path in files if not Path(path).is_file()]:
         raise UserError(f"{missing[0]!r} is no file of rows: give .jsonl files of --mode bench and --mode study.")
-    found = [row for path in files for row in read_rows(Path(path)) if isinstance(row, dict) and "metrics" in row]
+    found = [row for path in files for row in read_rows(Path(path)) if isinstance(row.get("metrics"), dict)]
     rows = [row for row in found if "suite" in row["metrics"]]
     if not rows:
         raise UserError(f"no row of --mode bench is in {', '.join(files)}: give its rows.jsonl.")

@@ -62,7 +62,7 @@ def build(
         raise UserError(
             f"the longest prompt has {longest} tokens (with the separator) and max_new_tokens is "
             f"{'at least 1' if default else new}; together they must not exceed model.max_len ({model.max_len}): "
-            "shorten one of them."
+            f"shorten {'the prompt' if default else 'one of them'}."
         )
     rows, batch = len(ids), bucket(len(ids), 1)
     limits = [min(new, model.max_len - len(each)) for each in ids]  # of a row alone: its mates change nothing of it

@@ -42,6 +42,8 @@ def run(
     prompts = [prompt for prompt in (config.sample.prompts or ("",)) for _ in range(config.sample.num_samples)]
     sampler = Sampler(trained.model, trained.variables, trained.tokenizer, config)
     settings = sample_settings(config.sample)
+    if "max_new_tokens" not in given:  # the run's own number, or what fits
+        settings["max_new_tokens"] = None
     first = settings.pop("seed")
     seeds = [(first + row) % 2**32 for row in range(len(prompts))]
     stories: Iterable[Iterable[str]]

@@ -86,7 +86,10 @@ def _headline(found: Results) -> str:
 def _verdicts(corpora: list[list[Results]]) -> str:
     rows = []
     for claim in CLAIMS:
-        judged = [[judge_claim(claim, s) for s in studies if claim.paper in s.study.papers] for studies in corpora]
+        judged = [
+            [(f"study_{s.study.name}", judge_claim(claim, s)) for s in studies if claim.paper in s.study.papers]
+            for studies in corpora
+        ]
         if any(judged):
             rows.append((claim.id, claim.words, claim.range, *_cells(claim, judged)))
     return tables.table(("", "the paper says", "confirmed by", *CORPORA.values()), rows)
@@ -101,28 +104,32 @@ def _rope(corpora: list[list[Results]]) -> str:
     return f"**Does RoPE rescue MLA, or help MHA just as much?**\n\n{claim_tables.rope(most)}"
 
 
-def _cells(claim: Claim, judged: list[list[Judged]]) -> list[str]:
+def _cells(claim: Claim, judged: list[list[tuple[str, Judged]]]) -> list[str]:
     """What is found and the verdict, a cell a corpus; what depends on no corpus only in the first."""
-    # Of several studies on one corpus, the one with most seeds.
-    chosen = [max(of, key=lambda j: j.test.found.n if j.test else 0, default=None) for of in judged]
-    tested = [j for j in chosen if j and j.test]
-    if not tested:
-        j = next(j for j in chosen if j)
-        return [f"{j.arithmetic + ': ' if j.arithmetic else ''}**{j.verdict}**", *("" for _ in chosen[1:])]
+    # Of several studies on one corpus, the one with most seeds has the verdict, and the others stand behind it.
+    tested = [sorted((pair for pair in of if pair[1].test), key=lambda pair: -pair[1].test.found.n) for of in judged]
+    if not any(tested):
+        _, j = next(pair for of in judged for pair in of)
+        return [f"{j.arithmetic + ': ' if j.arithmetic else ''}**{j.verdict}**", *("" for _ in judged[1:])]
     if claim.unit == "times":  # of decoding, whatever was learnt
-        return [_cell(tested[0]), *("" for _ in chosen[1:])]
-    return [_cell(j) if j and j.test else "-" for j in chosen]
+        return [_cell(next(of for of in tested if of)[:1]), *("" for _ in judged[1:])]
+    return [_cell(of) or "-" for of in tested]
 
 
-def _cell(judged: Judged) -> str:
-    """The verdict in bold, then what other sizes and devices say."""
-    first = _found(judged.claim, judged.test, f"**{judged.verdict}**", judged.verdict)
-    return "; ".join((first, *(_found(judged.claim, test, verdict, verdict) for _, test, verdict in judged.elsewhere)))
+def _cell(of: list[tuple[str, Judged]]) -> str:
+    """The first study's verdict in bold, then what its other sizes and devices say, then the other studies."""
+    parts = []
+    for study, judged in of:
+        bold = "" if parts else "**"
+        where = f" ({study})" if len(of) > 1 else ""
+        parts.append(_found(judged.claim, judged.test, where, f"{bold}{judged.verdict}{bold}", judged.verdict))
+        parts += [_found(judged.claim, test, where, verdict, verdict) for _, test, verdict in judged.elsewhere]
+    return "; ".join(parts)
 
 
-def _found(claim: Claim, test: Evidence, shown: str, verdict: str) -> str:
+def _found(claim: Claim, test: Evidence, where: str, shown: str, verdict: str) -> str:
     side = _side(claim, test.found.mean) if verdict == CONTRADICTED else ""
-    return f"{claim_tables.measured(test.found, claim.unit)}: {test.what}: {shown}{side}"
+    return f"{claim_tables.measured(test.found, claim.unit)}: {test.what}{where}: {shown}{side}"
 
 
 def _side(claim: Claim, mean: float) -> str:

@@ -41,7 +41,7 @@ _OF_STATUS = {
     },
 }
 _DECODE = {
-    "device": str,
+    **dict.fromkeys(("device", "time"), str),
     "metrics": {
         **{"point": str, "batch": int, "context": int, "repeats": int},
         **dict.fromkeys(("tokens_per_s", "ms", "ms_low", "ms_high"), POSITIVE),

@@ -13,21 +13,24 @@ _SMALL = 65_536  # numbers of an array that is joined as it is
 _MANY = 256  # rows that keep a device busy
 
 
-def joint_norm(tree: Any, shardings: Any = None) -> jax.Array:
+def joint_norm(tree: Any, shardings: Any = None, stacked: bool = False) -> jax.Array:
     """`optax.tree.norm`, float32 []: sums of squares of large arrays' rows, joined with all small arrays into one.
 
     XLA makes a kernel of each small array and two of each large one, all of which wait to be launched: 270 a step of
-    size l with biases. Arrays of one shape are summed together, without being stored together: 9 layers' matrices in
-    one kernel. shardings: a tree of NamedSharding, of arrays on a mesh; each device sums its own parts.
+    size l with biases. shardings: a tree of NamedSharding, of arrays on a mesh; each device sums its own parts.
+    stacked: sum arrays of one shape in one kernel, 9 layers' matrices at once; for GPUs, where XLA reads them in place
+    (on a CPU it copies them first).
     """
     if shardings is None:
-        return jnp.sqrt(_total(jax.tree.leaves(tree)))
+        return jnp.sqrt(_total(jax.tree.leaves(tree), stacked))
     placed = jax.tree.leaves(shardings)
     mesh, copies = placed[0].mesh, [_copies(sharding) for sharding in placed]
 
     def on_one_device(leaves: list[jax.Array]) -> jax.Array:
         groups = {n: [leaf for leaf, m in zip(leaves, copies, strict=True) if m == n] for n in set(copies)}
-        own = sum(_total(group) / n for n, group in groups.items())  # what n devices have counts on each for a part
+        own = sum(
+            _total(group, stacked) / n for n, group in groups.items()
+        )  # what n devices have counts on each for a part
         return jax.lax.psum(own, mesh.axis_names)
 
     specs = ([sharding.spec for sharding in placed],)
@@ -35,11 +38,11 @@ def joint_norm(tree: Any, shardings: Any = None) -> jax.Array:
     return jnp.sqrt(total(jax.tree.leaves(tree)))
 
 
-def _total(leaves: list[jax.Array]) -> jax.Array:
+def _total(leaves: list[jax.Array], stacked: bool) -> jax.Array:
     """The sum of all squares, float32 []."""
     alike = collections.defaultdict(list)
-    for leaf in leaves:
-        alike[leaf.shape, leaf.dtype].append(leaf)
+    for i, leaf in enumerate(leaves):
+        alike[(leaf.shape, leaf.dtype) if stacked else i].append(leaf)
     parts = [_row_sums(jnp.stack(group)) for group in alike.values()]
     return jnp.sum(jax.lax.optimization_barrier(jnp.concatenate(parts)))  # else XLA sums each part by itself again
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from mla_jax import runs
 from mla_jax.errors import UserError
-from mla_jax.rows import read_rows
+from mla_jax.rows import read_result, read_rows
 from mla_jax.runs import RunFolder
 
 
@@ -86,13 +86,10 @@ def table(folders: list[RunFolder], after: int = 500, window: int = 50) -> str:
     return "\n".join(lines)
 
 
-def result_row(folder: RunFolder, after: int = 500, window: int = 50) -> dict[str, Any] | None:
+def row_of(folder: RunFolder, after: int = 500, window: int = 50) -> dict[str, Any] | None:
     """The result row of a finished run with its balance as metrics, "balance NAME"; None where either is missing."""
-    found = balance(folder, after, window)
-    if not found or not folder.result.is_file():
-        return None
-    result = json.loads(folder.result.read_text(encoding="utf-8"))
-    return result | {"name": f"balance {folder.name}", "metrics": found}
+    found, result = balance(folder, after, window), read_result(folder.result)
+    return result | {"name": f"balance {folder.name}", "metrics": found} if found and result else None
 
 
 def main(arguments: list[str]) -> int:
@@ -109,8 +106,18 @@ def main(arguments: list[str]) -> int:
             raise UserError(f"--window is {args.window}; a mean needs one step at least: give 1 or more.")
         print(table(folders, args.after, args.window))
         if args.rows:
-            made = [found for folder in folders if (found := result_row(folder, args.after, args.window))]
-            args.rows.write_text("".join(json.dumps(one) + "\n" for one in made), encoding="utf-8")
+            made = [found for folder in folders if (found := row_of(folder, args.after, args.window))]
+            if not made:
+                raise UserError(
+                    "no run with experts is finished, so there are no rows: leave out --rows for the table."
+                )
+            runs.write_text(args.rows, "".join(json.dumps(one) + "\n" for one in made))
+    except OSError as error:
+        print(
+            f"mla_jax: --rows is {args.rows}, which cannot be written ({error.strerror}): choose another.",
+            file=sys.stderr,
+        )
+        return 2
     except UserError as error:
         print(f"mla_jax: {error}", file=sys.stderr)
         return 2

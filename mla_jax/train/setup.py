@@ -67,8 +67,8 @@ def open_run(config: Config, workdir: Path) -> Setup:
     if resumes:
         if folder.imported:
             raise UserError(
-                f"--workdir is {str(workdir)!r}, which holds weights without an optimizer state (it was imported), so "
-                f"its training cannot go on: start a new --workdir with --config.init_from={workdir}."
+                f"--workdir is {str(workdir)!r}, which holds weights without an optimizer state, as imported ones do, "
+                f"so its training cannot go on: start a new --workdir with --config.init_from={workdir}."
             )
         tokenizer = runs.read_tokenizer(folder)
     elif config.init_from:

@@ -127,6 +127,9 @@ def make_train_step(
     """
     seed, cfg, mesh = config.train.seed, config.model, model.backend.mesh
     where = None if mesh is None else shardings(model, abstract_state(model, optimizer))
+    norm = functools.partial(
+        joint_norm, shardings=None if where is None else where.params, stacked=model.backend.platform == "gpu"
+    )
 
     gradient = jax.grad(_make_loss_sum(model, config), has_aux=True)
     whole_batch = _accumulated(gradient, config.train.microbatches, mesh)
@@ -140,7 +143,7 @@ def make_train_step(
             grads = jax.lax.with_sharding_constraint(grads, where.params)
         with jax.named_scope("optimizer"):
             # The norm of sums, not of quotients: XLA would store those, a kernel each, for the norm and the update.
-            grad_norm = joint_norm(grads, None if where is None else where.params) / count
+            grad_norm = norm(grads) / count
             grads = jax.tree.map(lambda g: g / count, grads)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params, grad_norm=grad_norm)
             params = optax.apply_updates(state.params, updates)

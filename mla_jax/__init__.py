@@ -1,6 +1,7 @@
 """mla_jax: small language models with a compressed KV cache, in JAX/Flax.
 
-The public API, loaded when first used: load_config, train, load_run, Sampler, evaluate, kv_bytes.
+The public API, loaded when first used: load_config, train, load_run, Sampler, evaluate, kv_bytes;
+UserError, which is what they raise where something is wrong with what they were given.
 """
 
 import importlib
@@ -15,6 +16,7 @@ _PUBLIC = {
     "Sampler": "mla_jax.sample.sampler",
     "evaluate": "mla_jax.eval_mode",
     "kv_bytes": "mla_jax.accounting",
+    "UserError": "mla_jax.errors",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -23,7 +23,7 @@ for _ in range(2):
         getattr(mla_jax, name)
 try:
     mla_jax.train(mla_jax.load_config("smoke", **{"data.path": "nowhere.txt"}), "r")
-except mla_jax.errors.UserError as error:
+except mla_jax.UserError as error:
     print("refused:", error)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)

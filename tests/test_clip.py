@@ -1,7 +1,5 @@
 """The joined norm of gradients, and clipping by it, beside optax's own."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,12 +61,3 @@ def test_the_norm_reaches_the_clipping_inside_every_optimizer(knobs: dict) -> No
     with_norm = optimizer.update(grads, state, params, grad_norm=jnp.float32(jnp.nan))[0]
     assert all(np.isnan(leaf).any() for leaf in jax.tree.leaves(with_norm))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(optimizer.update(grads, state, params)[0]))
-
-
-def test_arrays_of_one_shape_may_be_summed_together() -> None:
-    """As on GPUs: what is stacked there are float32 and bfloat16 arrays by themselves."""
-    given = {f"{name}{i}": (1 + i) * array for name, array in tree().items() for i in range(3)}
-    apart, together = clip.joint_norm(given), jax.jit(functools.partial(clip.joint_norm, stacked=True))(given)
-    np.testing.assert_allclose(together, apart, rtol=1e-6)
-    wanted = optax.tree.norm(jax.tree.map(lambda a: a.astype(jnp.float32), given))
-    np.testing.assert_allclose(together, wanted, rtol=1e-6)

@@ -127,9 +127,6 @@ def make_train_step(
     """
     seed, cfg, mesh = config.train.seed, config.model, model.backend.mesh
     where = None if mesh is None else shardings(model, abstract_state(model, optimizer))
-    norm = functools.partial(
-        joint_norm, shardings=None if where is None else where.params, stacked=model.backend.platform == "gpu"
-    )
 
     gradient = jax.grad(_make_loss_sum(model, config), has_aux=True)
     whole_batch = _accumulated(gradient, config.train.microbatches, mesh)
@@ -139,12 +136,11 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
         grads, sums = whole_batch(state.params, state.router_bias, batch, key)
         count = jnp.maximum(sums.count, 1.0)
+        grads = jax.tree.map(lambda g: g / count, grads)
         if where is not None:
             grads = jax.lax.with_sharding_constraint(grads, where.params)
         with jax.named_scope("optimizer"):
-            # The norm of sums, not of quotients: XLA would store those, a kernel each, for the norm and the update.
-            grad_norm = norm(grads) / count
-            grads = jax.tree.map(lambda g: g / count, grads)
+            grad_norm = joint_norm(grads, None if where is None else where.params)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params, grad_norm=grad_norm)
             params = optax.apply_updates(state.params, updates)
             if config.optim.qk_clip:

@@ -13,7 +13,8 @@ from tiny import abstract_params, quick_jit, random_params, random_tokens, tiny_
 
 from mla_jax.config_files import load_config
 from mla_jax.errors import UserError
-from mla_jax.kernels import probe
+from mla_jax.kernels import flash_decode, probe
+from mla_jax.kernels.operands import Operands
 from mla_jax.model.backend import Backend, choose
 from mla_jax.model.cache import init_cache
 from mla_jax.model.transformer import Transformer
@@ -77,6 +78,35 @@ def test_a_self_check_sees_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> No
     real = probe.row_linear
     monkeypatch.setattr(probe, "row_linear", lambda *a, **k: 1.1 * real(*a, **k))
     assert probe.CHECKS["row_linear"](interpret=True) > probe._TOLERANCE
+
+
+def test_a_self_check_sees_values_and_scales_that_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joint latents in bfloat16, which were all that was tried, have neither."""
+    real = probe.flash_decode
+
+    def values_are_keys(operands: Operands, *rest: Any) -> Any:
+        return real(operands if operands.v is None else operands.replace(v=operands.k), *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "flash_decode", values_are_keys)
+        assert probe.CHECKS["head_decode"](interpret=True) > probe._TOLERANCE
+
+    def no_scales(ref: Any, row: Any, here: Any, valid: jax.Array) -> Any:
+        return None if ref is None else 0.01 * valid
+
+    monkeypatch.setattr(flash_decode, "_load_scale", no_scales)
+    assert probe.CHECKS["head_decode"](interpret=True) > probe._TOLERANCE
+
+
+def test_no_number_is_an_error_of_a_self_check() -> None:
+    assert max(0.0, probe._error(jnp.asarray([0.0, jnp.nan]), jnp.zeros(2))) == float("inf")
+
+
+def test_the_self_check_of_heads_lowers_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[jax.Array] = []
+    monkeypatch.setattr(probe, "_error", lambda array, _: found.append(array) or 0.0)
+    program = lower_for_h100(lambda: (probe.CHECKS["head_decode"](), found))
+    assert program.count(TRITON_CALL) == 3
 
 
 def test_a_kernel_that_fails_its_self_check_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

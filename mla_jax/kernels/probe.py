@@ -10,6 +10,7 @@ import numpy as np
 
 from mla_jax.kernels import blocks as blocks_lib
 from mla_jax.kernels.flash_decode import combine, flash_decode
+from mla_jax.kernels.head_decode import head_decode, head_decode_reference
 from mla_jax.kernels.latent_decode import latent_decode, latent_decode_reference
 from mla_jax.kernels.operands import Entry, Layout, Operands, Raw
 from mla_jax.kernels.row_draw import row_draw
@@ -82,6 +83,43 @@ def check_raw(interpret: bool = False) -> float:
     return max(_error(combine(*parts)[:, 0], expected), _error(cache.k[:, :, 0], c_kv), _error(cache.k_rope, k_rope))
 
 
+def check_heads(interpret: bool = False) -> float:
+    """Values apart from keys, in two groups of heads, rotated and written by the kernel; and int8 latents with their
+    scales, per head and joint. All in one program, since compiling is most of what a check takes."""
+    rng = np.random.default_rng(5)
+    heads, groups, width, length, capacity = 6, 2, 32, 140, 192
+    rows, k, v = _draw(rng, 1, heads + 2 * groups, width), *_draw(rng, 2, 1, capacity, groups, width)
+    angle = jnp.linspace(0.0, 3.0, width // 2)[None]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    int8 = jnp.asarray(rng.integers(-127, 128, (2, 1, capacity, groups, width)), jnp.int8)
+    scales = jnp.asarray(rng.uniform(0.005, 0.015, (2, 1, capacity)), jnp.float32)
+    q_rope, k_rope = _draw(rng, 1, heads, 16), _draw(rng, 1, capacity, 16)
+    rotary = (q_rope[:, :groups], k_rope, *scales)
+    lengths, per_head, joint = jnp.asarray([length]), rows[:, :groups], int8[0, :, :, 0]
+    scale = 0.3  # of scores, so that few positions have most of the weight: a mean of many hides which they were
+
+    @jax.jit
+    def run(rows: jax.Array, k: jax.Array, v: jax.Array) -> tuple:
+        operands = Operands(rows, None, k, v, None, None, None, lengths)
+        layout = Layout(groups, heads // groups, k=heads, v=heads + groups)
+        chosen, raw = blocks_lib.choose(2 * width, False, 1, groups, capacity), Raw(jnp.concatenate([cos, sin], -1))
+        parts, cache = flash_decode(operands, scale, chosen, layout, interpret, Entry(rows, rows, None), raw)
+        apart = head_decode(per_head, *int8, lengths, scale, *rotary, interpret=interpret)[0]
+        once = latent_decode(rows[:, :heads], q_rope, joint, k_rope, lengths, scale, scales[0], interpret=interpret)[0]
+        return combine(*parts).reshape(1, heads, width), cache, apart, once
+
+    out, cache, apart, once = run(rows, k, v)
+    turned = layers.apply_rope(rows[:, None, : heads + groups], cos[:, None], sin[:, None])[:, 0]
+    k, v = k.at[:, length].set(turned[:, heads:]), v.at[:, length].set(rows[:, heads + groups :])
+    plain = (
+        head_decode_reference(turned[:, :heads], k, v, lengths + 1, scale),
+        head_decode_reference(per_head, *int8, lengths, scale, *rotary),
+        latent_decode_reference(rows[:, :heads], q_rope, joint, k_rope, lengths, scale, scales[0]),
+    )
+    pairs = [*zip((out, apart, once), plain, strict=True), (cache.k, k), (cache.v, v)]
+    return max(_error(found, expected) for found, expected in pairs)
+
+
 def check_row_linear(interpret: bool = False) -> float:
     """A normalised, gated product, and one of unjoined parts with a residual."""
     rng = np.random.default_rng(2)
@@ -125,6 +163,7 @@ def check_row_draw(interpret: bool = False) -> float:
 CHECKS: dict[str, Callable[[], float]] = {
     "latent_decode": check_latent_decode,
     "flash_decode": check_raw,
+    "head_decode": check_heads,
     "row_linear": check_row_linear,
     "row_experts": check_row_experts,
     "row_draw": check_row_draw,

@@ -1,4 +1,4 @@
-"""Whether the training kernels work on this device: all of them and their twins in one program, run once per process.
+"""Whether the training kernels work on this device: all of them and their twins in one program, run until it passes.
 
 One program, so that a second start reads it from the compilation cache. Small shapes; values and gradients in bfloat16
 beside twins in float32.
@@ -12,7 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mla_jax.kernels import best_experts, cross_entropy, gelu, masked_hidden, norm, rotate_heads, rotate_in_place
+from mla_jax.kernels import (
+    best_experts,
+    cross_entropy,
+    gelu,
+    masked_hidden,
+    norm,
+    passed,
+    rotate_heads,
+    rotate_in_place,
+)
 from mla_jax.model import layers
 from mla_jax.model.experts import activation
 
@@ -22,6 +31,10 @@ TOLERANCE = 0.03  # of the largest number of a result, or of 1
 @functools.lru_cache(maxsize=1)
 def obstacle() -> str:
     """ "" where the kernels compute what their plain twins do, else the reason: drivers, compilers and GPUs differ."""
+    return passed.once("training", _try)
+
+
+def _try() -> str:
     try:
         errors = jax.jit(lambda: [check(False) for check in CHECKS.values()])()
     except Exception as failure:  # compilers raise many types

@@ -1,0 +1,67 @@
+"""A self-check of kernels that passed is not run again by other processes on the same device, libraries and sources.
+
+The decode kernels' takes 10 to 30 s of a process, the training kernels' 3 s; what they say changes with nothing else.
+Notes are kept beside the compiled programs that the checks ran: in JAX's compilation cache, where there is one.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jaxlib
+
+PACKAGE = Path(__file__).resolve().parents[1]
+SOURCES = ("kernels", "model")  # folders of PACKAGE with all that a check runs: kernels and plain twins
+DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def once(name: str, check: Callable[[], str]) -> str:
+    """`check()`, which is "" where all is well, else what is wrong; "" at once where it passed before.
+
+    A failure is not noted: it may have been a full memory. Nothing is noted for CPUs, where no kernel is in use.
+    """
+    note = _note(name)
+    if note is not None and note.is_file():
+        return ""
+    found = check()
+    if note is not None and not found:
+        _write(note, name)
+    return found
+
+
+def _note(name: str) -> Path | None:
+    """Where the note of this check is, or would be."""
+    folder = jax.config.jax_compilation_cache_dir
+    if not folder or "://" in folder or jax.devices()[0].platform == "cpu":
+        return None
+    key = hashlib.sha256(json.dumps(_surroundings()).encode()).hexdigest()
+    return Path(folder) / "mla_jax_checks" / f"{name}-{key[:24]}.json"
+
+
+def _surroundings() -> dict[str, str]:
+    """All that a check's result may depend on."""
+    device, digest = jax.devices()[0], hashlib.sha256()
+    for folder in SOURCES:
+        for path in sorted((PACKAGE / folder).rglob("*.py")):
+            digest.update(path.name.encode() + path.read_bytes())
+    return {
+        "device": f"{device.device_kind}, {getattr(device, 'compute_capability', '')}",
+        "runtime": getattr(getattr(device, "client", None), "platform_version", ""),
+        "driver": DRIVER.read_text() if DRIVER.is_file() else "",
+        "jax": f"{jax.__version__}, {jaxlib.__version__}",
+        "flags": os.environ.get("XLA_FLAGS", ""),
+        "sources": digest.hexdigest(),
+    }
+
+
+def _write(note: Path, name: str) -> None:
+    """Whole or not at all; a cache that cannot be written is no error."""
+    part = note.with_name(f".{note.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps({"check": name, "passed": True} | _surroundings(), indent=1))
+        os.replace(part, note)

@@ -3,10 +3,11 @@
     python -m mla_jax.main --mode study --config configs/study_paper_a.py --workdir studies/a
 
 Priority 1, grid: what every claim is judged by (size s, 800 steps of 64 x 256, 5 seeds). 2, headline: six variants at
-size m (1,000 steps of 64 x 512, 3 seeds), and other learning rates. 3: controls. 5: ranks of the other forms.
-`study_paper_a:long`: 1,000 steps of 128 x 512 with tuned learning rates, grids of 1,500 steps. `study_paper_a:files`
-(or `:files_long`), with --config.common.data.path=TRAIN.txt (and .valid_path): the same on a small file of real stories
-(dropout 0.1: several epochs). --dry_run prints the minutes.
+size m (1,000 steps of 64 x 512, each at the best of three learning rates, 3 seeds). 3: controls. 4: a learning rate
+beyond those three, and others of size s. 5: ranks of the other forms. `study_paper_a:long`: 1,000 steps of 128 x 512,
+grids of 1,500 steps. `study_paper_a:files` (or `:files_long`), with --config.common.data.path=TRAIN.txt (and
+.valid_path): the same on a small file of real stories (dropout 0.1: several epochs; one learning rate). --dry_run
+prints the minutes.
 """
 
 from ml_collections import ConfigDict
@@ -28,6 +29,7 @@ def get_config(form: str = "short") -> ConfigDict:
     title = "Paper A: latent attention in small language models"
     c = scale.new("paper_a", title, form, files=("files", "files_long"), papers=("A",))
     scale.headline(c, form)
+    scale.beyond(c, form)
     scale.grid(c, form)
     scale.rates(c, form)
     _judged(c)
@@ -92,10 +94,13 @@ def _controls(c: ConfigDict) -> None:
 
 
 def _learning_rates(c: ConfigDict) -> None:
-    """The judged families at three learning rates: the smallest one is the grid's own run."""
+    """Size m beyond its largest rate, which was the best one; the judged families of size s at three, the smallest of
+    which is the grid's own run."""
+    for name, (config, knobs) in VARIANTS.items():
+        declare.point(c, f"hot_{name}", config, "beyond", knobs, ONE, 4)
     for name in ("mha", "mha_rope", "per_head_learned_r2", "per_head_rope_r2", "joint_rope_r2"):
         config, knobs = VARIANTS[name]
-        declare.point(c, f"lr_{name}", config, "rates", knobs, ONE, 2)
+        declare.point(c, f"lr_{name}", config, "rates", knobs, ONE, 4)
 
 
 def _ranks(c: ConfigDict) -> None:

@@ -104,7 +104,7 @@ def row(task: Task, loss: float = 2.0, status: str = "done", device: str = "cpu 
         "story_losses": [round(loss + 0.01 * n, 4) for n in numbers],
         "facts": [
             {"kind": "all", "distance": d, "n": 20, "accuracy": 0.5, "probability": 0.1, "share": 0.4, "chance": 0.2}
-            for d in ("000-019", "020-049", "050-099", "100-")
+            for d in ("000-019", "020-049", "050-099", "100-", ">=50")
         ],
         "spectra": [
             {"layer": n, "entry": "k", "width": 32, "effective_rank": 9.5 + n, "singular_values": [1.0, 0.5, 0.25]}

@@ -8,7 +8,9 @@ import pytest
 from study_rows import PAPER_SAYS, by_name, claims_study, done, study
 
 from mla_jax.study import plots, series
+from mla_jax.study.grid import Study
 from mla_jax.study.results import Results, collect
+from mla_jax.study.rows import Rows
 from mla_jax.study.series import Line
 
 
@@ -62,6 +64,38 @@ def test_rows_with_two_names_are_drawn_once() -> None:
     assert [p.name for p in found.points[:2]] == ["again", "mha"], "tables have both"
     apart = dataclasses.replace(found, points=(*found.points, dataclasses.replace(found.points[0], tier="grid")))
     assert "again" in [p.label for p in apart.distinct()], "another tier's plots need it"
+
+
+def recalls(made: Study, loss: dict[str, float]) -> Rows:
+    """Runs whose better losses are those of facts recalled: right answers fall with loss, learning rate and seed."""
+    rows = done(made, by_name(loss, noise=0.01))
+    for row in rows.by_key.values():
+        for fact in row["facts"]:
+            fact["accuracy"] = 3 - row["metrics"]["best_valid_loss"]
+    return rows
+
+
+def test_recall_has_every_run_of_every_rate_and_a_correlation() -> None:
+    made = study(rates=(1e-3, 2e-3))
+    found = collect(made, recalls(made, {"mha": 2.0, "per_head_rope_r2": 2.1}))
+    lines = series.recall(found)
+    assert [line.label for line in lines] == ["mha", "per_head_rope_r2"]
+    assert [len(line.x) for line in lines] == [4, 4], "three seeds, and the first at another rate"
+    assert all(list(line.x) == sorted(line.x) for line in lines)
+    assert series.correlation(lines) == pytest.approx(-1.0)
+    assert np.isnan(series.correlation(lines[:0]))
+    pictures = {name: (caption, figure) for name, caption, figure in plots._figures(found)}
+    caption, figure = pictures["recall"]
+    assert "8 runs, r = -1.00" in caption
+    assert [line.get_linestyle() for line in figure.axes[0].get_lines()] == ["None", "None"]
+
+
+def test_the_band_of_facts_is_what_the_seeds_do() -> None:
+    """An interval around the mean of a run that recalls and two that do not reached from below 0 to above 1."""
+    made = study(rates=())
+    found = collect(made, recalls(made, {"mha": 2.0}))
+    mha = series.facts(found, "headline")[0]
+    assert (mha.low[0], mha.y[0], mha.high[0]) == pytest.approx((0.96, 0.98, 1.0))
 
 
 def test_a_sweep_keeps_the_rank_whose_rows_a_judged_point_has() -> None:

@@ -50,16 +50,20 @@ def test_scatter_one_seed_or_a_small_study_leave_it_open() -> None:
     assert judged["A4"].startswith("not judged") and judged["A1"] == arithmetic.CANNOT
 
 
-def test_the_tier_with_more_seeds_is_the_evidence() -> None:
-    """Three seeds of size m, five of size s: the claim is judged by the five; with equal seeds by size m."""
-    for seeds, tier in (((0, 1, 2, 3, 4), "s_mha"), ((0, 1, 2), "mha")):
+def test_size_m_is_the_evidence_where_it_has_three_seeds_else_the_tier_with_more() -> None:
+    for of_m, of_s, tier in (
+        ((0, 1, 2), (0, 1, 2, 3, 4), "mha"),
+        ((0, 1), (0, 1, 2), "s_mha"),
+        ((0, 1), (0, 1), "mha"),
+    ):
         c = claims_study_dict()
-        c.points.s_mha.seeds = seeds
-        declare.point(c, "s_per_head_rope_r2", "mla_rope", "grid", PER_HEAD, seeds)
+        c.points.mha.seeds = c.points.per_head_rope_r2.seeds = of_m
+        c.points.s_mha.seeds = of_s
+        declare.point(c, "s_per_head_rope_r2", "mla_rope", "grid", PER_HEAD, of_s)
         made = grid.from_config_dict(c)
         rows = done(made, by_name(PAPER_SAYS | {"s_per_head_rope_r2": 3.3}, noise=0.01))
         test = evidence.loss_difference("per_head_rope_r2", "mha")(collect(made, rows))
-        assert test.what.endswith(f"against {tier}") and test.found.n == len(seeds)
+        assert test.what.endswith(f"against {tier}") and test.found.n == len(of_m if tier == "mha" else of_s)
         assert test.found.mean == pytest.approx(10 if tier == "s_mha" else 0.3)
         judged = next(j for j in verdicts.judge(collect(made, rows)) if j.claim.id == "A4")
         (other,) = judged.elsewhere  # the other size is shown beside it

@@ -14,9 +14,9 @@ SCALE = (
     "Confirmed: the 95 % interval lies inside the claim's range; contradicted: outside of it; undecided: across its "
     "border. The range stands behind the claim: a quarter of the paper's figure to either side (of per cents half a "
     "point at least), a range of the paper's own, or, of words without a figure, one end. Where two sizes can judge a "
-    "claim, the one with more seeds has the verdict in bold, of two devices the one measured last; the other stands "
-    "behind it. Smallest: the difference from nothing that as many seeds with this scatter would show four times out "
-    "of five."
+    "claim, the larger has the verdict in bold if it has three seeds, else the one with more; of two devices the one "
+    "measured last. The other stands behind it. Smallest: the difference from nothing that as many seeds with this "
+    "scatter would show four times out of five."
 )
 
 

@@ -11,6 +11,7 @@ from mla_jax.study.rows import best_loss
 from mla_jax.study.stats import Estimate, estimate
 
 PREFIXES = ("", "s_")  # headline points first, then the same points of the grid
+SEEDS = 3  # with so many the larger models have the verdict, whatever the smaller ones have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +26,10 @@ ClaimTest = Callable[[Results], Evidence | None]
 
 
 def together(found: Results, *names: str) -> list[Measured] | None:
-    """The points of these names, of one tier: the one where most seeds have all; of equals, the headline."""
+    """The points of these names, of one tier: the headline where SEEDS have all, else the one where most have."""
     sets = [[found.find(prefix + name) for name in names] for prefix in PREFIXES]
     whole = [points for points in sets if all(points) and len({p.tier for p in points}) == 1]
-    return max(whole, key=lambda points: len(common_seeds(points)), default=None)
+    return max(whole, key=lambda points: min(SEEDS, len(common_seeds(points))), default=None)
 
 
 def common_seeds(points: Sequence[Measured]) -> list[int]:
@@ -65,7 +66,7 @@ def best_difference(prefix: str, reference: str) -> ClaimTest:
 
     def test(found: Results) -> Evidence | None:
         evidence = [_best_of(found, lead + prefix, lead + reference) for lead in PREFIXES]
-        return max((e for e in evidence if e), key=lambda e: e.found.n, default=None)
+        return max((e for e in evidence if e), key=lambda e: min(SEEDS - 1, e.found.n), default=None)
 
     return test
 

@@ -43,7 +43,12 @@ def _figures(found: Results):
         yield f"spectrum_{p.name}", f"Singular values of {entry}, the latent of {p.label}, by layer", figure
     if tiers and (lines := series.facts(found, tiers[0])):
         figure = draw(lines, "words since the fact was stated", "right answers", marks=True, y_limits=(0, 1))
-        yield "facts", "Fact questions by distance", figure
+        yield "facts", "Fact questions by distance; bands: range over seeds", figure
+    if lines := series.recall(found):
+        label = f"right answers, facts stated {series.FAR} words ago"
+        figure = draw(lines, label, "validation loss", marks=True, joined=False)
+        runs, r = sum(len(line.x) for line in lines), series.correlation(lines)
+        yield "recall", f"Loss over recall; a mark a run, whatever its learning rate ({runs} runs, r = {r:.2f})", figure
     if tiers and (lines := series.positions(found, tiers[0])):
         figure = _intervals(lines, "position", "loss")
         length = found.tier(tiers[0])[0].any["config"]["config"]["train"]["seq_len"]
@@ -107,18 +112,18 @@ def _curves(lines: list[Line]) -> Any:
 
 def draw(
     lines: list[Line], x_label: str, y_label: str, log_x: int = 0, log_y: bool = False, marks: bool = False,
-    title: str = "", whole_x: bool = False, y_limits: tuple[float, float] | None = None,
+    title: str = "", whole_x: bool = False, y_limits: tuple[float, float] | None = None, joined: bool = True,
     subplots: Callable = figures.subplots,
 ) -> Any:  # fmt: skip
     """A figure of lines with their bands; a line of one point is a mark, with an error bar where it has a band.
 
     log_x: base, 0 = linear; base 2 has its ticks where the points are. whole_x: ticks at whole numbers only.
-    y_limits: what of y is shown; None = all. subplots: who makes the figure; a notebook gives pyplot's, whose figures
-    it shows.
+    y_limits: what of y is shown; None = all. joined: False for points that are in no order. subplots: who makes the
+    figure; a notebook gives pyplot's, whose figures it shows.
     """
     figure, axes = subplots(figsize=(8 + 2.5 * (len(lines) > MANY), 5), layout="constrained")
     for number, line in enumerate(lines):
-        _draw_line(axes, line, number, marks)
+        _draw_line(axes, line, number, marks, joined)
     if log_x:
         axes.set_xscale("log", base=log_x)
         axes.xaxis.set_major_formatter("{x:g}")
@@ -150,9 +155,9 @@ def _ticks(axes: Any, values: list[float]) -> None:
     axes.set_xticks([], minor=True)
 
 
-def _draw_line(axes: Any, line: Line, number: int, marks: bool) -> None:
+def _draw_line(axes: Any, line: Line, number: int, marks: bool, joined: bool) -> None:
     single, interval = len(line.x) == 1, line.low != line.high
-    look = figures.look(number, marks or single) | ({"linestyle": "none"} if single else {})
+    look = figures.look(number, marks or single) | ({"linestyle": "none"} if single or not joined else {})
     if single and interval:
         error = [[line.y[0] - line.low[0]], [line.high[0] - line.y[0]]]
         above = 2 + 1 / (1 + line.high[0] - line.low[0])  # a narrow interval is seen before a wide one at the same x

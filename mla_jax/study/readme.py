@@ -11,7 +11,7 @@ from mla_jax.config_files import config_dir, load_config_dict, study_names
 from mla_jax.errors import UserError
 from mla_jax.study import claim_tables, tables
 from mla_jax.study.claims import CLAIMS, Claim
-from mla_jax.study.evidence import Evidence, rope_interaction
+from mla_jax.study.evidence import SEEDS, Evidence, rope_interaction
 from mla_jax.study.grid import Study, from_config_dict
 from mla_jax.study.results import Measured, Results, collect, reference_of, relative
 from mla_jax.study.rows import Rows, best_loss, gather, model_of
@@ -21,7 +21,6 @@ from mla_jax.study.verdicts import CONTRADICTED, Judged, judge_claim
 BEGIN = "<!-- made by: python -m mla_jax.study.readme README.md -->"
 END = "<!-- end of the made part -->"
 CORPORA = {"": "we find: embedded stories, or arithmetic", ":files": "20,000 TinyStories"}  # form of a study -> column
-SEEDS = 3  # that a point in a table needs
 _WORSE = ("better", "worse")
 # Below a claim's range, above it.
 _SIDES = {"% of loss": _WORSE, "% of perplexity": _WORSE, "times": ("slower", "faster")}
@@ -62,6 +61,11 @@ def _rows_of(found: Results) -> set[int]:
     return {id(row) for p in _points(found) for row in p.by_seed.values()}
 
 
+def _largest(found: Results) -> int:
+    """Parameters of the study's largest model."""
+    return max((row["study"]["params"]["total"] for row in found.rows), default=0)
+
+
 def _headline(found: Results) -> str:
     """A table, or "" where there is nothing to compare."""
     points, reference, rows = _points(found), reference_of(found, "headline"), []
@@ -87,7 +91,11 @@ def _verdicts(corpora: list[list[Results]]) -> str:
     rows = []
     for claim in CLAIMS:
         judged = [
-            [(f"study_{s.study.name}", judge_claim(claim, s)) for s in studies if claim.paper in s.study.papers]
+            [
+                (f"study_{s.study.name}", judge_claim(claim, s))
+                for s in sorted(studies, key=_largest, reverse=True)
+                if claim.paper in s.study.papers
+            ]
             for studies in corpora
         ]
         if any(judged):
@@ -106,8 +114,10 @@ def _rope(corpora: list[list[Results]]) -> str:
 
 def _cells(claim: Claim, judged: list[list[tuple[str, Judged]]]) -> list[str]:
     """What is found and the verdict, a cell a corpus; what depends on no corpus only in the first."""
-    # Of several studies on one corpus, the one with most seeds has the verdict, and the others stand behind it.
-    tested = [sorted((pair for pair in of if pair[1].test), key=lambda pair: -pair[1].test.found.n) for of in judged]
+    # Of several studies on one corpus the one with most seeds has the verdict, of all with SEEDS that of the largest
+    # models, which comes first; the others stand behind it.
+    tested = [[pair for pair in of if pair[1].test] for of in judged]
+    tested = [sorted(of, key=lambda pair: -min(SEEDS, pair[1].test.found.n)) for of in tested]
     if not any(tested):
         _, j = next(pair for of in judged for pair in of)
         return [f"{j.arithmetic + ': ' if j.arithmetic else ''}**{j.verdict}**", *("" for _ in judged[1:])]

@@ -133,27 +133,55 @@ def singular_values(p: Measured) -> list[Line]:
 
 
 def facts(found: Results, tier: str) -> list[Line]:
-    """Accuracy of fact questions over the words since the fact was stated (lower edge of each bucket)."""
+    """Accuracy of fact questions over the words since the fact was stated (lower edge of each bucket).
+
+    The band is the range over seeds: a run recalls or does not, which no interval around a mean describes.
+    """
     lines = []
     for p in found.distinct(tier):
-        rows = [row["facts"] for row in p.measured.values() if row["facts"]]
+        rows = [row for row in p.measured.values() if row["facts"]]
         if not rows:
             continue
-        distances = [f["distance"] for f in rows[0] if f["kind"] == "all" and not f["distance"].startswith(">")]
-        points = []
-        for distance in distances:
-            value = p.over_seeds(lambda r, d=distance: next(_accuracy(r, d), math.nan))
-            points.append((int(distance.split("-")[0]), value))
-        lines.append(_line(p.label, points))
-        chance = {f["distance"]: f["chance"] for f in rows[0] if f["kind"] == "all"}
+        chance = {f["distance"]: f["chance"] for f in rows[0]["facts"] if _of_all(f)}
+        x = tuple(float(distance.split("-")[0]) for distance in chance)
+        values = [[_accuracy(row, distance) for row in rows] for distance in chance]
+        y = tuple(float(np.mean(v)) for v in values)
+        lines.append(Line(p.label, x, y, tuple(map(min, values)), tuple(map(max, values))))
     if lines:
-        guess = tuple(chance[distance] for distance in distances)
-        lines.append(Line("blind guess", tuple(float(x) for x, _ in points), guess, guess, guess))
+        guess = tuple(chance.values())
+        lines.append(Line("blind guess", x, guess, guess, guess))
     return lines
 
 
-def _accuracy(row: dict[str, Any], distance: str):
-    return (f["accuracy"] for f in row["facts"] if f["kind"] == "all" and f["distance"] == distance)
+def _of_all(fact: dict[str, Any]) -> bool:
+    """Whether it is of all kinds of questions, in one bucket of distances."""
+    return fact["kind"] == "all" and not fact["distance"].startswith(">")
+
+
+def _accuracy(row: dict[str, Any], distance: str) -> float:
+    return next((f["accuracy"] for f in row["facts"] if (f["kind"], f["distance"]) == ("all", distance)), math.nan)
+
+
+FAR = ">=50"  # words since a fact was stated
+
+
+def recall(found: Results) -> list[Line]:
+    """Best loss over the accuracy on facts stated long ago: every run of whatever learning rate, a line a variant."""
+    by_name: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for row in found.rows:
+        if row["study"]["status"] == "done" and row["facts"]:
+            by_name[row["name"]].append((_accuracy(row, FAR), best_loss(row)))
+    lines = []
+    for name, points in by_name.items():
+        x, y = zip(*sorted(points), strict=True)
+        lines.append(Line(name, x, y, y, y))
+    return lines
+
+
+def correlation(lines: Iterable[Line]) -> float:
+    """Pearson's, of x and y over all points; not a number where all have one x or one y."""
+    x, y = ([value for line in lines for value in getattr(line, axis)] for axis in "xy")
+    return float(np.corrcoef(x, y)[0, 1]) if len(set(x)) > 1 and len(set(y)) > 1 else math.nan
 
 
 def positions(found: Results, tier: str) -> list[Line]:

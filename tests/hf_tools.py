@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tiny import random_params, reference_model
 from mla_jax import runs
 from mla_jax.config import Config
 from mla_jax.data.tokenizer import Tokenizer
+from mla_jax.interop import tensor_files
 from mla_jax.runs import Run, RunFolder
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -64,3 +66,16 @@ def assert_trees_equal(left: Any, right: Any, path: str = "") -> None:
     left, right = np.asarray(left), np.asarray(right)
     assert left.dtype == right.dtype and left.shape == right.shape, path
     assert left.tobytes() == right.tobytes(), path
+
+
+def edit_json(path: Path, change: Callable[[dict], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def edit_tensors(path: Path, change: Callable[[dict], object]) -> None:
+    """Rewrite a safetensors file with other tensors."""
+    found = dict(tensor_files.read(path.parent))
+    change(found)
+    tensor_files.write(path, found, "float32")

@@ -3,20 +3,18 @@
 import dataclasses
 import json
 import shutil
-import struct
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rich.console
-from hf_tools import FINGERPRINT, assert_trees_equal, fixture, untrained_run
-from run_tools import listing, story_texts
+from hf_tools import FINGERPRINT, assert_trees_equal, edit_json, edit_tensors, fixture, untrained_run
+from run_tools import listing
 from tiny import grid_config
 
 from mla_jax import config as config_lib
 from mla_jax import runs
-from mla_jax.data.tokenizer import Tokenizer, train_tokenizer
+from mla_jax.data.tokenizer import Tokenizer
 from mla_jax.errors import UserError
 from mla_jax.interop import hf, import_hf, manifest, tensor_files
 from mla_jax.main import main
@@ -24,7 +22,7 @@ from mla_jax.runs import Run
 from mla_jax.sample import sample_mode
 
 pytest.importorskip("safetensors", reason="pip install safetensors, or 'mla-jax[dev]'")
-pytest_plugins = ["run_fixtures"]
+pytest_plugins = ["run_fixtures", "hf_fixtures"]
 FILES = {
     "README.md",
     "config.json",
@@ -37,33 +35,16 @@ FILES = {
 }
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer(train_tokenizer(story_texts(50), 330))
-
-
-@pytest.fixture(scope="module")
-def run(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    config = grid_config("joint-decoupled-q_lora-norm_rms", **{"model.vocab_size": tokenizer.vocab_size})
-    return untrained_run(tmp_path_factory.mktemp("runs") / "tiny_mla", config, tokenizer)
-
-
-@pytest.fixture(scope="module")
-def exported(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Not to be changed: copy it."""
-    return hf.export(run, tmp_path_factory.mktemp("exports") / "tiny_mla")
-
-
-def test_an_export_comes_back_bit_for_bit(run: Run, exported: Path) -> None:
+def test_an_export_comes_back_bit_for_bit(hf_run: Run, exported: Path) -> None:
     assert {path.name for path in exported.iterdir()} == FILES
     assert all(path.stat().st_mode & 0o044 for path in exported.iterdir()), "others may read it"
     back = hf.load(exported)
-    assert_trees_equal(dict(back.params), dict(run.params))
-    assert (back.config, back.step, back.tokenizer.sha256) == (run.config, run.step, run.tokenizer.sha256)
+    assert_trees_equal(dict(back.params), dict(hf_run.params))
+    assert (back.config, back.step, back.tokenizer.sha256) == (hf_run.config, hf_run.step, hf_run.tokenizer.sha256)
     assert [p.name for p in exported.parent.iterdir()] == [exported.name], "a temporary folder was left"
 
 
-def test_a_router_bias_travels_with_its_experts(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_router_bias_travels_with_its_experts(hf_tokenizer: Tokenizer, tmp_path: Path) -> None:
     """In float32 beside bfloat16 weights too, and into the checkpoint of a run folder."""
     experts = {
         "ffn": "moe",
@@ -73,8 +54,8 @@ def test_a_router_bias_travels_with_its_experts(tokenizer: Tokenizer, tmp_path: 
         "d_expert": 6,
         "first_k_dense": 1,
     }
-    knobs = {f"model.{name}": value for name, value in (experts | {"vocab_size": tokenizer.vocab_size}).items()}
-    run = untrained_run(tmp_path / "run", grid_config("joint-decoupled-norm_rms", **knobs), tokenizer)
+    knobs = {f"model.{name}": value for name, value in (experts | {"vocab_size": hf_tokenizer.vocab_size}).items()}
+    run = untrained_run(tmp_path / "run", grid_config("joint-decoupled-norm_rms", **knobs), hf_tokenizer)
     assert run.router_bias.shape == (1, 4)
     out = hf.export(run, tmp_path / "out")
     assert "4 routed of width 6, 2 of them a token; 1 shared" in (out / "README.md").read_text()
@@ -89,26 +70,26 @@ def both(run: Run) -> dict:
     return {"params": dict(run.params), "bias": run.router_bias}
 
 
-def test_surplus_rows_are_cut_and_said_so(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    config = grid_config("gqa-rope", **{"model.vocab_size": tokenizer.vocab_size + 10})
-    run = untrained_run(tmp_path / "run", config, tokenizer)
+def test_surplus_rows_are_cut_and_said_so(hf_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    config = grid_config("gqa-rope", **{"model.vocab_size": hf_tokenizer.vocab_size + 10})
+    run = untrained_run(tmp_path / "run", config, hf_tokenizer)
     back = hf.load(hf.export(run, tmp_path / "out"))
-    assert back.config.model.vocab_size == tokenizer.vocab_size
-    np.testing.assert_array_equal(back.params["embedding"], run.params["embedding"][: tokenizer.vocab_size])
+    assert back.config.model.vocab_size == hf_tokenizer.vocab_size
+    np.testing.assert_array_equal(back.params["embedding"], run.params["embedding"][: hf_tokenizer.vocab_size])
 
 
-def test_bfloat16_rounds_to_the_nearest(run: Run, tmp_path: Path) -> None:
-    out = hf.export(run, tmp_path / "out", dtype="bfloat16")
+def test_bfloat16_rounds_to_the_nearest(hf_run: Run, tmp_path: Path) -> None:
+    out = hf.export(hf_run, tmp_path / "out", dtype="bfloat16")
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
     assert (out / "model.safetensors").stat().st_size < 0.6 * 4 * sum(t.size for t in tensor_files.read(out).values())
     back = hf.load(out).params["embedding"]
-    np.testing.assert_allclose(back, run.params["embedding"], rtol=2**-8)
-    assert back.dtype == np.float32 and not np.array_equal(back, run.params["embedding"])
+    np.testing.assert_allclose(back, hf_run.params["embedding"], rtol=2**-8)
+    assert back.dtype == np.float32 and not np.array_equal(back, hf_run.params["embedding"])
     with pytest.raises(UserError, match="dtype is 'int8'"):
-        hf.export(run, tmp_path / "other", dtype="int8")
+        hf.export(hf_run, tmp_path / "other", dtype="int8")
 
 
-def test_shards_and_tied_heads_of_other_programs_are_read(run: Run, exported: Path, tmp_path: Path) -> None:
+def test_shards_and_tied_heads_of_other_programs_are_read(hf_run: Run, exported: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(exported, out)
     tensors = tensor_files.read(out)
@@ -121,7 +102,7 @@ def test_shards_and_tied_heads_of_other_programs_are_read(run: Run, exported: Pa
     (out / tensor_files.INDEX).write_text(json.dumps(index))
     for name in (tensor_files.NAME, manifest.NAME):
         (out / name).unlink()
-    assert_trees_equal(dict(hf.load(out).params), dict(run.params))
+    assert_trees_equal(dict(hf.load(out).params), dict(hf_run.params))
 
     tensor_files.write(out / "a.safetensors", {name: tensors[name] for name in names}, "float32")
     with pytest.raises(UserError, match="in two files"):
@@ -134,49 +115,50 @@ def test_shards_and_tied_heads_of_other_programs_are_read(run: Run, exported: Pa
 
 @pytest.mark.parametrize("point", ["joint-decoupled-norm_rms", "gqa-rope", "mha-learned-gpt"])
 def test_whether_a_silent_config_means_a_tied_head_is_the_familys(
-    tokenizer: Tokenizer, tmp_path: Path, point: str
+    hf_tokenizer: Tokenizer, tmp_path: Path, point: str
 ) -> None:
     """transformers ties the head of a silent GPT-2, and would draw one for a silent Llama or DeepSeek-V3."""
-    run = untrained_run(tmp_path / "run", grid_config(point, **{"model.vocab_size": tokenizer.vocab_size}), tokenizer)
+    config = grid_config(point, **{"model.vocab_size": hf_tokenizer.vocab_size})
+    run = untrained_run(tmp_path / "run", config, hf_tokenizer)
     out = hf.export(run, tmp_path / "out")
     (out / manifest.NAME).unlink()
-    edit(out / "config.json", lambda c: c.pop("tie_word_embeddings"))
+    edit_json(out / "config.json", lambda c: c.pop("tie_word_embeddings"))
     if point != "mha-learned-gpt":
         with pytest.raises(UserError, match=r"tie_word_embeddings is False; so .* an lm_head.weight.*default"):
             hf.load(out)
         embedding = tensor_files.read(out)["model.embed_tokens.weight"]
-        tensors(out / tensor_files.NAME, lambda t: t.update({"lm_head.weight": embedding}))
+        edit_tensors(out / tensor_files.NAME, lambda t: t.update({"lm_head.weight": embedding}))
     assert_trees_equal(dict(hf.load(out).params), dict(run.params))
 
 
 @pytest.mark.parametrize("temperature", [0.7, 0.0])
 def test_the_runs_sampling_settings_are_there_under_the_names_of_transformers(
-    run: Run, tmp_path: Path, temperature: float
+    hf_run: Run, tmp_path: Path, temperature: float
 ) -> None:
     """Greedy, the penalty alone has an effect, there as here."""
     drawn = {"temperature": temperature, "top_k": 12, "top_p": 0.9, "min_p": 0.03}
     settings = drawn | {"repetition_penalty": 1.3, "max_new_tokens": 7}
-    config = config_lib.replace(run.config, **{f"sample.{name}": value for name, value in settings.items()})
-    out = hf.export(dataclasses.replace(run, config=config), tmp_path / "out")
+    config = config_lib.replace(hf_run.config, **{f"sample.{name}": value for name, value in settings.items()})
+    out = hf.export(dataclasses.replace(hf_run, config=config), tmp_path / "out")
     found = json.loads((out / "generation_config.json").read_text())
-    separator = run.tokenizer.separator_id
+    separator = hf_run.tokenizer.separator_id
     wanted = {"do_sample": temperature > 0, "repetition_penalty": 1.3, "max_new_tokens": 7}
     wanted |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), separator)
     assert found == wanted | (drawn if temperature else {})
 
 
-def test_a_foreign_folder_needs_a_tokenizer_and_becomes_a_run(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_foreign_folder_needs_a_tokenizer_and_becomes_a_run(hf_tokenizer: Tokenizer, tmp_path: Path) -> None:
     """As transformers' save_pretrained writes it: no manifest, no sentencepiece model."""
     golden = fixture("llama_gqa")
     folder, model = tmp_path / "foreign", tmp_path / "t.model"
     folder.mkdir()
-    rows = tokenizer.vocab_size  # a golden model's 40 rows are too few for any of our tokenizers
+    rows = hf_tokenizer.vocab_size  # a golden model's 40 rows are too few for any of our tokenizers
     embedding = np.random.default_rng(0).standard_normal((rows, 24)).astype(np.float32)
     tensor_files.write(
         folder / "model.safetensors", golden.tensors | {"model.embed_tokens.weight": embedding}, "float32"
     )
     (folder / "config.json").write_text(json.dumps(json.loads(golden.config) | {"vocab_size": rows}))
-    model.write_bytes(tokenizer.model)
+    model.write_bytes(hf_tokenizer.model)
     before = listing(tmp_path)
     with pytest.raises(UserError, match="no tokenizer.model.*--tokenizer"):
         import_hf.to_run(folder, tmp_path / "run")
@@ -191,12 +173,12 @@ def test_a_foreign_folder_needs_a_tokenizer_and_becomes_a_run(tokenizer: Tokeniz
     assert set(found) == set(wanted) and all(np.array_equal(found[name], wanted[name]) for name in wanted)
 
 
-def test_an_imported_run_folder_loads_as_any_other(run: Run, exported: Path, tmp_path: Path) -> None:
+def test_an_imported_run_folder_loads_as_any_other(hf_run: Run, exported: Path, tmp_path: Path) -> None:
     workdir = import_hf.to_run(exported, tmp_path / "run")
     assert (workdir / "checkpoints" / "3" / "checksums.json").is_file()
     loaded = runs.load_run(workdir)
-    assert_trees_equal(dict(loaded.params), dict(run.params))
-    assert loaded.config == run.config and runs.read_data(loaded.folder)["fingerprint"] == FINGERPRINT
+    assert_trees_equal(dict(loaded.params), dict(hf_run.params))
+    assert loaded.config == hf_run.config and runs.read_data(loaded.folder)["fingerprint"] == FINGERPRINT
     assert loaded.folder.imported
     console = rich.console.Console(record=True, width=200)
     for step, said in ((None, False), (3, True)):  # where it was trained, nobody here knows of
@@ -205,30 +187,34 @@ def test_an_imported_run_folder_loads_as_any_other(run: Run, exported: Path, tmp
         assert ("weights of step 3" in text) == said and "not finished" not in text
 
 
-def test_a_folder_of_others_is_not_overwritten_and_ours_is_replaced(run: Run, exported: Path, tmp_path: Path) -> None:
+def test_a_folder_of_others_is_not_overwritten_and_ours_is_replaced(
+    hf_run: Run, exported: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     out.mkdir()  # an empty one is fine
-    hf.export(run, out)
+    hf.export(hf_run, out)
     first = listing(out)
     (out / "model.safetensors").write_bytes(b"old")
-    hf.export(run, out)
+    hf.export(hf_run, out)
     assert listing(out) == first == listing(exported)
     (out / "thesis.txt").write_text("do not touch")
     before = listing(tmp_path)
-    for action in (lambda: hf.export(run, out), lambda: import_hf.to_run(exported, out)):
+    for action in (lambda: hf.export(hf_run, out), lambda: import_hf.to_run(exported, out)):
         with pytest.raises(UserError, match=r"README.md.*would be lost"):
             action()
     with pytest.raises(UserError, match="is no folder"):
-        hf.export(run, out / "thesis.txt")
+        hf.export(hf_run, out / "thesis.txt")
     with pytest.raises(UserError, match="is no folder"):
-        hf.export(run, out / "thesis.txt" / "out")
+        hf.export(hf_run, out / "thesis.txt" / "out")
     with pytest.raises(UserError, match="no such folder"):
         hf.load(tmp_path / "nowhere")
     assert listing(tmp_path) == before
 
 
-def test_a_disk_that_fills_up_leaves_the_old_export(monkeypatch: pytest.MonkeyPatch, run: Run, tmp_path: Path) -> None:
-    out = hf.export(run, tmp_path / "out")
+def test_a_disk_that_fills_up_leaves_the_old_export(
+    monkeypatch: pytest.MonkeyPatch, hf_run: Run, tmp_path: Path
+) -> None:
+    out = hf.export(hf_run, tmp_path / "out")
     before = listing(tmp_path)
 
     def full(*_: object, **__: object) -> None:
@@ -236,133 +222,8 @@ def test_a_disk_that_fills_up_leaves_the_old_export(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(tensor_files, "write", full)
     with pytest.raises(UserError, match="No space left"):
-        hf.export(run, out)
+        hf.export(hf_run, out)
     assert listing(tmp_path) == before
-
-
-def header(path: Path, change: Callable[[dict], object]) -> None:
-    """Rewrite the JSON header of a safetensors file, and nothing of what follows it."""
-    content = path.read_bytes()
-    (length,) = struct.unpack("<Q", content[:8])
-    entries = json.loads(content[8 : 8 + length])
-    change(entries)
-    text = json.dumps(entries).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
-
-
-def tensors(path: Path, change: Callable[[dict], object]) -> None:
-    found = dict(tensor_files.read(path.parent))
-    change(found)
-    tensor_files.write(path, found, "float32")
-
-
-NORM, DOWN = "model.norm.weight", "model.layers.0.mlp.down_proj.weight"
-WEIGHTS = {
-    "missing": (lambda p: p.unlink(), "no model.safetensors"),
-    "pickled": (lambda p: p.rename(p.with_name("pytorch_model.bin")), "pytorch_model.bin", "pickle"),
-    "empty": (lambda p: p.write_bytes(b""), "damaged"),
-    "cut": (lambda p: p.write_bytes(p.read_bytes()[:-100]), "damaged"),
-    "a_pickle_by_that_name": (lambda p: p.write_bytes(b"\x80\x04\x95" + b"x" * 99), "damaged"),
-    "a_huge_header": (lambda p: p.write_bytes(struct.pack("<Q", 2**62) + b"{}"), "damaged"),
-    "offsets_beyond_the_end": (
-        lambda p: header(p, lambda h: h[NORM].update(data_offsets=[10**9, 10**9 + 128])),
-        "damaged",
-    ),
-    "overlapping_offsets": (lambda p: header(p, lambda h: h[NORM].update(data_offsets=[0, 128])), "damaged"),
-    "a_shape_that_is_too_large": (lambda p: header(p, lambda h: h[NORM].update(shape=[33])), "damaged"),
-    "another_dtype_of_that_size": (lambda p: header(p, lambda h: h[NORM].update(dtype="I32")), NORM, "I32"),
-    "a_shape_of_that_size": (lambda p: header(p, lambda h: h[NORM].update(shape=[2, 16])), NORM, "[2, 16]", "[32]"),
-    "transposed": (
-        lambda p: header(p, lambda h: h[DOWN].update(shape=h[DOWN]["shape"][::-1])),
-        DOWN,
-        "[24, 32]",
-        "[32, 24]",
-    ),
-    "a_tensor_missing": (lambda p: tensors(p, lambda t: t.pop(NORM)), "has no tensor", NORM),
-    "a_tensor_too_many": (lambda p: tensors(p, lambda t: t.update(x=t[NORM])), "no use for", "x"),
-    "an_untied_head": (
-        lambda p: tensors(p, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1})),
-        "tied",
-    ),
-    "not_a_number": (lambda p: tensors(p, lambda t: t.update({NORM: np.full(32, np.nan, np.float32)})), NORM),
-}
-
-
-def refused(folder: Path, workdir: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture) -> None:
-    """The import's command line says one sentence, exits with 2 and writes nothing."""
-    before = listing(folder.parent)
-    capsys.readouterr()
-    assert import_hf.main(["import_hf", "--hf", str(folder), "--workdir", str(workdir)]) == 2
-    out, err = capsys.readouterr()
-    assert not out and err.startswith("mla_jax: ") and err.count("\n") == 1 and err.endswith(".\n"), err
-    for word in (folder.name, *words):
-        assert word in err, f"{word!r} is not in: {err}"
-    assert listing(folder.parent) == before
-
-
-@pytest.mark.parametrize("name", WEIGHTS)
-def test_lying_weights_are_refused(exported: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(exported, folder)
-    damage, *words = WEIGHTS[name]
-    damage(folder / "model.safetensors")
-    refused(
-        folder, tmp_path / "run", ("model.safetensors",) if name != "missing" else (), capsys
-    )  # the manifest sees it
-    (folder / "mla_jax.json").unlink()
-    refused(folder, tmp_path / "run", tuple(words), capsys)
-
-
-def edit(path: Path, change: Callable[[dict], object]) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-FOLDERS = {
-    "no_config": (lambda f: (f / "config.json").unlink(), "config.json"),
-    "config_of_another": (
-        lambda f: edit(f / "config.json", lambda c: c.update(hidden_size=64)),
-        "config.json",
-    ),
-    "untied_without_a_head": (
-        lambda f: (
-            (f / "mla_jax.json").unlink() or edit(f / "config.json", lambda c: c.update(tie_word_embeddings=False))
-        ),
-        "tie_word_embeddings is False",
-        "lm_head.weight",
-    ),
-    "manifest_cut": (lambda f: (f / "mla_jax.json").write_text('{"format": 1'), "mla_jax.json is damaged"),
-    "manifest_newer": (lambda f: edit(f / "mla_jax.json", lambda c: c.update(format=9)), "format 9", "upgrade"),
-    "manifest_without_files": (lambda f: edit(f / "mla_jax.json", lambda c: c.pop("files")), "mla_jax.json is damaged"),
-    "manifest_of_another_model": (
-        lambda f: edit(f / "mla_jax.json", lambda c: c["config"]["config"]["model"].update(rope_theta=77.0)),
-        "model.rope_theta is 10000.0",
-        "77.0",
-    ),
-    "tokenizer_cut": (
-        lambda f: (
-            (f / "mla_jax.json").unlink()
-            or (f / "tokenizer.model").write_bytes((f / "tokenizer.model").read_bytes()[:900])
-        ),
-        "tokenizer.model' is not a sentencepiece model or is damaged: copy it again.",
-    ),
-    "another_tokenizer": (
-        lambda f: edit(f / "mla_jax.json", lambda c: c["data"].update(tokenizer_sha256="0")),
-        "tokenizer",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FOLDERS)
-def test_a_folder_that_contradicts_itself_is_refused(
-    exported: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture
-) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(exported, folder)
-    damage, *words = FOLDERS[name]
-    damage(folder)
-    refused(folder, tmp_path / "run", tuple(words), capsys)
 
 
 def test_a_run_exports_through_the_command_line(run_env: Path, trained_run: Path, tmp_path: Path, capsys) -> None:

@@ -119,8 +119,8 @@ def windows(prepared: Prepared, seq_len: int) -> np.ndarray:
 
 def sampled(run: Run, prompts: list[str]) -> list[dict[str, str]]:
     """A completion of each prompt by the run's own sampling settings."""
-    cfg = run.config.sample
-    room = run.config.model.max_len - max(len(run.tokenizer.encode(prompt)) for prompt in prompts) - 1
-    settings = sample_settings(cfg) | {"max_new_tokens": min(cfg.max_new_tokens, max(1, room))}
+    settings = sample_settings(run.config.sample) | {
+        "max_new_tokens": None
+    }  # the config's, or what fits behind a prompt
     texts = Sampler.from_run(run).generate(prompts, **settings)
     return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]

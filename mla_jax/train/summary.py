@@ -52,8 +52,7 @@ def _samples(setup: Setup, variables: Any) -> list[tuple[str, str]]:
     model = setup.model.clone(backend=_to_decode(setup.backend, config))
     prompts = [prompt for prompt in sample.prompts for _ in range(sample.num_samples)]
     prompts = prompts or setup.openings[: sample.num_samples]
-    room = config.model.max_len - max(len(tokenizer.encode(prompt)) for prompt in prompts) - 1
-    settings = sample_settings(sample) | {"max_new_tokens": min(sample.max_new_tokens, max(1, room))}
+    settings = sample_settings(sample) | {"max_new_tokens": None}  # the config's, or what fits behind a long prompt
     completions = Sampler(model, variables, tokenizer, config).generate(prompts, **settings)
     return list(zip(prompts, completions, strict=True))
 

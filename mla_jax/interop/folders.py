@@ -7,27 +7,19 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mla_jax import places
 from mla_jax.errors import UserError
 
 
 def check_place(path: Path, flag: str, replaceable: Callable[[Path], bool] = lambda _: False) -> None:
     """Raise UserError unless `path` is new, empty, or a folder that `replaceable` knows as ours; writes nothing."""
-    shown = f"{flag} is {str(path)!r}"
-    try:
-        place = path.absolute()
-        inside = next((p for p in place.parents if p.is_file()), None)
-        if inside or (not path.is_dir() and (path.exists() or path.is_symlink())):
-            raise UserError(f"{shown}, but {str(inside or path)!r} is no folder: give another path.")
-        found = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
-    except OSError as error:
-        raise UserError(f"{shown}, which cannot be used ({error.strerror}): give another folder.") from None
+    found = places.names_in(path, flag)
     if found and not replaceable(path):
         raise UserError(
-            f"{shown}, which holds other files ({', '.join(found[:3])}) that would be lost: give a new or empty folder."
+            f"{flag} is {str(path)!r}, which holds other files ({', '.join(found[:3])}) that would be lost: give a new "
+            "or empty folder."
         )
-    parent = next(p for p in place.parents if p.is_dir())
-    if not os.access(parent, os.W_OK):
-        raise UserError(f"{shown}, but {str(parent)!r} cannot be written to: choose another folder.")
+    places.writable(path, flag, beside=True)
 
 
 @contextlib.contextmanager

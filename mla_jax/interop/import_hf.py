@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from mla_jax import checksums, runs
+from mla_jax import checksums, places, runs
 from mla_jax import config as config_lib
 from mla_jax.errors import UserError
 from mla_jax.interop import card, folders, hf, manifest
@@ -28,12 +28,7 @@ def to_run(folder: str | os.PathLike, workdir: str | os.PathLike, tokenizer: str
     """
     workdir = Path(workdir)
     folders.check_place(workdir, "--workdir")
-    if wild := set("*?[") & set(str(workdir.resolve())):
-        # Orbax gathers a checkpoint's parts with glob(): it would save one without its arrays, and not notice.
-        raise UserError(
-            f"--workdir is {str(workdir)!r}, whose full path has {' '.join(sorted(wild))} in it, which checkpoints "
-            "cannot be saved under: give a path without * ? [."
-        )
+    places.check_for_checkpoints(workdir, "--workdir")
     run = hf.load(folder, tokenizer)
     told = manifest.read(Path(folder))
     with folders.built_aside(workdir, "--workdir") as building:

@@ -1,12 +1,11 @@
 """`--mode study`: a whole study in one folder, as far as time allows, and its report."""
 
 import json
-import os
 from pathlib import Path
 
 import rich.console
 
-from mla_jax import devices
+from mla_jax import devices, places
 from mla_jax.data import sources
 from mla_jax.data.corpus import open_corpus
 from mla_jax.errors import UserError
@@ -75,28 +74,20 @@ def run(study: Study, workdir: str, max_minutes: float | None, console: rich.con
 def _checked(study: Study, workdir: str) -> Path:
     """The study's folder, which need not exist yet. Raises UserError for one that belongs to something else."""
     folder, about = Path(workdir), Path(workdir) / "study.json"
-    try:
-        inside = next((p for p in folder.absolute().parents if p.is_file()), None)
-        if inside or (folder.exists() and not folder.is_dir()):
-            raise UserError(f"--workdir is {workdir!r}, but {str(inside or folder)!r} is no folder: give another path.")
-        if wild := set("*?[") & set(str(folder.resolve())):
-            raise UserError(
-                f"--workdir is {workdir!r}, whose full path has {' '.join(sorted(wild))} in it, which checkpoints "
-                "cannot be saved under: give a path without * ? [."
-            )
-        if folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
+    names = places.names_in(folder, "--workdir")
+    places.check_for_checkpoints(folder, "--workdir")
+    if any(not name.startswith(".") for name in names):
+        try:
             name = json.loads(about.read_text(encoding="utf-8"))["study"] if about.is_file() else None
-            if name != study.name:
-                other = f"the study {name}" if name else "something else than a study"
-                raise UserError(f"--workdir is {workdir!r}, which holds {other}: give a new or empty folder.")
-        parent = next(p for p in [folder, *folder.absolute().parents] if p.is_dir())
-        if not os.access(parent, os.W_OK):
-            raise PermissionError(13, f"{str(parent)!r} cannot be written to")
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or "study.json in it is damaged"
-        raise UserError(f"--workdir is {workdir!r}, which cannot be used ({reason}): give another folder.") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = getattr(error, "strerror", None) or "study.json in it is damaged"
+            raise UserError(
+                f"--workdir is {workdir!r}, which cannot be used ({reason}): give another folder."
+            ) from None
+        if name != study.name:
+            other = f"the study {name}" if name else "something else than a study"
+            raise UserError(f"--workdir is {workdir!r}, which holds {other}: give a new or empty folder.")
+    places.writable(folder, "--workdir")
     return folder
 
 

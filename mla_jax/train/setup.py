@@ -16,7 +16,7 @@ import optax
 from absl import logging
 
 from mla_jax import config as config_lib
-from mla_jax import distributed, runs
+from mla_jax import distributed, places, runs
 from mla_jax import mesh as mesh_lib
 from mla_jax.config import Config
 from mla_jax.data.pipeline import baselines
@@ -182,29 +182,15 @@ def write_run_files(setup: Setup) -> None:
 
 def _check_place(folder: RunFolder) -> None:
     path = folder.path
-    try:
-        inside = next((p for p in path.absolute().parents if p.is_file()), None)
-        if inside or (not path.is_dir() and (path.exists() or path.is_symlink())):
-            raise UserError(f"--workdir is {str(path)!r}, but {str(inside or path)!r} is no folder: give another path.")
-    except OSError as error:
-        raise UserError(f"--workdir is {str(path)!r}, which cannot be used ({error.strerror}): give another.") from None
-    if wild := set("*?[") & set(str(path.resolve())):
-        # Orbax gathers a checkpoint's parts with glob(): it would save one without its arrays, and not notice.
+    foreign = [name for name in places.names_in(path, "--workdir") if not name.startswith(".")]
+    places.check_for_checkpoints(path, "--workdir")
+    ours = folder.config.is_file() and not runs.is_hugging_face(folder)
+    if foreign and not ours and not _was_killed_at_its_start(folder, foreign):
         raise UserError(
-            f"--workdir is {str(path)!r}, whose full path has {' '.join(sorted(wild))} in it, which checkpoints cannot "
-            "be saved under: give a path without * ? [."
+            f"--workdir is {str(path)!r}, which holds other files ({', '.join(foreign[:3])}) and no run: "
+            "give a new or empty folder."
         )
-    if path.is_dir():
-        foreign = [p.name for p in path.iterdir() if not p.name.startswith(".")]
-        ours = folder.config.is_file() and not runs.is_hugging_face(folder)
-        if foreign and not ours and not _was_killed_at_its_start(folder, foreign):
-            raise UserError(
-                f"--workdir is {str(path)!r}, which holds other files ({', '.join(sorted(foreign)[:3])}) and no run: "
-                "give a new or empty folder."
-            )
-    parent = next(p for p in [path, *path.absolute().parents] if p.is_dir())
-    if not os.access(parent, os.W_OK):
-        raise UserError(f"--workdir is {str(path)!r}, but {str(parent)!r} cannot be written to: choose another folder.")
+    parent = places.writable(path, "--workdir")
     free = shutil.disk_usage(parent).free
     if free < MIN_FREE_BYTES:
         raise UserError(

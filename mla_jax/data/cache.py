@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from absl import logging
 
-from mla_jax.data.token_file import DamagedError
+from mla_jax.checksums import Mismatch
 from mla_jax.errors import UserError
 
 _TEMPORARY = ".building-"
@@ -33,15 +33,15 @@ def find_or_build(
 ) -> tuple[T, bool]:
     """(load(folder, meta), was it there?) for the entry root/kind/key, built unless it is there and whole.
 
-    `build` fills a folder and returns the meta data; `load` raises DamagedError for a folder that is not
-    what was built: it is then logged and built anew. Several processes may do this at once: the first to
+    `build` fills a folder and returns the meta data; `load` raises Mismatch (or FileNotFoundError) for a folder that is
+    not what was built: it is then logged and built anew. Several processes may do this at once: the first to
     finish wins. Raises UserError when the cache cannot be written.
     """
     folder = root / kind / key
     with _disk_errors(root):
         try:
             return _load(folder, load), True
-        except DamagedError as error:
+        except Mismatch as error:
             if folder.exists():
                 logging.warning("The cached %s is damaged (%s): preparing it again.", folder, error)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -59,17 +59,19 @@ def find_or_build(
 
 
 def _load(folder: Path, load: Callable[[Path, dict[str, Any]], T]) -> T:
-    """Raises DamagedError unless the entry is there and whole."""
+    """Raises Mismatch unless the entry is there and whole."""
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise DamagedError(f"{META} is missing") from None
+        raise Mismatch(f"{META} is missing") from None
     except ValueError:
-        raise DamagedError(f"{META} is not JSON") from None
+        raise Mismatch(f"{META} is not JSON") from None
     try:
         return load(folder, meta)
+    except FileNotFoundError as error:
+        raise Mismatch(f"{Path(error.filename).name} is missing") from None
     except (KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{META} lacks what this version writes") from error
+        raise Mismatch(f"{META} lacks what this version writes") from error
 
 
 def _publish(temporary: Path, folder: Path, load: Callable[[Path, dict[str, Any]], T]) -> None:
@@ -81,7 +83,7 @@ def _publish(temporary: Path, folder: Path, load: Callable[[Path, dict[str, Any]
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
-        with contextlib.suppress(DamagedError):
+        with contextlib.suppress(Mismatch):
             _load(folder, load)
             return
         damaged = _aside(folder.parent)

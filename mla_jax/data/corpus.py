@@ -3,11 +3,11 @@
 import abc
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mla_jax import checksums
 from mla_jax.cache_root import cache_root
 from mla_jax.config import Config
 from mla_jax.data.readers import Count, Source
@@ -201,7 +201,7 @@ def _name(found: Found) -> str:
 
 def _fingerprint(**content: Any) -> str:
     content["corpus_version"] = CORPUS_VERSION
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return checksums.of_json(content)
 
 
 def _stat(source: Source) -> tuple[int, int]:
@@ -214,7 +214,6 @@ def _stat(source: Source) -> tuple[int, int]:
 
 def _sha256_file(source: Source) -> str:
     try:
-        with source.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return checksums.of_file(source.path)
     except OSError as error:
         raise source.fail(f"it cannot be read ({error.strerror})", "check the disk and the permissions") from None

@@ -1,17 +1,16 @@
 """Hugging Face data sets: streamed once into the cache as JSON lines, and read from there like any other file."""
 
 import contextlib
-import hashlib
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mla_jax import checksums
 from mla_jax.data import cache
 from mla_jax.data.progress import Progress, say
 from mla_jax.data.readers import READERS, Source
-from mla_jax.data.token_file import DamagedError, check_file
 from mla_jax.errors import UserError
 
 # Raise it whenever the same data set would give another copy.
@@ -50,19 +49,17 @@ def local_copy(name: str, source: Source, root: Path, quiet: bool = False) -> di
                 for text in _texts(rows, source):
                     file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
                     progress.advance()
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            parts[split] = {"size": path.stat().st_size, "sha256": digest}
+            parts[split] = checksums.describe(path)
         return {"name": name, "parts": parts}
 
     def load(folder: Path, meta: dict[str, Any]) -> dict[str, Path]:
         if meta["name"] != name:
-            raise DamagedError("it is of another data set")
+            raise checksums.Mismatch("it is of another data set")
         for split, recorded in meta["parts"].items():
-            check_file(folder / f"{split}.jsonl", recorded)
+            checksums.check_file(folder / f"{split}.jsonl", recorded)
         return {split: folder / f"{split}.jsonl" for split in meta["parts"]}
 
-    key = hashlib.sha256(json.dumps([name, source.text_field, _VERSION]).encode()).hexdigest()
+    key = checksums.of_json([name, source.text_field, _VERSION])
     return cache.find_or_build(root, "datasets", key, load, build)[0]
 
 

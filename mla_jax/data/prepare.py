@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from absl import logging
 
+from mla_jax import checksums
 from mla_jax.cache_root import cache_root
 from mla_jax.config import Config
 from mla_jax.data import statistics, token_file
@@ -126,14 +126,16 @@ def _tokenizer(config: Config, corpus: Corpus, root: Path, surveyed: _Once, quie
         return {"size": len(model), "sha256": hashlib.sha256(model).hexdigest()}
 
     def load(folder: Path, meta: dict[str, Any]) -> Tokenizer:
-        token_file.check_file(folder / "tokenizer.model", meta)
+        checksums.check_file(folder / "tokenizer.model", meta)
         return Tokenizer.load(folder / "tokenizer.model")
 
-    key = _key(
-        corpus=corpus.fingerprint,
-        vocab_size=knobs.vocab_size,
-        train_bytes=knobs.train_bytes,
-        version=TOKENIZER_VERSION,
+    key = checksums.of_json(
+        {
+            "corpus": corpus.fingerprint,
+            "vocab_size": knobs.vocab_size,
+            "train_bytes": knobs.train_bytes,
+            "version": TOKENIZER_VERSION,
+        }
     )
     if not (root / "tokenizers" / key).exists():
         surveyed()  # outside of the cache's own error handling, and before it makes a folder
@@ -152,7 +154,9 @@ def _tokens(
 
     to_train: the config for which the training part must hold a window.
     """
-    fingerprint = _key(corpus=corpus.fingerprint, tokenizer=tokenizer.sha256, version=TOKENS_VERSION)
+    fingerprint = checksums.of_json(
+        {"corpus": corpus.fingerprint, "tokenizer": tokenizer.sha256, "version": TOKENS_VERSION}
+    )
 
     def build(folder: Path) -> dict[str, Any]:
         survey = surveyed()
@@ -168,7 +172,7 @@ def _tokens(
 
     def load(folder: Path, meta: dict[str, Any]) -> tuple[dict[str, TokenFile], dict[str, Any]]:
         if (meta["corpus"], meta["tokenizer"]) != (corpus.fingerprint, tokenizer.sha256):
-            raise token_file.DamagedError("it was made from other data")
+            raise checksums.Mismatch("it was made from other data")
         parts = {
             split: token_file.read(folder, split, meta["parts"][split], tokenizer.separator_id)
             for split in corpus.splits
@@ -200,7 +204,3 @@ def _first_bytes(stories: Iterator[str], limit: int) -> Iterator[str]:
         if total > limit and total > len(text.encode("utf-8")):
             return
         yield text
-
-
-def _key(**content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

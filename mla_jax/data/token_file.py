@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mla_jax import checksums
 from mla_jax.data.tokenizer import Tokenizer, cpus
 
 # Raise it whenever the same stories and tokenizer would give other files.
@@ -73,9 +74,12 @@ def write(
 
 
 def read(folder: Path, split: str, meta: dict[str, Any], separator_id: int) -> TokenFile:
-    """Map what `write` wrote. Raises DamagedError unless every file has the recorded size and hash."""
+    """Map what `write` wrote.
+
+    Raises checksums.Mismatch unless every file has the recorded size and hash, FileNotFoundError where one is missing.
+    """
     for name, recorded in meta["files"].items():
-        check_file(folder / name, recorded)
+        checksums.check_file(folder / name, recorded)
     shapes = {
         "tokens": (meta["dtype"], meta["n_tokens"]),
         "story_starts": ("<i8", meta["n_stories"] + 1),
@@ -86,23 +90,6 @@ def read(folder: Path, split: str, meta: dict[str, Any], separator_id: int) -> T
         for name, (dtype, length) in shapes.items()
     }
     return TokenFile(**arrays, separator_id=separator_id)
-
-
-class DamagedError(Exception):
-    """A cached file is not what was written."""
-
-
-def check_file(path: Path, recorded: dict[str, Any]) -> None:
-    """Raise DamagedError unless `path` has the recorded {"size", "sha256"}."""
-    try:
-        size = path.stat().st_size
-        if size != recorded["size"]:
-            raise DamagedError(f"{path.name} has {size:,} bytes instead of {recorded['size']:,}")
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != recorded["sha256"]:
-                raise DamagedError(f"{path.name} does not have the content that was written")
-    except FileNotFoundError:
-        raise DamagedError(f"{path.name} is missing") from None
 
 
 def _batches(rows: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:

@@ -1,11 +1,11 @@
 """mla_jax.json of an exported folder: where it comes from, its config, and size and SHA-256 of every file."""
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from mla_jax import checksums
 from mla_jax import config as config_lib
 from mla_jax.config import Config
 from mla_jax.errors import UserError
@@ -36,7 +36,7 @@ def write(folder: Path, run: str, step: int, config_hash: str, config: Config, d
         "config_hash": config_hash,
         "config": json.loads(config_lib.dumps(_without_paths(config))),
         "data": _without_corpus_path({name: data[name] for name in _DATA_KEYS if name in data}),
-        "files": {p.name: _describe(p) for p in sorted(folder.iterdir()) if p.is_file()},
+        "files": {p.name: checksums.describe(p) for p in sorted(folder.iterdir()) if p.is_file()},
     }
     (folder / NAME).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
@@ -65,7 +65,7 @@ def read(folder: Path) -> Manifest | None:
         raise UserError(f"{path} is damaged: {remedy}.") from None
     for name, (size, digest) in files.items():
         file = folder / Path(name).name
-        found = _describe(file) if file.is_file() else None
+        found = checksums.describe(file) if file.is_file() else None
         if found != {"size": size, "sha256": digest}:
             what = "is missing" if found is None else "is not the file that was exported (its SHA-256 differs)"
             raise UserError(f"{file} {what}: {remedy}.")
@@ -79,11 +79,6 @@ def is_export(folder: Path) -> bool:
         return {p.name for p in folder.iterdir()} <= {*files, NAME}
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _without_paths(config: Config) -> Config:

@@ -1,5 +1,8 @@
 """The one error type that a user, not a developer, is meant to read, and what a device says when its memory is full."""
 
+import sys
+from collections.abc import Callable, Sequence
+
 
 class UserError(ValueError):
     """Bad input, said in one sentence: which field or file, its value, the rule, the remedy.
@@ -10,6 +13,18 @@ class UserError(ValueError):
 
     def __init__(self, sentence: str):
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence))
+
+
+def run_command(main: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> int:
+    """The exit code of a command line (`python -m mla_jax.x`): `main`'s, or 2 where it raises UserError.
+
+    arguments: without the program's name; default: this process's. `mla_jax.main` knows more errors than this one.
+    """
+    try:
+        return main(sys.argv[1:] if arguments is None else arguments) or 0
+    except UserError as error:
+        print(f"mla_jax: {error}", file=sys.stderr)
+        return 2
 
 
 def out_of_memory(error: Exception) -> str | None:

@@ -9,7 +9,9 @@ collective operations are read from the result. Layers are alike, so it is compi
 import argparse
 import dataclasses
 import math
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -20,7 +22,7 @@ from mla_jax import mesh as mesh_lib
 from mla_jax.collectives import Collective, Links
 from mla_jax.config import Config, replace
 from mla_jax.config_files import load_config
-from mla_jax.errors import UserError
+from mla_jax.errors import UserError, run_command
 from mla_jax.model.backend import Backend
 from mla_jax.model.transformer import Transformer
 from mla_jax.train.optim import make_optimizer
@@ -135,8 +137,8 @@ def table(predictions: dict[str, Prediction], links: Links) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command line: see --help."""
+def main(arguments: Sequence[str]) -> None:
+    """The command line: see --help. Raises UserError."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--config", default="mla_rope:xl", help="a named config or a file")
     parser.add_argument("--vocab_size", type=int, default=8192, help="embedding rows")
@@ -150,11 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--step_ms", type=float, help="measured step of one device; default: from FLOPs and --mfu")
     parser.add_argument("--peak_tflops", type=float, default=989.0, help="of one device (H100, bfloat16: 989)")
     parser.add_argument("--mfu", type=float, default=0.4, help="assumed where --step_ms is not given")
-    values = parser.parse_args(arguments)
-    try:
-        print(_report(values))
-    except UserError as error:
-        parser.exit(2, f"mla_jax: {error}\n")
+    print(_report(parser.parse_args(arguments)))
 
 
 def _report(values: argparse.Namespace) -> str:
@@ -193,4 +191,4 @@ def _shape(text: str) -> tuple[int, int, int, int]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

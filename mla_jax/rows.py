@@ -7,13 +7,14 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 
 from mla_jax import devices
+from mla_jax.errors import UserError, run_command
 
 
 def result_row(
@@ -114,16 +115,15 @@ def read_result(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _main(paths: list[str]) -> None:
-    """Print the rows of result.json and .jsonl files as one table."""
+def _main(paths: Sequence[str]) -> None:
+    """Print the rows of result.json and .jsonl files as one table. Raises UserError for what is no file."""
     found = []
     if missing := [path for path in paths if not Path(path).is_file()]:
-        print(f"mla_jax: {missing[0]!r} is no file of rows: give result.json or .jsonl files.", file=sys.stderr)
-        sys.exit(2)
+        raise UserError(f"{missing[0]!r} is no file of rows: give result.json or .jsonl files.")
     for path in map(Path, paths):
         found += read_rows(path) if path.suffix == ".jsonl" else filter(None, [read_result(path)])
     print(table(found))
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1:])
+    sys.exit(run_command(_main))

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mla_jax.errors import UserError
+from mla_jax.errors import UserError, run_command
 from mla_jax.facts import CUT_WORDS
 from mla_jax.judge.checker import Verdict, check_many, summarize
 from mla_jax.rows import result_row
@@ -116,7 +116,7 @@ def table(facts: dict[str, Any], ngram: dict[str, Any], ranks: Sequence[dict[str
     return "\n".join(lines) + "\n", lead >= LEAD and in_order
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("ngram", "rank", "table"))
     parser.add_argument("out", type=Path)
@@ -149,8 +149,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"world_trial: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command(main))

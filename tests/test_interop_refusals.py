@@ -11,6 +11,7 @@ import pytest
 from hf_tools import edit_json, edit_tensors
 from run_tools import listing
 
+from mla_jax.errors import run_command
 from mla_jax.interop import import_hf
 
 pytest.importorskip("safetensors", reason="pip install safetensors, or 'mla-jax[dev]'")
@@ -63,7 +64,7 @@ def refused(folder: Path, workdir: Path, words: tuple[str, ...], capsys: pytest.
     """The import's command line says one sentence, exits with 2 and writes nothing."""
     before = listing(folder.parent)
     capsys.readouterr()
-    assert import_hf.main(["import_hf", "--hf", str(folder), "--workdir", str(workdir)]) == 2
+    assert run_command(import_hf.main, ["--hf", str(folder), "--workdir", str(workdir)]) == 2
     out, err = capsys.readouterr()
     assert not out and err.startswith("mla_jax: ") and err.count("\n") == 1 and err.endswith(".\n"), err
     for word in (folder.name, *words):

@@ -15,7 +15,7 @@ import rich.console
 from run_tools import small_config, write_stories
 
 from mla_jax import eval_mode, rows, runs
-from mla_jax.errors import UserError
+from mla_jax.errors import UserError, run_command
 from mla_jax.main import main
 from mla_jax.sample import expert_page, expert_trace, sample_mode
 from mla_jax.train import expert_report
@@ -281,7 +281,10 @@ def test_the_balance_of_runs_is_a_table(
     moe_run: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     made = tmp_path / "balance.jsonl"
-    assert expert_report.main([str(moe_run), str(trained_run), "--after=2", "--window=2", f"--rows={made}"]) == 0
+    assert (
+        run_command(expert_report.main, [str(moe_run), str(trained_run), "--after=2", "--window=2", f"--rows={made}"])
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     logs = [row for row in rows.read_rows(moe_run / "metrics.jsonl") if row["kind"] == "train" and row["step"] > 2]
     expected = np.mean([row["expert_max_load"] for row in logs], axis=0).max()
@@ -291,11 +294,11 @@ def test_the_balance_of_runs_is_a_table(
     assert (row["name"], row["metrics"]["max_load"]) == (f"balance {moe_run.name}", pytest.approx(expected))
     assert row["device"] and row["data_fingerprint"]
     kept = made.read_text()
-    assert expert_report.main([str(trained_run), f"--rows={made}"]) == 2 and made.read_text() == kept
+    assert run_command(expert_report.main, [str(trained_run), f"--rows={made}"]) == 2 and made.read_text() == kept
     assert "no run with experts is finished" in capsys.readouterr().err
-    assert expert_report.main([str(moe_run), f"--rows={tmp_path / 'none' / 'x.jsonl'}"]) == 2
+    assert run_command(expert_report.main, [str(moe_run), f"--rows={tmp_path / 'none' / 'x.jsonl'}"]) == 2
     assert "cannot be written" in capsys.readouterr().err
-    assert expert_report.main([str(moe_run / "plots")]) == 2
+    assert run_command(expert_report.main, [str(moe_run / "plots")]) == 2
     assert "no run folder" in capsys.readouterr().err
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
+from mla_jax.errors import run_command
 from mla_jax.train import expert_report
 from mla_jax.train.pending import Pending
 
@@ -36,5 +37,5 @@ def test_a_skipped_step_is_none_of_the_experts() -> None:
 
 
 def test_a_window_without_steps_is_refused(capsys: pytest.CaptureFixture) -> None:
-    assert expert_report.main(["anywhere", "--window=0"]) == 2
+    assert run_command(expert_report.main, ["anywhere", "--window=0"]) == 2
     assert "--window is 0; a mean needs one step" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from study_rows import row, rows_of, study
 
+from mla_jax.errors import run_command
 from mla_jax.main import main
 from mla_jax.study import rows
 from mla_jax.study.plan import plan
@@ -140,7 +141,7 @@ def test_a_plan_and_a_report_go_on_without_the_damaged_row(tmp_path: Path, capsy
 
 
 def merged(*paths: Path) -> int:
-    return rows._main([str(path) for path in paths])
+    return run_command(rows._main, [str(path) for path in paths])
 
 
 def test_merging_refuses_rows_that_it_would_lose(tmp_path: Path, capsys) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from study_rows import PAPER_SAYS, by_name, claims_study, done, row, rows_of, study
 
+from mla_jax.errors import run_command
 from mla_jax.study import readme, report, series, tables
 from mla_jax.study.plan import plan
 from mla_jax.study.results import collect
@@ -92,10 +93,10 @@ def test_the_readmes_block_comes_from_rows_and_keeps_the_rest(tmp_path, capsys) 
         assert words in made, words
     page = tmp_path / "README.md"
     page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
-    assert readme._main([str(page)]) == 0
+    assert run_command(readme._main, [str(page)]) == 0
     assert page.read_text() == f"before\n{made}\nafter\n"
     page.write_text("no marks")
-    assert readme._main([str(page)]) == 2 and "paste the printed block" in capsys.readouterr().err
+    assert run_command(readme._main, [str(page)]) == 2 and "paste the printed block" in capsys.readouterr().err
 
 
 def test_the_readme_of_the_repository_is_up_to_date() -> None:

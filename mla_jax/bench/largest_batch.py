@@ -19,7 +19,7 @@ from mla_jax import compile_cache
 from mla_jax.bench.train_step import fixed_batch
 from mla_jax.config import Config, replace
 from mla_jax.config_files import load_config
-from mla_jax.errors import UserError, out_of_memory
+from mla_jax.errors import out_of_memory, run_command
 from mla_jax.model import backend as backend_lib
 from mla_jax.model.initial import init_params
 from mla_jax.model.transformer import Transformer
@@ -109,8 +109,4 @@ def _knobs(args: argparse.Namespace, remat: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"mla_jax: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command(main))

@@ -15,7 +15,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from mla_jax.errors import UserError
+from mla_jax.errors import UserError, run_command
 
 PROGRAM = "program.txt"
 
@@ -151,8 +151,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"mla_jax: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command(main))

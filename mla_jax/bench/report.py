@@ -14,7 +14,7 @@ from typing import Any
 
 from mla_jax import figures, runs
 from mla_jax.bench.points import FULL_RANK, MHA
-from mla_jax.errors import UserError
+from mla_jax.errors import UserError, run_command
 from mla_jax.rows import read_rows
 
 Row = dict[str, Any]
@@ -223,11 +223,12 @@ def again(out: str, files: Sequence[str]) -> Path:
         raise UserError(f"OUT is {out!r}, which cannot be written to ({error.strerror}): choose another.") from None
 
 
+def main(arguments: Sequence[str]) -> None:
+    """The command line. Raises UserError."""
+    if len(arguments) < 2:
+        raise UserError("it takes a folder and files: python -m mla_jax.bench.report OUT ROWS.jsonl [STUDY.jsonl].")
+    print(f"wrote     {again(arguments[0], arguments[1:])}")
+
+
 if __name__ == "__main__":
-    try:
-        if len(sys.argv) < 3:
-            raise UserError("it takes a folder and files: python -m mla_jax.bench.report OUT ROWS.jsonl [STUDY.jsonl].")
-        print(f"wrote     {again(sys.argv[1], sys.argv[2:])}")
-    except UserError as error:
-        print(f"mla_jax: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command(main))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mla_jax.config_files import load_config_dict
-from mla_jax.errors import UserError
+from mla_jax.errors import UserError, run_command
 from mla_jax.rows import read_rows
 from mla_jax.study import rows as study_rows
 from mla_jax.study.curves import Curve, lowest, steps_to
@@ -134,15 +134,12 @@ def _first(row: dict[str, Any]) -> str:
     return f"{parts.get('compile', 0) + parts.get('first step', 0):.0f}" if parts else "-"
 
 
+def main(arguments: Sequence[str]) -> None:
+    """The command line. Raises UserError."""
+    if len(arguments) < 2:
+        raise UserError("it takes a study and files of rows: python -m mla_jax.bench.to_loss study_muon ROWS.jsonl ...")
+    print(report(arguments[0], [Path(path) for path in arguments[1:]]))
+
+
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
-        print(
-            "mla_jax: it takes a study and files of rows: python -m mla_jax.bench.to_loss study_muon ROWS.jsonl ...",
-            file=sys.stderr,
-        )
-        sys.exit(2)
-    try:
-        print(report(sys.argv[1], [Path(path) for path in sys.argv[2:]]))
-    except UserError as error:
-        print(f"mla_jax: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command(main))

@@ -27,7 +27,7 @@ from mla_jax import mesh as mesh_lib
 from mla_jax.bench import profile
 from mla_jax.config import Config
 from mla_jax.config_files import load_config
-from mla_jax.errors import UserError
+from mla_jax.errors import UserError, run_command
 from mla_jax.model import backend as backend_lib
 from mla_jax.model.initial import init_params
 from mla_jax.model.transformer import Transformer
@@ -207,8 +207,4 @@ def trace(variant: Variant, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"mla_jax: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command(main))

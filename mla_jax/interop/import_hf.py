@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import orbax.checkpoint as ocp
 
 from mla_jax import checksums, places, runs
 from mla_jax import config as config_lib
-from mla_jax.errors import UserError
+from mla_jax.errors import run_command
 from mla_jax.interop import card, folders, hf, manifest
 from mla_jax.runs import Run, RunFolder
 
@@ -62,21 +63,16 @@ def _foreign_data(run: Run) -> dict[str, Any]:
     }
 
 
-def main(argv: list[str]) -> int:
-    """The command line; exit code 2 and one sentence for bad input, as `mla_jax.main`."""
+def main(arguments: Sequence[str]) -> None:
+    """The command line. Raises UserError."""
     parser = argparse.ArgumentParser(prog="python -m mla_jax.interop.import_hf", description=__doc__.split("\n")[0])
     parser.add_argument("--hf", required=True, help="the Hugging Face folder")
     parser.add_argument("--workdir", required=True, help="the run folder to make: new or empty")
     parser.add_argument("--tokenizer", help="a sentencepiece model, where the folder has no tokenizer.model")
-    values = parser.parse_args(argv[1:])
-    try:
-        workdir = to_run(values.hf, values.workdir, values.tokenizer)
-    except UserError as error:
-        print(f"mla_jax: {error}", file=sys.stderr)
-        return 2
+    values = parser.parse_args(arguments)
+    workdir = to_run(values.hf, values.workdir, values.tokenizer)
     print(f"run folder  {workdir}\nnext        python -m mla_jax.main --mode sample --workdir {workdir}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(run_command(main))

@@ -4,11 +4,12 @@ With a file, the text between the two marks in it is replaced; without, the bloc
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from mla_jax.accounting import kv_bytes
 from mla_jax.config_files import config_dir, load_config_dict, study_names
-from mla_jax.errors import UserError
+from mla_jax.errors import UserError, run_command
 from mla_jax.study import claim_tables, tables
 from mla_jax.study.claims import CLAIMS, Claim
 from mla_jax.study.evidence import SEEDS, Evidence, rope_interaction
@@ -154,18 +155,16 @@ def replaced(text: str, made: str) -> str:
     return text[:begin] + made + text[end + len(END) :]
 
 
-def _main(arguments: list[str]) -> int:
+def _main(arguments: Sequence[str]) -> None:
     if not arguments:
         print(block())
-        return 0
+        return
     path = Path(arguments[0])
     try:
         path.write_text(replaced(path.read_text(encoding="utf-8"), block()), encoding="utf-8")
     except UserError as error:
-        print(f"mla_jax: {path}: {error}", file=sys.stderr)
-        return 2
-    return 0
+        raise UserError(f"{path}: {error}") from None
 
 
 if __name__ == "__main__":
-    sys.exit(_main(sys.argv[1:]))
+    sys.exit(run_command(_main))

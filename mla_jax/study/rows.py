@@ -17,7 +17,7 @@ from typing import Any
 
 from mla_jax import config as config_lib
 from mla_jax.config import Config
-from mla_jax.errors import UserError
+from mla_jax.errors import UserError, run_command
 from mla_jax.rows import lines_of, numbered, parsed, warn_once
 from mla_jax.runs import write_text
 from mla_jax.study.row_checks import fault_of, fault_of_decode
@@ -177,18 +177,13 @@ def merge(into: Path, sources: Sequence[Path]) -> int:
     return len(lines)
 
 
-def _main(arguments: list[str]) -> int:
+def _main(arguments: Sequence[str]) -> None:
     into, *sources = map(Path, arguments or ["-"])
-    try:
-        if into.name.startswith("-") or not sources:
-            usage = "python -m mla_jax.study.rows INTO.jsonl FROM.jsonl ..."
-            raise UserError(f"it takes a file to merge into and the files to merge: {usage}")
-        print(f"{merge(into, sources)} rows in {into}")
-    except UserError as error:
-        print(f"mla_jax: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if into.name.startswith("-") or not sources:
+        usage = "python -m mla_jax.study.rows INTO.jsonl FROM.jsonl ..."
+        raise UserError(f"it takes a file to merge into and the files to merge: {usage}")
+    print(f"{merge(into, sources)} rows in {into}")
 
 
 if __name__ == "__main__":
-    sys.exit(_main(sys.argv[1:]))
+    sys.exit(run_command(_main))

@@ -6,13 +6,14 @@ python -m mla_jax.train.expert_report runs/moe_bias runs/moe_none --after=500 [-
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mla_jax import runs
-from mla_jax.errors import UserError
+from mla_jax.errors import UserError, run_command
 from mla_jax.rows import read_result, read_rows
 from mla_jax.runs import RunFolder
 
@@ -92,8 +93,8 @@ def row_of(folder: RunFolder, after: int = 500, window: int = 50) -> dict[str, A
     return result | {"name": f"balance {folder.name}", "metrics": found} if found and result else None
 
 
-def main(arguments: list[str]) -> int:
-    """The command line; returns the exit code."""
+def main(arguments: Sequence[str]) -> None:
+    """The command line. Raises UserError."""
     parser = argparse.ArgumentParser(prog="python -m mla_jax.train.expert_report", description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", help="run folders")
     parser.add_argument("--after", type=int, default=500, help="the step from which on the balance counts")
@@ -101,28 +102,19 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--rows", type=Path, help="a .jsonl file that the finished runs' rows are written to")
     args = parser.parse_args(arguments)
     folders = [RunFolder(Path(name)) for name in args.runs]
+    if args.window < 1:
+        raise UserError(f"--window is {args.window}; a mean needs one step at least: give 1 or more.")
+    print(table(folders, args.after, args.window))
+    if not args.rows:
+        return
+    made = [found for folder in folders if (found := row_of(folder, args.after, args.window))]
+    if not made:
+        raise UserError("no run with experts is finished, so there are no rows: leave out --rows for the table.")
     try:
-        if args.window < 1:
-            raise UserError(f"--window is {args.window}; a mean needs one step at least: give 1 or more.")
-        print(table(folders, args.after, args.window))
-        if args.rows:
-            made = [found for folder in folders if (found := row_of(folder, args.after, args.window))]
-            if not made:
-                raise UserError(
-                    "no run with experts is finished, so there are no rows: leave out --rows for the table."
-                )
-            runs.write_text(args.rows, "".join(json.dumps(one) + "\n" for one in made))
+        runs.write_text(args.rows, "".join(json.dumps(one) + "\n" for one in made))
     except OSError as error:
-        print(
-            f"mla_jax: --rows is {args.rows}, which cannot be written ({error.strerror}): choose another.",
-            file=sys.stderr,
-        )
-        return 2
-    except UserError as error:
-        print(f"mla_jax: {error}", file=sys.stderr)
-        return 2
-    return 0
+        raise UserError(f"--rows is {args.rows}, which cannot be written ({error.strerror}): choose another.") from None
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

@@ -23,7 +23,7 @@ from mla_jax.config import Config, replace
 from mla_jax.config_files import load_config, load_config_dict
 from mla_jax.data.pipeline import train_iterator
 from mla_jax.data.prepare import Prepared, prepare
-from mla_jax.errors import UserError
+from mla_jax.errors import UserError, run_command
 from mla_jax.evaluation import evaluate
 from mla_jax.rows import append_row, read_rows
 from mla_jax.study.grid import from_config_dict
@@ -139,8 +139,4 @@ def tokens_per_step(config: Config) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"mla_jax: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command(main))

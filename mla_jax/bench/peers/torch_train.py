@@ -17,7 +17,7 @@ from typing import Any
 
 from mla_jax.config import Config
 from mla_jax.config_files import load_config
-from mla_jax.errors import UserError
+from mla_jax.errors import UserError, run_command
 from mla_jax.rows import append_row
 
 
@@ -119,8 +119,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"mla_jax: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command(main))

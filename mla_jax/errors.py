@@ -15,6 +15,15 @@ class UserError(ValueError):
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence))
 
 
+def brief(error: BaseException, limit: int = 200, first_line: bool = False) -> str:
+    """What a library's error says, on one line of at most `limit` characters; its type's name where it says nothing.
+
+    first_line: leave out what follows (jaxlib and Orbax go on with their own internals).
+    """
+    lines = str(error).strip().splitlines()
+    return " ".join(" ".join(lines[:1] if first_line else lines).split())[:limit] or type(error).__name__
+
+
 def run_command(main: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> int:
     """The exit code of a command line (`python -m mla_jax.x`): `main`'s, or 2 where it raises UserError.
 

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from mla_jax import distributed, peers
-from mla_jax.errors import UserError
+from mla_jax.errors import UserError, brief
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +112,7 @@ def start(launch: Launch | None) -> None:
         )
         jax.devices()  # exchanges the topology: all take part
     except Exception as error:  # jaxlib raises several types
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(sentence.format(f" ({reason})")) from None
+        raise UserError(sentence.format(f" ({brief(error, first_line=True)})")) from None
     finally:
         timer.cancel()
 

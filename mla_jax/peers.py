@@ -28,7 +28,7 @@ import jax
 from absl import logging
 
 from mla_jax.distributed import client, count, exchange, index, is_first
-from mla_jax.errors import out_of_memory
+from mla_jax.errors import brief, out_of_memory
 
 HEARTBEAT_S = 30  # after which a process that sends none counts as dead
 SILENCE_S = 30  # the same for a host that does not answer the kernel's probes of a connection
@@ -94,7 +94,7 @@ def peers_needed() -> Iterator[None]:
         if count() == 1 or out_of_memory(error) is not None or not isinstance(error, jax.errors.JaxRuntimeError):
             raise
         time.sleep(NEWS_S)  # the watch knows which process it is
-        _lost((str(error).strip().splitlines() or ["no reason given"])[0][:200])
+        _lost(brief(error, first_line=True))
 
 
 def leave(code: int) -> None:
@@ -200,7 +200,7 @@ def _ask() -> None:
             dead = sorted(set(everyone) - set(alive))
             reason = f"process {dead[0]} sent no heartbeat for {HEARTBEAT_S} s" if dead else ""
         except Exception as error:
-            dead, reason = [0], f"process 0 is unreachable: {(str(error).strip().splitlines() or [''])[0][:120]}"
+            dead, reason = [0], f"process 0 is unreachable: {brief(error, 120, first_line=True)}"
         if reason and not _over.is_set():
             _lost(reason, dead[0])
 

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from mla_jax import checksums
 from mla_jax.config import ModelConfig
-from mla_jax.errors import UserError
+from mla_jax.errors import UserError, brief
 from mla_jax.model.moe import initial_router_bias
 from mla_jax.model.transformer import Transformer
 
@@ -92,8 +92,8 @@ def _lacks_bias(checkpoint: Path) -> bool:
 
 
 def short_reason(error: Exception) -> str:
-    """The first line of a library's error, of at most 200 characters."""
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    """The first line of Orbax' or TensorStore's error."""
+    return brief(error, first_line=True)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from mla_jax.bench import device, plan, points, report
 from mla_jax.bench.settings import QUICK, QUICK_MODEL
 from mla_jax.config import Config
 from mla_jax.config_files import load_config
-from mla_jax.errors import UserError, out_of_memory
+from mla_jax.errors import UserError, brief, out_of_memory
 from mla_jax.rows import append_row, read_rows, result_row
 
 ROWS = "rows.jsonl"
@@ -166,7 +166,7 @@ def _row(job: plan.Job, bandwidth: float) -> dict[str, Any]:
             metrics["skipped"] = str(error)
         except Exception as error:  # a row of a grid must not take the others with it
             reason = "out of memory" if out_of_memory(error) is not None else type(error).__name__
-            metrics["failed"] = f"{reason}: {' '.join(str(error).split())[:200]}"
+            metrics["failed"] = f"{reason}: {brief(error)}"
     if metrics.get("bytes_per_s"):
         metrics["of_copy"] = metrics["bytes_per_s"] / bandwidth
     if device.peak_memory() and "peak_bytes" not in metrics:

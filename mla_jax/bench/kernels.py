@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mla_jax.bench.timing import measure
+from mla_jax.errors import brief
 from mla_jax.kernels import blocks as blocks_lib
 from mla_jax.kernels.head_decode import head_decode, head_decode_reference
 from mla_jax.kernels.latent_decode import latent_decode, latent_decode_reference
@@ -184,7 +185,7 @@ def sweep(kind: str, shape: tuple[int, int, int, int], batch: int, context: int,
             found = speed(kind, operands, context, blocks, repeats, interpret=False)
             tried.append(fields | {"ms": found["ms"], "bytes_per_s": found["bytes_per_s"]})
         except Exception as error:  # too much shared memory, say: the sweep goes on
-            tried.append(fields | {"failed": " ".join(str(error).split())[:120]})
+            tried.append(fields | {"failed": brief(error, 120)})
     ran = [row for row in tried if "ms" in row]
     if not ran:
         return {"skipped": tried[0]["failed"], "sweep": tried}

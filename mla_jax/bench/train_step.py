@@ -27,7 +27,7 @@ from mla_jax import mesh as mesh_lib
 from mla_jax.bench import profile
 from mla_jax.config import Config
 from mla_jax.config_files import load_config
-from mla_jax.errors import UserError, run_command
+from mla_jax.errors import UserError, brief, run_command
 from mla_jax.model import backend as backend_lib
 from mla_jax.model.initial import init_params
 from mla_jax.model.transformer import Transformer
@@ -144,7 +144,7 @@ def main(argv: list[str]) -> None:
         try:
             variants.append(Variant(name, config, options))
         except Exception as error:  # one that the device cannot have must not cost the others their turn
-            print(f"{name}: not measured ({type(error).__name__}: {' '.join(str(error).split())[:200]})", flush=True)
+            print(f"{name}: not measured ({type(error).__name__}: {brief(error)})", flush=True)
             continue
         _append(args.out, variants[-1], {})
     if not variants:

@@ -11,7 +11,7 @@ from mla_jax import checksums
 from mla_jax.data import cache
 from mla_jax.data.progress import Progress, say
 from mla_jax.data.readers import READERS, Source
-from mla_jax.errors import UserError
+from mla_jax.errors import UserError, brief
 
 # Raise it whenever the same data set would give another copy.
 _VERSION = 1
@@ -84,7 +84,7 @@ def _hub_errors(source: Source) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # datasets, huggingface_hub, fsspec and their transports raise many types
-        reason = " ".join(str(error).split())[:300].rstrip(".")
+        reason = brief(error, 300).rstrip(".")
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if "DatasetNotFoundError" in kinds:
             rule, remedy = "Hugging Face has no data set of that name that you may read", "check owner/name"

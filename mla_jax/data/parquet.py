@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any
 
+from mla_jax.errors import brief
+
 if TYPE_CHECKING:
     from mla_jax.data.readers import Count, Source
 
@@ -33,7 +35,7 @@ def read_parquet(source: "Source", file: IO[bytes], count: "Count") -> Iterator[
                 if value is not None:
                     yield source.decode_row(value, f"row {number}", count)
     except (pyarrow.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".")
+        reason = brief(error).rstrip(".")
         raise source.fail(f"its parquet data is damaged or cut short ({reason})", "copy the file again") from None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from mla_jax.errors import UserError
+from mla_jax.errors import UserError, brief
 
 NAME = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -85,7 +85,7 @@ def _read_one(path: Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions.") from None
     except safetensors.SafetensorError as error:
-        reason = " ".join(str(error).split()).removeprefix("Error while deserializing: ")[:160]
+        reason = brief(error).removeprefix("Error while deserializing: ")
         raise UserError(
             f"{path} is damaged, or its header does not fit its content ({reason}): copy it again."
         ) from None

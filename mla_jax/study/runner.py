@@ -20,7 +20,7 @@ from mla_jax import accounting, devices
 from mla_jax import config as config_lib
 from mla_jax.config import Config
 from mla_jax.data.prepare import prepare
-from mla_jax.errors import UserError
+from mla_jax.errors import UserError, brief
 from mla_jax.rows import read_result, result_row
 from mla_jax.runs import RunFolder, read_config, read_data, write_text
 from mla_jax.study.grid import Study
@@ -149,7 +149,7 @@ class Runner:
             with _log(self.workdir / "logs" / f"{task.name}.txt") as console:
                 row = run_task(self.study, task, self.workdir / "runs" / task.name, console, self.deadline)
         except Exception as error:  # one failed run does not stop the rest
-            text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            text = f"{type(error).__name__}: {brief(error, 500)}"
             self.failed[task.name] = text
             with (self.workdir / "logs" / f"{task.name}.txt").open("a", encoding="utf-8") as file:
                 traceback.print_exc(file=file)

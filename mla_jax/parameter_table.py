@@ -1,6 +1,6 @@
 """The parameter ladder as a Markdown table: python -m mla_jax.parameter_table (docs/results/parameters.md)."""
 
-from mla_jax import accounting
+from mla_jax import accounting, markdown
 from mla_jax.config_files import load_config
 
 ROWS = 50_000  # the papers' vocabulary
@@ -9,10 +9,8 @@ PAPER = {"xs": "17.5M", "s": "", "m": "53.9M", "l": "", "xl": "202.7M"}  # paper
 
 def table() -> str:
     """Total parameters at 50,000 embedding rows for the papers' block (`block=gpt`) and ours, by size and variant."""
-    lines = [
-        "| size | paper | MHA, matrices only | MHA (learned, gpt) | MLA+RoPE (gpt) | MHA+RoPE | MLA+RoPE |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = ("size", "paper", "MHA, matrices only", "MHA (learned, gpt)", "MLA+RoPE (gpt)", "MHA+RoPE", "MLA+RoPE")
+    rows = []
     for size, quoted in PAPER.items():
         cells = [
             _matrices(size),
@@ -21,8 +19,8 @@ def table() -> str:
             _total(f"mha_rope:{size}", "default"),
             _total(f"mla_rope:{size}", "default"),
         ]
-        lines.append(f"| {size} | {quoted} | " + " | ".join(f"{cell / 1e6:.2f}M" for cell in cells) + " |")
-    return "\n".join(lines)
+        rows.append((size, quoted, *(f"{cell / 1e6:.2f}M" for cell in cells)))
+    return markdown.table(head, rows)
 
 
 def _config(name: str, block: str):

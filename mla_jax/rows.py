@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import logging
 
-from mla_jax import devices
+from mla_jax import devices, markdown
 from mla_jax.errors import UserError, run_command
 
 
@@ -93,19 +93,15 @@ def warn_once(text: str) -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Training rows as a Markdown table."""
-    lines = [
-        "| run | parameters | KV bytes/token | best loss | bits/byte | at step | tokens/s | MFU | device |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = ("run", "parameters", "KV bytes/token", "best loss", "bits/byte", "at step", "tokens/s", "MFU", "device")
+    lines = []
     for row in rows:
         m = row["metrics"]
-        mfu = f"{m['mfu']:.1%}" if "mfu" in m else "-"
-        lines.append(
-            f"| {row['name']} | {m['params']:,} | {m['kv_bytes_per_token']:,} | {m['best_valid_loss']:.4f} | "
-            f"{m['best_bits_per_byte']:.4f} | {m['best_step']} of {m['step']} | {m['tokens_per_s']:,.0f} | {mfu} | "
-            f"{row['device']} |"
-        )
-    return "\n".join(lines)
+        sizes = f"{m['params']:,}", f"{m['kv_bytes_per_token']:,}"
+        losses = f"{m['best_valid_loss']:.4f}", f"{m['best_bits_per_byte']:.4f}", f"{m['best_step']} of {m['step']}"
+        speeds = f"{m['tokens_per_s']:,.0f}", f"{m['mfu']:.1%}" if "mfu" in m else "-"
+        lines.append((row["name"], *sizes, *losses, *speeds, row["device"]))
+    return markdown.table(head, lines)
 
 
 def read_result(path: Path) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mla_jax import markdown
 from mla_jax.errors import UserError, run_command
 from mla_jax.facts import CUT_WORDS
 from mla_jax.judge.checker import Verdict, check_many, summarize
@@ -88,32 +89,45 @@ def table(facts: dict[str, Any], ngram: dict[str, Any], ranks: Sequence[dict[str
     lead = whole["accuracy"] - max(cut["accuracy"], short["accuracy"])
     scores = [row["metrics"]["score"] for row in sorted(ranks, key=lambda row: row["metrics"]["step"])]
     in_order = all(a < b for a, b in zip(scores, scores[1:], strict=False))
-    lines = [
-        f"# A model on the story world: {facts['name']}, step {facts['metrics']['step']}, {facts['device']}\n",
-        "Fact questions 50 words and more away:\n",
-        f"| kind | n | model | the same, seeing {CUT_WORDS} words | 5-gram ({ngram['train']:,} stories) | chance |",
-        "|---|---|---|---|---|---|",
-    ]
-    names = ("questions", f"questions_{CUT_WORDS}_words")
-    for a, b, c in zip(*(facts["metrics"][name] for name in names), ngram["questions"], strict=True):
-        if a["distance"] == _FAR[1]:
-            figures = " | ".join(f"{value:.3f}" for value in (a["accuracy"], b["accuracy"], c["accuracy"], a["chance"]))
-            lines.append(f"| {a['kind']} | {a['n']} | {figures} |")
     verdict = "as asked" if lead >= LEAD else f"less than the {LEAD:.0%} asked for"
-    lines += [
-        f"\nThe model leads the better of both by {lead:.1%}: {verdict}.\n",
-        "Samples (temperature 1, all tokens), scored by the checker:\n",
-        "| step | stories | score | well-formed | unparsed | contradicting | goals reached | repetition |",
-        "|---|---|---|---|---|---|---|---|",
+    parts = [
+        f"# A model on the story world: {facts['name']}, step {facts['metrics']['step']}, {facts['device']}",
+        "Fact questions 50 words and more away:",
+        _answers(facts, ngram),
+        f"The model leads the better of both by {lead:.1%}: {verdict}.",
+        "Samples (temperature 1, all tokens), scored by the checker:",
+        _scores(ranks),
+        f"The steps are {'' if in_order else 'not '}ranked in order.",
     ]
-    for row in ranks:
-        m = row["metrics"]
-        shares = " | ".join(
-            f"{m[name]:.3f}" for name in ("well_formed", "unparsed", "contradicting", "resolved", "repetition")
-        )
-        lines.append(f"| {m['step']:,} | {m['samples']} | {m['score']:.3f} +- {m['standard_error']:.3f} | {shares} |")
-    lines.append(f"\nThe steps are {'' if in_order else 'not '}ranked in order.")
-    return "\n".join(lines) + "\n", lead >= LEAD and in_order
+    return "\n\n".join(parts) + "\n", lead >= LEAD and in_order
+
+
+def _answers(facts: dict[str, Any], ngram: dict[str, Any]) -> str:
+    head = (
+        "kind",
+        "n",
+        "model",
+        f"the same, seeing {CUT_WORDS} words",
+        f"5-gram ({ngram['train']:,} stories)",
+        "chance",
+    )
+    asked = (facts["metrics"][name] for name in ("questions", f"questions_{CUT_WORDS}_words"))
+    rows = []
+    for a, b, c in zip(*asked, ngram["questions"], strict=True):
+        if a["distance"] == _FAR[1]:
+            figures = (a["accuracy"], b["accuracy"], c["accuracy"], a["chance"])
+            rows.append((a["kind"], a["n"], *(f"{value:.3f}" for value in figures)))
+    return markdown.table(head, rows)
+
+
+def _scores(ranks: Sequence[dict[str, Any]]) -> str:
+    head = ("step", "stories", "score", "well-formed", "unparsed", "contradicting", "goals reached", "repetition")
+    rows = []
+    for m in (row["metrics"] for row in ranks):
+        shares = (m[name] for name in ("well_formed", "unparsed", "contradicting", "resolved", "repetition"))
+        score = f"{m['score']:.3f} +- {m['standard_error']:.3f}"
+        rows.append((f"{m['step']:,}", m["samples"], score, *(f"{share:.3f}" for share in shares)))
+    return markdown.table(head, rows)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -86,7 +86,7 @@ def test_a_judge_that_sees_damage_is_called_sensitive_and_its_scores_are_right(t
         "words",
     ):
         assert part in text, part
-    assert not [line for line in text.splitlines() if line.startswith("|") and line.count(" | ") < 2]
+    assert not [line for line in text.splitlines() if line.startswith("|") and line.count("|") < 3]
 
 
 def test_a_judge_that_sees_nothing_is_called_insensitive_in_words(tmp_path):

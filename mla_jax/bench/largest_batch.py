@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from mla_jax import compile_cache
+from mla_jax import compile_cache, markdown
 from mla_jax.bench.train_step import fixed_batch
 from mla_jax.config import Config, replace
 from mla_jax.config_files import load_config
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
     compile_cache.enable()
-    print("| size | remat | fixed GiB | MiB a sequence | largest batch | ran |\n|---|---|---|---|---|---|", flush=True)
+    print(markdown.table(("size", "remat", "fixed GiB", "MiB a sequence", "largest batch", "ran"), ()), flush=True)
     for size in args.sizes.split(","):
         for remat in args.remat.split(","):
             config = load_config(f"{args.config}:{size}", **_knobs(args, remat))
@@ -95,11 +95,8 @@ def main(argv: list[str]) -> None:
             metrics = dataclasses.asdict(found) | {"largest_batch": largest, "ran": ran, "memory_gb": args.memory_gb}
             name = f"largest_batch_{args.config}_{size}_{remat}_{args.loss_chunks}"
             append_row(args.out, result_row(name, config.hash, metrics, "random tokens", "none"))
-            print(
-                f"| {size} | {remat} | {found.fixed_bytes / 2**30:.2f} | {found.sequence_bytes / 2**20:.1f} | "
-                f"{largest:,} | {'-' if ran is None else ran} |",
-                flush=True,
-            )
+            sizes = f"{found.fixed_bytes / 2**30:.2f}", f"{found.sequence_bytes / 2**20:.1f}", f"{largest:,}"
+            print(markdown.line((size, remat, *sizes, "-" if ran is None else ran)), flush=True)
 
 
 def _knobs(args: argparse.Namespace, remat: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from mla_jax import markdown
 from mla_jax.errors import UserError, run_command
 
 PROGRAM = "program.txt"
@@ -122,22 +123,23 @@ def report(folder: Path, steps: int, top: int = 15) -> str:
         "",
     ]
     for title, key in (("class", kernel_class), ("part", lambda k: part_of(k, scopes))):
-        lines += [*_table(title, kernels, key, steps), ""]
-    lines += _table("kernel", kernels, lambda k: f"`{(k.op or k.name)[:70]}`", steps, top)
+        lines += [_table(title, kernels, key, steps), ""]
+    lines.append(_table("kernel", kernels, lambda k: f"`{(k.op or k.name)[:70]}`", steps, top))
     return "\n".join(lines)
 
 
-def _table(title: str, kernels: list[Kernel], key: object, steps: int, top: int | None = None) -> list[str]:
+def _table(title: str, kernels: list[Kernel], key: object, steps: int, top: int | None = None) -> str:
     time_of, count_of = collections.Counter(), collections.Counter()
     for kernel in kernels:
         name = key(kernel)
         time_of[name] += kernel.duration_ns
         count_of[name] += 1
     whole = sum(time_of.values())
-    lines = [f"| {title} | ms a step | share | kernels a step |", "|---|---|---|---|"]
-    for name, ns in time_of.most_common(top):
-        lines.append(f"| {name} | {ns / steps / 1e6:.3f} | {ns / whole:.1%} | {count_of[name] / steps:.1f} |")
-    return lines
+    rows = (
+        (name, f"{ns / steps / 1e6:.3f}", f"{ns / whole:.1%}", f"{count_of[name] / steps:.1f}")
+        for name, ns in time_of.most_common(top)
+    )
+    return markdown.table((title, "ms a step", "share", "kernels a step"), rows)
 
 
 def main(argv: list[str]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from mla_jax import figures, runs
 from mla_jax.bench.points import FULL_RANK, MHA
 from mla_jax.errors import UserError, run_command
+from mla_jax.markdown import table
 from mla_jax.rows import read_rows
 
 Row = dict[str, Any]
@@ -115,12 +116,8 @@ def markdown(rows: list[Row]) -> str:
         own = [(name, row["metrics"]) for name, row in called if row["metrics"]["suite"] == suite]
         columns = [c for c in _COLUMNS if any(m.get(c[0]) is not None for _, m in own)]
         parts.append(f"## {suite}\n")
-        parts.append(
-            "| point | batch x context | form |" + "".join(f" {title} |" for _, title, _ in columns) + " note |"
-        )
-        parts.append("|---|---|---|" + "---|" * (len(columns) + 1))
-        parts += [_line(name, m, columns) for name, m in own]
-        parts.append("")
+        head = ("point", "batch x context", "form", *(title for _, title, _ in columns), "note")
+        parts.append(table(head, (_cells(name, m, columns) for name, m in own)) + "\n")
     if rows:
         versions = "; ".join(dict.fromkeys(map(_versions, rows)))
         parts.append(f"Device: {', '.join(dict.fromkeys(row['device'] for row in rows))}; {versions}.")
@@ -134,14 +131,14 @@ def _versions(row: Row) -> str:
     return ", ".join(f"{name} {v}" for name, v in (versions | row["metrics"].get("peer_versions", {})).items())
 
 
-def _line(name: str, m: dict[str, Any], columns: list[tuple[str, str, str]]) -> str:
+def _cells(name: str, m: dict[str, Any], columns: list[tuple[str, str, str]]) -> list[str]:
     form = " ".join(str(m[field]) for field in ("decode_impl", "dtype") if m.get(field))
     cells = [text.format(m[field]) if m.get(field) is not None else "-" for field, _, text in columns]
     label = f" ({m['label']})" if m["label"] else ""
     label += f" `{m['xla_flags']}`" if m.get("xla_flags") else ""
     shape = f"{m['batch']} x {m['context']}" if m["batch"] else f"{m['context']}"
     note = m.get("skipped") or m.get("failed") or m.get("note") or ""
-    return f"| {name}{label} | {shape} | {form or '-'} | {' | '.join(cells)} | {note} |"
+    return [f"{name}{label}", shape, form or "-", *cells, note]
 
 
 def plots(rows: list[Row], folder: Path, trained: Sequence[Row] = ()) -> list[Path]:

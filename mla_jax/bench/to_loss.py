@@ -18,12 +18,12 @@ from typing import Any
 
 from mla_jax.config_files import load_config_dict
 from mla_jax.errors import UserError, run_command
+from mla_jax.markdown import table
 from mla_jax.rows import read_rows
 from mla_jax.study import rows as study_rows
 from mla_jax.study.curves import Curve, lowest, steps_to
 from mla_jax.study.grid import from_config_dict
 from mla_jax.study.results import Measured, Results, collect
-from mla_jax.study.tables import table
 
 SHARE = 0.6  # of its steps at which AdamW's curve gives the first of the two losses
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mla_jax import accounting, compile_cache, devices
+from mla_jax import accounting, compile_cache, devices, markdown
 from mla_jax import mesh as mesh_lib
 from mla_jax.bench import profile
 from mla_jax.config import Config
@@ -186,15 +186,15 @@ def _append(path: Path, variant: Variant, more: dict[str, Any]) -> None:
 
 def table(variants: list[Variant]) -> str:
     """Markdown: absolute numbers, and each against the first."""
-    lines = ["| step | ms | lowest - highest | tokens/s | over the first | temporaries |", "|---|---|---|---|---|---|"]
+    rows = []
     for variant in variants:
         m = variant.metrics()
         ratio = variants[0].metrics()["step_ms"] / m["step_ms"]
-        lines.append(
-            f"| {variant.name} | {m['step_ms']:.2f} | {m['step_ms_low']:.2f} - {m['step_ms_high']:.2f} | "
-            f"{m['tokens_per_s']:,.0f} | {ratio:.3f}x | {m['temp_bytes'] / 2**30:.2f} GiB |"
-        )
-    return "\n".join(lines)
+        times = f"{m['step_ms']:.2f}", f"{m['step_ms_low']:.2f} - {m['step_ms_high']:.2f}"
+        speeds = f"{m['tokens_per_s']:,.0f}", f"{ratio:.3f}x"
+        rows.append((variant.name, *times, *speeds, f"{m['temp_bytes'] / 2**30:.2f} GiB"))
+    head = ("step", "ms", "lowest - highest", "tokens/s", "over the first", "temporaries")
+    return markdown.table(head, rows)
 
 
 def trace(variant: Variant, folder: Path) -> None:

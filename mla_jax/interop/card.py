@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from mla_jax import accounting, runs
+from mla_jax import accounting, markdown, runs
 from mla_jax.config import Config
 from mla_jax.interop.families import MODEL_TYPES, family
 from mla_jax.rows import read_result
@@ -116,5 +116,4 @@ def _loss_rows(run: Run, data: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _table(title: str, rows: list[tuple[str, str]]) -> str:
-    lines = [f"## {title}", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
-    return "\n".join(lines) + "\n"
+    return f"## {title}\n{markdown.table(('', ''), rows)}\n"

@@ -5,7 +5,7 @@ Prints the mean score of corpus stories spoiled in five ways at four strengths, 
 
 import argparse
 
-from .. import figures
+from .. import figures, markdown
 from ..world.dice import Dice
 from ..world.generate import stories
 from .checker import check_many, summarize
@@ -41,10 +41,8 @@ def main() -> None:
     parser.add_argument("--plot", default="", help="write the figure here")
     arguments = parser.parse_args()
     table = calibrate([row["text"] for row in stories(arguments.stories, arguments.seed, "valid")], arguments.seed)
-    print("| corruption | " + " | ".join(f"{strength:.2f}" for strength in (0.0, *STRENGTHS)) + " |")
-    print("|---" * (len(STRENGTHS) + 2) + "|")
-    for name, rows in table.items():
-        print(f"| {name} | " + " | ".join(f"{row['score']:.3f}" for row in rows) + " |")
+    head = ("corruption", *(f"{strength:.2f}" for strength in (0.0, *STRENGTHS)))
+    print(markdown.table(head, ((name, *(f"{row['score']:.3f}" for row in rows)) for name, rows in table.items())))
     if arguments.plot:
         draw(table, arguments.plot)
 

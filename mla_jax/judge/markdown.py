@@ -9,6 +9,7 @@ from mla_jax.judge.findings import MIN_PARSED, Difference, Findings
 from mla_jax.judge.rubric import AGE_GROUPS
 from mla_jax.judge.statistics import Interval
 from mla_jax.judge.study import Study
+from mla_jax.markdown import cell, table
 
 _EXTREMES = 5
 _STATUS = ("ok", "unparsable", "truncated", "refused", "rejected", "error")
@@ -32,15 +33,6 @@ def render(study: Study, findings: Findings, planned: int | None) -> str:
         _method(study),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_cell(c) for c in line) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return " ".join(str(text).replace("|", "\\|").split())
 
 
 def number(value: float, digits: int = 2) -> str:
@@ -194,7 +186,7 @@ def _failures(study: Study) -> str:
     )
     for row in study.examples:
         said = (row.get("reply") or "")[:200]
-        text += f"\n\n* {row['status']}: {_cell(row['error'])}" + (f" - `{_cell(said)}`" if said else "")
+        text += f"\n\n* {row['status']}: {cell(row['error'])}" + (f" - `{cell(said)}`" if said else "")
     return text
 
 
@@ -219,7 +211,7 @@ def _story(study: Study, story_id: str) -> str:
     grades = ", ".join(
         f"{name} {value:g}" for name, value in zip(study.columns, study.scores[story_id].round(2), strict=True)
     )
-    reason = _cell(study.reasons.get(story_id, ""))
+    reason = cell(study.reasons.get(story_id, ""))
     return f"> {quoted}\n\n{grades}. {reason}"
 
 

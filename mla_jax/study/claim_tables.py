@@ -2,11 +2,11 @@
 
 import math
 
+from mla_jax.markdown import table
 from mla_jax.study import evidence
 from mla_jax.study.evidence import Evidence
 from mla_jax.study.results import Results
 from mla_jax.study.stats import Estimate
-from mla_jax.study.tables import table
 from mla_jax.study.verdicts import Judged, judge
 
 SCALE = (

@@ -8,6 +8,7 @@ from typing import Any
 
 from mla_jax import accounting, devices
 from mla_jax.config import Config
+from mla_jax.markdown import table
 from mla_jax.study.grid import Point, Study
 from mla_jax.study.rows import Rows, best_loss, key_of
 
@@ -171,30 +172,39 @@ def describe(study: Study, made: Plan, rows: Rows, cost: CostModel, here: str = 
         "",
         *(elsewhere if here not in ("", cost.device) else []),
         *_data_of_done(made, rows),
-        "| # | point | tier | priority | seed | learning rate | minutes | status |",
-        "|---|---|---|---|---|---|---|---|",
     ]
     sums: dict[int, _Sum] = defaultdict(_Sum)
-    for number, task in enumerate(made.tasks, 1):
-        row = rows.by_key.get(task.key)
-        status = row["study"]["status"] if row else "to do"
-        sums[task.point.priority].add(1, cost, task.config, rows.done(task.key) is not None)
-        rate, minutes = task.config.optim.learning_rate, cost.seconds(task.config) / 60
-        lines.append(f"| {number} | {task.point.name} | {task.point.tier} | {task.point.priority} | {task.seed} | "
-                     f"{rate:g} | {minutes:.1f} | {status} |")  # fmt: skip
-    for point, seeds in made.waiting:
-        config = study.config(point, point.seeds[0], rates_of(study, point)[0])
-        sums[point.priority].add(seeds, cost, config, False)
-        minutes = seeds * cost.seconds(config) / 60
-        lines.append(f"| | {point.name} | {point.tier} | {point.priority} | {seeds} more | best of seed "
-                     f"{point.seeds[0]} | {minutes:.1f} | waits for its learning rate |")  # fmt: skip
-    lines += [f"| | {p.name} | {p.tier} | {p.priority} | | | | needs {p.needs} |" for p in made.missing]
+    lines.append(_runs(study, made, rows, cost, sums))
     done = Counter(row["device"] for task in made.tasks if (row := rows.done(task.key)))
     if set(done) - {cost.device}:
         each = "; ".join(f"{count} on {device}" for device, count in sorted(done.items()))
         lines += ["", f"Runs that are done, wherever: {each}."]
     lines += ["", *_sums(sums)]
     return "\n".join(lines)
+
+
+def _runs(study: Study, made: Plan, rows: Rows, cost: CostModel, sums: dict[int, "_Sum"]) -> str:
+    """A table of the runs in their order and of those that wait; what is to be done is added to `sums`."""
+    lines: list[tuple[object, ...]] = []
+    for number, task in enumerate(made.tasks, 1):
+        row = rows.by_key.get(task.key)
+        status = row["study"]["status"] if row else "to do"
+        sums[task.point.priority].add(1, cost, task.config, rows.done(task.key) is not None)
+        rate, minutes = task.config.optim.learning_rate, cost.seconds(task.config) / 60
+        lines.append((number, *_place(task.point), task.seed, f"{rate:g}", f"{minutes:.1f}", status))
+    for point, seeds in made.waiting:
+        config = study.config(point, point.seeds[0], rates_of(study, point)[0])
+        sums[point.priority].add(seeds, cost, config, False)
+        minutes = seeds * cost.seconds(config) / 60
+        rate = f"best of seed {point.seeds[0]}"
+        status = "waits for its learning rate"
+        lines.append(("", *_place(point), f"{seeds} more", rate, f"{minutes:.1f}", status))
+    lines += [("", *_place(p), "", "", "", f"needs {p.needs}") for p in made.missing]
+    return table(("#", "point", "tier", "priority", "seed", "learning rate", "minutes", "status"), lines)
+
+
+def _place(point: Point) -> tuple[object, ...]:
+    return point.name, point.tier, point.priority
 
 
 def _data_of_done(made: Plan, rows: Rows) -> list[str]:
@@ -227,13 +237,10 @@ class _Sum:
 
 def _sums(sums: dict[int, _Sum]) -> list[str]:
     """A table of what is left by priority, each with all before it, and the total."""
-    lines = [
-        f"| priority | runs to go | minutes | with all before | at best, {SHARING} processes on one device |",
-        "|---|---|---|---|---|",
-    ]
-    before = _Sum()
+    head = ("priority", "runs to go", "minutes", "with all before", f"at best, {SHARING} processes on one device")
+    before, lines = _Sum(), []
     for priority, part in sorted(sums.items()):
         before = _Sum(*(a + b for a, b in zip(dataclasses.astuple(before), dataclasses.astuple(part), strict=True)))
-        lines.append(f"| {priority} | {part.runs} | {part.seconds / 60:.1f} | {before.seconds / 60:.1f} | "
-                     f"{before.shared(SHARING) / 60:.1f} |")  # fmt: skip
-    return [*lines, "", f"{before.total_s / 60:.1f} minutes in all, {before.seconds / 60:.1f} to go."]
+        seconds = (part.seconds, before.seconds, before.shared(SHARING))
+        lines.append((priority, part.runs, *(f"{s / 60:.1f}" for s in seconds)))
+    return [table(head, lines), "", f"{before.total_s / 60:.1f} minutes in all, {before.seconds / 60:.1f} to go."]

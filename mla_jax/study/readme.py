@@ -10,6 +10,7 @@ from pathlib import Path
 from mla_jax.accounting import kv_bytes
 from mla_jax.config_files import config_dir, load_config_dict, study_names
 from mla_jax.errors import UserError, run_command
+from mla_jax.markdown import table
 from mla_jax.study import claim_tables, tables
 from mla_jax.study.claims import CLAIMS, Claim
 from mla_jax.study.evidence import SEEDS, Evidence, rope_interaction
@@ -85,7 +86,7 @@ def _headline(found: Results) -> str:
     model = points[0].any["config"]["config"]["model"]
     recipe = f"{tables.size_and_steps(points[0].any)}, block={model['block']}, dropout {model['dropout']:g}"
     title = f"**{found.study.title}** ({link}{devices}; {recipe}; best evaluation, mean ± 95 %, seeds):"
-    return f"{title}\n\n{tables.table(head, rows)}"
+    return f"{title}\n\n{table(head, rows)}"
 
 
 def _verdicts(corpora: list[list[Results]]) -> str:
@@ -101,7 +102,7 @@ def _verdicts(corpora: list[list[Results]]) -> str:
         ]
         if any(judged):
             rows.append((claim.id, claim.words, claim.range, *_cells(claim, judged)))
-    return tables.table(("", "the paper says", "confirmed by", *CORPORA.values()), rows)
+    return table(("", "the paper says", "confirmed by", *CORPORA.values()), rows)
 
 
 def _rope(corpora: list[list[Results]]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from mla_jax.accounting import kv_bytes, mha_kv_bytes
+from mla_jax.markdown import table
 from mla_jax.study.results import Measured, Results, Row, reference_of, relative, seconds
 from mla_jax.study.rows import best_loss, model_of
 from mla_jax.study.stats import Estimate, estimate, holm, story_p
@@ -16,13 +17,6 @@ from mla_jax.study.stats import Estimate, estimate, holm, story_p
 STORY_ROWS = 3  # samples shown a point
 FULL_SCHEDULE = 50_000 * 128 * 512  # tokens: the papers' training
 HARD = "050-099"  # the distance of fact questions that the main table shows
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A Markdown table."""
-    head = list(head)
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
 
 
 def without_empty(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

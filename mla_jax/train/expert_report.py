@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mla_jax import runs
+from mla_jax import markdown, runs
 from mla_jax.errors import UserError, run_command
 from mla_jax.rows import read_result, read_rows
 from mla_jax.runs import RunFolder
@@ -63,11 +63,8 @@ def balance(folder: RunFolder, after: int = 500, window: int = 50) -> dict[str, 
 
 def table(folders: list[RunFolder], after: int = 500, window: int = 50) -> str:
     """One line a run, "-" for what a run was too short for. Raises UserError for a folder that is no run."""
-    lines = [
-        f"| run | balance | max/mean load, worst layer and {window} steps after step {after} | dead experts | "
-        "best validation loss | steps |",
-        "|---|---|---|---|---|---|",
-    ]
+    load = f"max/mean load, worst layer and {window} steps after step {after}"
+    lines = []
     for folder in folders:
         model = runs.read_config(runs.existing(folder.path)).model
         found = balance(folder, after, window)
@@ -76,15 +73,13 @@ def table(folders: list[RunFolder], after: int = 500, window: int = 50) -> str:
         how += [f"{name} {weight:g}" for name, weight in weights.items() if weight]
         if not found:
             why = "not evaluated yet" if model.n_moe_layers else "no experts"
-            lines.append(f"| {folder.name} | {why} | - | - | - | - |")
+            lines.append((folder.name, why, *["-"] * 4))
             continue
         shown = "-" if np.isnan(found["max_load"]) else f"{found['max_load']:.3f}"
         dead = "-" if found["dead"] is None else found["dead"]
-        lines.append(
-            f"| {folder.name} | {', '.join(how) or 'none'} | {shown} | {dead} | "
-            f"{found['valid_loss']:.4f} | {found['steps']} |"
-        )
-    return "\n".join(lines)
+        loss = f"{found['valid_loss']:.4f}"
+        lines.append((folder.name, ", ".join(how) or "none", shown, dead, loss, found["steps"]))
+    return markdown.table(("run", "balance", load, "dead experts", "best validation loss", "steps"), lines)
 
 
 def row_of(folder: RunFolder, after: int = 500, window: int = 50) -> dict[str, Any] | None:

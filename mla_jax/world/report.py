@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 
 from ..judge.checker import check_many, summarize
+from ..markdown import table
 from .events import EVENTS, GOALS
 from .generate import WORLD_VERSION, stories
 from .grammar import skeletons
@@ -76,37 +77,39 @@ def skeleton_figures(count: int, seed: int) -> dict[str, float]:
 
 
 def markdown(arguments: argparse.Namespace) -> Iterator[str]:
-    """The report, line by line."""
+    """The report, piece by piece, a line end after each left out."""
     yield f"# The story world, version {WORLD_VERSION}, seed {arguments.seed}\n"
     for title, figures in (
         ("Corpus", corpus_figures(arguments.stories, arguments.seed)),
         ("Skeletons", skeleton_figures(min(2000, arguments.stories), arguments.seed)),
     ):
-        yield f"## {title}\n\n| what | value |\n|---|---|"
-        yield from (f"| {name} | {_number(value)} |" for name, value in figures.items())
-        yield ""
+        yield f"## {title}\n\n{_table(figures)}\n"
     held_out = list(stories(arguments.held_out, arguments.seed, "valid"))
     texts = [row["text"] for row in held_out]
     model = NGram().fit(row["text"] for row in stories(arguments.train, arguments.seed))
     yield f"## n-gram entropies (fitted on {arguments.train} stories, on {len(texts)} held-out ones)\n"
-    yield "| n | bits a word | bits a byte |\n|---|---|---|"
-    for order in range(1, MAX_ORDER + 1):
-        entropy = model.entropy(texts, order)
-        yield f"| {order} | {entropy['bits_per_word']:.3f} | {entropy['bits_per_byte']:.3f} |"
+    entropies = [model.entropy(texts, order) for order in range(1, MAX_ORDER + 1)]
+    bits = ((n, f"{e['bits_per_word']:.3f}", f"{e['bits_per_byte']:.3f}") for n, e in enumerate(entropies, 1))
+    yield table(("n", "bits a word", "bits a byte"), bits)
     questions = list(probes(held_out))
     yield f"\n## Fact questions answered by the 5-gram ({len(questions)} probes)\n"
-    yield "| kind | distance in words | n | accuracy | probability | chance |\n|---|---|---|---|---|---|"
-    for row in score(questions, model.answer):
-        figures = " | ".join(f"{row[key]:.3f}" for key in ("accuracy", "probability", "chance"))
-        yield f"| {row['kind']} | {row['distance']} | {row['n']} | {figures} |"
+    shares = ("accuracy", "probability", "chance")
+    answers = (
+        (row["kind"], row["distance"], row["n"], *(f"{row[key]:.3f}" for key in shares))
+        for row in score(questions, model.answer)
+    )
+    yield table(("kind", "distance in words", "n", *shares), answers)
     began = time.perf_counter()
     verdicts = summarize(check_many(texts))
     seconds = time.perf_counter() - began
     yield f"\n## The checker on {len(texts)} held-out stories ({seconds:.2f} s)\n"
-    yield "| what | value |\n|---|---|"
-    yield from (f"| {name} | {_number(value)} |" for name, value in verdicts.items())
+    yield _table(verdicts)
     yield "\n## Ten stories\n"
     yield from (f"{i}. {row['text']}\n" for i, row in enumerate(stories(10, arguments.seed), 1))
+
+
+def _table(figures: dict[str, float]) -> str:
+    return table(("what", "value"), ((name, _number(value)) for name, value in figures.items()))
 
 
 def _number(value: float) -> str:

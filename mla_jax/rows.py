@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from absl import logging
 
 from mla_jax import devices, markdown
 from mla_jax.errors import UserError, run_command
+from mla_jax.files import lines_of, numbered, parsed
 
 
 def result_row(
@@ -65,24 +66,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         elif number < len(lines):
             warn_once(f"{path}, line {number}, is no JSON object and is left out.")
     return rows
-
-
-def lines_of(path: Path) -> list[str]:
-    """The lines of a text; the last is empty where the text is whole."""
-    return path.read_text(encoding="utf-8", errors="replace").split("\n")
-
-
-def numbered(lines: list[str]) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """(number, row) of the lines that are not blank; None for one that is no JSON object."""
-    return ((number, parsed(line)) for number, line in enumerate(lines, 1) if line.strip())
-
-
-def parsed(text: str) -> dict[str, Any] | None:
-    """A JSON object, None where the text is none."""
-    with contextlib.suppress(ValueError, RecursionError):
-        row = json.loads(text)
-        return row if isinstance(row, dict) else None
-    return None
 
 
 @functools.cache

@@ -8,7 +8,6 @@ This module imports no optimizer and no trainer: sample, eval, judge and export 
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import shlex
@@ -19,11 +18,12 @@ from typing import Any
 import jax
 from absl import logging
 
-from mla_jax import checksums
+from mla_jax import checksums, files
 from mla_jax import config as config_lib
 from mla_jax.config import Config
 from mla_jax.data.tokenizer import Tokenizer
 from mla_jax.errors import UserError
+from mla_jax.files import write_text as write_text  # train, sample and eval_mode write by runs.write_text
 from mla_jax.model import backend as backend_lib
 from mla_jax.model.transformer import Transformer, variables_of
 from mla_jax.restore import another, restore_weights, short_reason
@@ -105,19 +105,17 @@ def lock(folder: RunFolder, mark: str = "") -> Iterator[None]:
     """
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        handle = open(folder.path / ".lock", "a+")  # noqa: SIM115 (closed by the with below)
+        handle = files.locked(folder.path / ".lock", "a+")
     except OSError as error:
         raise UserError(
             f"--workdir is {str(folder.path)!r}, which cannot be written to ({error.strerror}): choose another folder."
         ) from None
+    if handle is None:
+        raise UserError(
+            f"--workdir is {str(folder.path)!r}, which another process is training in: "
+            "wait for it, stop it, or choose another folder."
+        )
     with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"--workdir is {str(folder.path)!r}, which another process is training in: "
-                "wait for it, stop it, or choose another folder."
-            ) from None
         handle.truncate(0)
         handle.write(mark)
         handle.flush()
@@ -135,13 +133,6 @@ def check_lock(folder: RunFolder, mark: str) -> None:
             f"--workdir is {str(folder.path)!r}, which is not the folder that process 0 has under that path: give a "
             "folder that all processes share (a network file system)."
         )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def existing(workdir: str | os.PathLike, field: str = "--workdir") -> RunFolder:

@@ -18,9 +18,10 @@ from typing import Any
 from mla_jax import markdown
 from mla_jax.errors import UserError, run_command
 from mla_jax.facts import CUT_WORDS
+from mla_jax.files import write_text
 from mla_jax.judge.checker import Verdict, check_many, summarize
 from mla_jax.rows import result_row
-from mla_jax.runs import Run, RunFolder, load_run, read_data, write_text
+from mla_jax.runs import Run, RunFolder, load_run, read_data
 from mla_jax.world import questions, stories
 from mla_jax.world.ngram import NGram
 

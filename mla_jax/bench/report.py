@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mla_jax import figures, runs
+from mla_jax import figures
 from mla_jax.bench.points import FULL_RANK, MHA
 from mla_jax.errors import UserError, run_command
+from mla_jax.files import write_text
 from mla_jax.markdown import table
 from mla_jax.rows import read_rows
 
@@ -199,7 +200,7 @@ def losses(trained: Sequence[Row]) -> Series:
 
 def write(rows: list[Row], folder: Path, trained: Sequence[Row] = ()) -> Path:
     """The table and the plots of `rows` in `folder`; the table's path."""
-    runs.write_text(folder / TABLE, markdown(rows))
+    write_text(folder / TABLE, markdown(rows))
     plots(rows, folder, trained)
     return folder / TABLE
 

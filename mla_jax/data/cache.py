@@ -16,6 +16,7 @@ from absl import logging
 
 from mla_jax.checksums import Mismatch
 from mla_jax.errors import UserError
+from mla_jax.files import locked
 
 _TEMPORARY = ".building-"
 _LOCK = ".lock"
@@ -118,12 +119,10 @@ def _clean_leftovers(parent: Path) -> None:
 
 
 def _is_free(lock: Path) -> bool:
-    with lock.open("r") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-    return True
+    file = locked(lock, "r")
+    if file:
+        file.close()
+    return file is not None
 
 
 def _aside(parent: Path) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from mla_jax import checksums, places, runs
+from mla_jax import checksums, files, places
 from mla_jax import config as config_lib
 from mla_jax.errors import run_command
 from mla_jax.interop import card, folders, hf, manifest
@@ -48,8 +48,8 @@ def _write(folder: RunFolder, run: Run, data: dict[str, Any]) -> None:
         checkpointer.wait_until_finished()
     checksums.seal(checkpoint)
     folder.tokenizer.write_bytes(run.tokenizer.model)
-    runs.write_text(folder.data, json.dumps(data, indent=1))
-    runs.write_text(folder.config, config_lib.dumps(run.config))
+    files.write_text(folder.data, json.dumps(data, indent=1))
+    files.write_text(folder.config, config_lib.dumps(run.config))
 
 
 def _foreign_data(run: Run) -> dict[str, Any]:

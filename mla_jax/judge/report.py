@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from mla_jax import figures
+from mla_jax.files import write_text
 from mla_jax.judge import controls, markdown
 from mla_jax.judge.findings import Findings, find
 from mla_jax.judge.statistics import Interval
-from mla_jax.judge.store import write_atomically, write_rows
+from mla_jax.judge.store import write_rows
 from mla_jax.judge.study import Study, load_study
 
 
@@ -30,7 +31,7 @@ def write_report(out: Path, resamples: int, planned: int | None = None, command:
     _plot(out / "scores.png", study, findings)
     write_rows(out / "rows.jsonl", result_rows(study, findings, command))
     path = out / "report.md"
-    write_atomically(path, markdown.render(study, findings, planned))
+    write_text(path, markdown.render(study, findings, planned))
     return path
 
 

@@ -12,24 +12,12 @@ import contextlib
 import json
 import os
 import sqlite3
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mla_jax.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # no such lock on Windows: two runs on one folder are then the user's to avoid
-    fcntl: types.ModuleType | None = None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The whole text or nothing, also when the process dies."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+from mla_jax.files import locked, parsed, write_text
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -46,15 +34,12 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """All rows, atomically."""
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _row(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) and "id" in row else None
+    row = parsed(line)
+    return row if row and "id" in row else None
 
 
 class JudgementFile:
@@ -74,7 +59,9 @@ class JudgementFile:
         self.done: set[str] = set()
         self.spent_usd = 0.0
         self.notes: list[str] = []
-        self._lock = _lock(folder)
+        self._lock = locked(folder / ".lock")
+        if self._lock is None:
+            raise UserError(f"another process is judging in {folder}: wait for it, or choose another output folder.")
         if self.path.exists():
             self._repair()
         self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -121,24 +108,11 @@ class JudgementFile:
             if lines:
                 with open(self.path.with_name(name), "a", encoding="utf-8") as file:
                     file.writelines(line if line.endswith("\n") else line + "\n" for line in lines)
-        write_atomically(self.path, "".join(good))
+        write_text(self.path, "".join(good))
         if failed:
             self.notes.append(f"{len(failed)} judgements got no answer last time and are asked again (retried.jsonl)")
         if damaged:
             self.notes.append(f"{len(damaged)} damaged lines were set aside in damaged.txt and are asked again")
-
-
-def _lock(folder: Path) -> Any:
-    file = open(folder / ".lock", "w")  # noqa: SIM115 - held as long as the JudgementFile
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            raise UserError(
-                f"another process is judging in {folder}: wait for it, or choose another output folder."
-            ) from None
-    return file
 
 
 class ReplyCache:

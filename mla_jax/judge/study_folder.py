@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mla_jax.errors import UserError
+from mla_jax.files import write_text
 from mla_jax.judge import controls, store
 from mla_jax.judge.progress import say
 from mla_jax.judge.prompts import build_prompts
@@ -179,5 +180,5 @@ def save_stories(
         "command": command,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    store.write_atomically(out / "judge.json", json.dumps(about, indent=1))
+    write_text(out / "judge.json", json.dumps(about, indent=1))
     store.write_rows(out / "stories.jsonl", stories)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mla_jax.runs import write_text
+from mla_jax.files import write_text
 from mla_jax.study import claim_tables, plots, tables
 from mla_jax.study.grid import Study
 from mla_jax.study.results import Results, collect

@@ -18,8 +18,8 @@ from typing import Any
 from mla_jax import config as config_lib
 from mla_jax.config import Config
 from mla_jax.errors import UserError, run_command
-from mla_jax.rows import lines_of, numbered, parsed, warn_once
-from mla_jax.runs import write_text
+from mla_jax.files import lines_of, numbered, parsed, write_text
+from mla_jax.rows import warn_once
 from mla_jax.study.row_checks import fault_of, fault_of_decode
 
 DONE = ("done", "diverged")  # how a run may end that has a result; "failed" has an error

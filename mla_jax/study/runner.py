@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import gc
 import json
 import math
@@ -21,8 +20,9 @@ from mla_jax import config as config_lib
 from mla_jax.config import Config
 from mla_jax.data.prepare import prepare
 from mla_jax.errors import UserError, brief
+from mla_jax.files import locked, write_text
 from mla_jax.rows import read_result, result_row
-from mla_jax.runs import RunFolder, read_config, read_data, write_text
+from mla_jax.runs import RunFolder, read_config, read_data
 from mla_jax.study.grid import Study
 from mla_jax.study.measure import curve, measure
 from mla_jax.study.plan import Plan, Task, cost_model, plan, training_flops
@@ -120,22 +120,12 @@ class Runner:
             resumable = bool(RunFolder(self.workdir / "runs" / task.name).steps())
             if self.started and not resumable and cost.seconds(task.config, self.sharing) > left:
                 continue  # the first run of a call always starts: on a disk that stays, it will be gone on with
-            lock = self._lock(task)
+            lock = locked(self.workdir / "locks" / f"{task.name}.lock")
             if lock is None:
                 held = True
                 continue
             return task, lock
         return "held" if held else None
-
-    def _lock(self, task: Task) -> contextlib.AbstractContextManager | None:
-        """An advisory lock on the run that dies with this process; None while another process holds it."""
-        handle = open(self.workdir / "locks" / f"{task.name}.lock", "w")  # noqa: SIM115 (closed by its lock)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            handle.close()
-            return None
-        return handle
 
     def _do(self, task: Task, number: str) -> None:
         """Train and measure one run and write its row, whatever happens but a signal. number: "3/13", to be said."""

@@ -9,7 +9,7 @@ from mla_jax import devices, places
 from mla_jax.data import sources
 from mla_jax.data.corpus import open_corpus
 from mla_jax.errors import UserError
-from mla_jax.runs import write_text
+from mla_jax.files import write_text
 from mla_jax.study import report
 from mla_jax.study.grid import Study
 from mla_jax.study.plan import cost_model, describe, plan

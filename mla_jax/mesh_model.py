@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from mla_jax import accounting, collectives
 from mla_jax import mesh as mesh_lib
+from mla_jax.bench import synthetic
 from mla_jax.collectives import Collective, Links
 from mla_jax.config import Config, replace
 from mla_jax.config_files import load_config
@@ -166,7 +167,7 @@ def _report(values: argparse.Namespace) -> str:
         values.latency_us * 1e-6,
         values.efficiency,
     )
-    knobs = {"model.vocab_size": values.vocab_size, "tokenizer.vocab_size": values.vocab_size}
+    knobs = synthetic.vocabulary(values.vocab_size)
     predictions = {}
     for text, (data, fsdp, expert, tensor) in shapes.items():
         sizes = {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.expert": expert, "mesh.tensor": tensor}

@@ -12,7 +12,7 @@ import rich.console
 
 from mla_jax import config as config_lib
 from mla_jax import devices, runs
-from mla_jax.bench import device, plan, points, report
+from mla_jax.bench import device, plan, points, report, synthetic
 from mla_jax.bench.settings import QUICK, QUICK_MODEL
 from mla_jax.config import Config
 from mla_jax.config_files import load_config
@@ -101,7 +101,7 @@ def run(
 def _points(config: Config | None, workdirs: Sequence[str], settings: Any, quick: bool) -> list[points.Point]:
     if config is not None and workdirs:
         raise UserError("--config and --workdir are both given: measure a named config or run folders, not both.")
-    vocab = {"model.vocab_size": settings.vocab_size, "tokenizer.vocab_size": settings.vocab_size}
+    vocab = synthetic.vocabulary(settings.vocab_size)
     if workdirs:
         found = []
         for workdir in workdirs:

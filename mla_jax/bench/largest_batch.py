@@ -11,12 +11,11 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from mla_jax import compile_cache, markdown
-from mla_jax.bench.train_step import fixed_batch
+from mla_jax.bench import synthetic
 from mla_jax.config import Config, replace
 from mla_jax.config_files import load_config
 from mla_jax.errors import out_of_memory, run_command
@@ -47,7 +46,7 @@ def estimate(config: Config) -> Estimate:
     """Compile the step of `config` for the present device and read its memory."""
     model, optimizer = Transformer(config.model, backend_lib.choose(config.model)), make_optimizer(config.optim)
     state = abstract_state(model, optimizer)
-    batch = jax.eval_shape(lambda: fixed_batch(config))
+    batch = jax.eval_shape(lambda: synthetic.fixed_batch(config))
     sizes = make_train_step(model, optimizer, config).lower(state, batch).compile().memory_analysis()
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     gradient_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params))
@@ -63,7 +62,7 @@ def fits(config: Config, batch: int) -> bool:
     model, optimizer = Transformer(config.model, backend_lib.choose(config.model)), make_optimizer(config.optim)
     try:
         state = init_state(model, optimizer, init_params(model, 0))
-        jax.block_until_ready(make_train_step(model, optimizer, config)(state, fixed_batch(config)))
+        jax.block_until_ready(make_train_step(model, optimizer, config)(state, synthetic.fixed_batch(config)))
     except RuntimeError as error:
         if out_of_memory(error) is None:
             raise
@@ -86,9 +85,10 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     compile_cache.enable()
     print(markdown.table(("size", "remat", "fixed GiB", "MiB a sequence", "largest batch", "ran"), ()), flush=True)
+    knobs = synthetic.knobs(args.vocab, args.batch, args.length) | {"train.loss_chunks": args.loss_chunks}
     for size in args.sizes.split(","):
         for remat in args.remat.split(","):
-            config = load_config(f"{args.config}:{size}", **_knobs(args, remat))
+            config = load_config(f"{args.config}:{size}", **(knobs | {"train.remat": remat}))
             found = estimate(config)
             largest = found.largest(args.memory_gb * 1e9)
             ran = fits(config, largest) if args.run and largest else None
@@ -97,12 +97,6 @@ def main(argv: list[str]) -> None:
             append_row(args.out, result_row(name, config.hash, metrics, "random tokens", "none"))
             sizes = f"{found.fixed_bytes / 2**30:.2f}", f"{found.sequence_bytes / 2**20:.1f}", f"{largest:,}"
             print(markdown.line((size, remat, *sizes, "-" if ran is None else ran)), flush=True)
-
-
-def _knobs(args: argparse.Namespace, remat: str) -> dict[str, Any]:
-    knobs = {"model.vocab_size": args.vocab, "tokenizer.vocab_size": args.vocab, "train.remat": remat}
-    knobs |= {"train.batch_size": args.batch, "train.seq_len": args.length, "model.max_len": args.length}
-    return knobs | {"train.loss_chunks": args.loss_chunks, "sample.max_new_tokens": max(1, min(256, args.length - 1))}
 
 
 if __name__ == "__main__":

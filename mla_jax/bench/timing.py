@@ -3,7 +3,7 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,10 @@ class Timing:
     high_s: float
     repeats: int
     first_s: float
+
+    @classmethod
+    def of(cls, times: Sequence[float], first_s: float) -> "Timing":
+        return cls(statistics.median(times), min(times), max(times), len(times), first_s)
 
     def metrics(self, steps: int = 1) -> dict[str, Any]:
         """The fields that every row has; times are of one of `steps` steps that a call makes."""
@@ -39,8 +43,7 @@ def measure(call: Callable[[Any], Any], prepare: Callable[[], Any], repeats: int
     """
     first = _once(call, prepare)
     _once(call, prepare)
-    times = [_once(call, prepare) for _ in range(repeats)]
-    return Timing(statistics.median(times), min(times), max(times), repeats, first)
+    return Timing.of([_once(call, prepare) for _ in range(repeats)], first)
 
 
 def _once(call: Callable[[Any], Any], prepare: Callable[[], Any]) -> float:

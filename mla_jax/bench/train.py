@@ -2,11 +2,9 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from mla_jax import accounting, devices
 from mla_jax.bench.points import Point
+from mla_jax.bench.synthetic import fixed_batch
 from mla_jax.bench.timing import measure
 from mla_jax.config import replace
 from mla_jax.model import backend as backend_lib
@@ -26,8 +24,7 @@ def run(point: Point, batch: int, length: int, repeats: int, steps: int = 5) -> 
     optimizer = optim.make_optimizer(config.optim)
     step = make_train_step(model, optimizer, config)
     held = [init_state(model, optimizer, init_params(model, 0))]
-    tokens = jax.random.randint(jax.random.key(0), (batch, length + 1), 0, config.tokenizer.vocab_size)
-    rows = {"tokens": tokens, "segment_ids": jnp.ones((batch, length + 1), jnp.int32)}
+    rows = fixed_batch(config)
 
     def call(_: None) -> Any:
         state = held.pop()

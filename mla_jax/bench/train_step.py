@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from mla_jax import accounting, compile_cache, devices, markdown
 from mla_jax import mesh as mesh_lib
-from mla_jax.bench import profile
+from mla_jax.bench import profile, synthetic
 from mla_jax.config import Config
 from mla_jax.config_files import load_config
 from mla_jax.errors import UserError, brief, run_command
@@ -64,7 +63,7 @@ class Variant:
         mesh_lib.check_batches(config, self.backend.mesh)
         self.model, self.optimizer = Transformer(config.model, self.backend), make_optimizer(config.optim)
         place = mesh_lib.batch_placer(self.backend.mesh, config.train.batch_size)
-        self.batch = place(fixed_batch(config))
+        self.batch = place(synthetic.fixed_batch(config))
         began = time.perf_counter()
         step = make_train_step(self.model, self.optimizer, config)
         lowered = step.lower(abstract_state(self.model, self.optimizer), self.batch)
@@ -121,20 +120,11 @@ class Variant:
         return values
 
 
-def fixed_batch(config: Config) -> dict[str, jax.Array]:
-    """Random tokens {tokens, segment_ids [B, T+1]}, one segment a row."""
-    shape = (config.train.batch_size, config.train.seq_len + 1)
-    tokens = jax.random.randint(jax.random.key(0), shape, 0, config.tokenizer.vocab_size)
-    return {"tokens": tokens, "segment_ids": jnp.ones(shape, jnp.int32)}
-
-
 def main(argv: list[str]) -> None:
     args = _arguments(argv)
     compile_cache.enable()
     base = parse_knobs(args.knob)
-    size = {"model.vocab_size": args.vocab, "tokenizer.vocab_size": args.vocab, "train.batch_size": args.batch}
-    size |= {"train.seq_len": args.length, "model.max_len": args.length}
-    size["sample.max_new_tokens"] = max(1, min(256, args.length - 1))
+    size = synthetic.knobs(args.vocab, args.batch, args.length)
     variants = []
     for text in args.variant or [""]:
         knobs = base | parse_knobs(text.split())

@@ -1,9 +1,9 @@
 """Hugging Face transformers' `generate`: static cache, compiled on a GPU, greedy; random weights of our sizes."""
 
 import time
-from statistics import median
 from typing import Any
 
+from mla_jax.bench.timing import Timing
 from mla_jax.config import ModelConfig
 from mla_jax.errors import UserError
 
@@ -41,14 +41,10 @@ def measure(cfg: ModelConfig, family: str, batch: int, prompt: int, new: int, re
 
     first = call()
     call()
-    times = [call() for _ in range(repeats)]
+    timing = Timing.of([call() for _ in range(repeats)], first)
     return {
-        "ms": median(times) * 1e3,
-        "ms_low": min(times) * 1e3,
-        "ms_high": max(times) * 1e3,
-        "repeats": repeats,
-        "compile_s": max(0.0, first - median(times)),
-        "tokens_per_s": batch * new / median(times),
+        **timing.metrics(),
+        "tokens_per_s": batch * new / timing.median_s,
         "dtype": str(dtype).removeprefix("torch."),
         "peer_versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "peer_parameters": sum(p.numel() for p in model.parameters()),

@@ -7,10 +7,11 @@ differs from a correct one's by those few positions, in torch's favour.
 """
 
 import time
-from statistics import median
 from typing import Any
 
 from mla_jax import accounting
+from mla_jax.bench.peers.torch_train import import_torch
+from mla_jax.bench.timing import Timing
 from mla_jax.config import ModelConfig
 from mla_jax.errors import UserError
 
@@ -24,10 +25,7 @@ def measure(cfg: ModelConfig, batch: int, context: int, steps: int, repeats: int
     tuning chose cuBLAS for every product, after 10 s for each, cuBLAS at once. float32 and eager on a CPU. Raises
     UserError without torch or for anything but plain multi-head attention.
     """
-    try:
-        import torch
-    except ImportError:
-        raise UserError("the torch peer needs torch, which is not installed: pip install 'mla-jax[hf]'.") from None
+    torch = import_torch()
     if cfg.attention != "mha" or cfg.position != "rope" or cfg.block != "default":
         raise UserError("the torch peer decodes mha with RoPE in the default block only: use the point mha_rope.")
     cuda = torch.cuda.is_available()
@@ -75,15 +73,11 @@ def _time(cfg: ModelConfig, batch: int, context: int, steps: int, repeats: int, 
     first = call()
     call()
     call()
-    times = [call() / steps for _ in range(repeats)]
+    timing = Timing.of([call() for _ in range(repeats)], first)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     cache = accounting.kv_bytes(cfg, "bfloat16" if cuda else "float32") * batch * context
     return {
-        "ms": median(times) * 1e3,
-        "ms_low": min(times) * 1e3,
-        "ms_high": max(times) * 1e3,
-        "repeats": repeats,
-        "compile_s": max(0.0, first - median(times) * steps),
+        **timing.metrics(steps),
         "step_bytes": int(weights + cache * (2 * context - steps + 1) / (2 * context)),
     }
 

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mla_jax.bench import synthetic
 from mla_jax.config import Config
 from mla_jax.config_files import load_config
 from mla_jax.errors import UserError, run_command
@@ -23,10 +24,7 @@ from mla_jax.rows import append_row
 
 def peer_config(size: str, vocab: int, batch: int, length: int) -> Config:
     """The architecture that both sides train: MHA, learned positions, `block=gpt`, no dropout."""
-    knobs = {"model.block": "gpt", "model.vocab_size": vocab, "tokenizer.vocab_size": vocab}
-    knobs |= {"train.batch_size": batch, "train.seq_len": length, "model.max_len": length}
-    knobs |= {"sample.max_new_tokens": min(256, length - 1)}
-    return load_config(f"mha:{size}", **knobs)
+    return load_config(f"mha:{size}", **(synthetic.knobs(vocab, batch, length) | {"model.block": "gpt"}))
 
 
 def measure(config: Config, steps: int, repeats: int, compile_model: bool) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def ask(run: Run, n_stories: int, console: rich.console.Console) -> dict[str, An
     short = questions.score([questions.cut_context(probe, CUT_WORDS) for probe in probes], answer)
     table = rich.table.Table("question", "words ago", "n", "accuracy", f"seeing only {CUT_WORDS} words", "chance")
     for row, cut in zip(whole, short, strict=True):
-        if row["kind"] != "all" and row["distance"] != ">=50":
+        if row["kind"] != "all" and row["distance"] != questions.FAR:
             continue  # the file has them all
         figures = [f"{value:.3f}" for value in (row["accuracy"], cut["accuracy"], row["chance"])]
         table.add_row(row["kind"], row["distance"], str(row["n"]), *figures)

@@ -26,7 +26,7 @@ from mla_jax.world import questions, stories
 from mla_jax.world.ngram import NGram
 
 LEAD = 0.20  # by so much must the model lead the 5-gram and its own short-sighted self
-_FAR = ("all", ">=50")  # the row of `questions.score` that the lead is measured in
+_FAR = ("all", questions.FAR)  # the row of `questions.score` that the lead is measured in
 
 
 def ngram_answers(n_stories: int, n_train: int, seed: int) -> dict[str, Any]:
@@ -79,7 +79,9 @@ def far(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The row over all kinds of questions 50 words and more away. Raises UserError when none was asked."""
     found = [row for row in rows if (row["kind"], row["distance"]) == _FAR]
     if not found:
-        raise UserError("no fact question is 50 words away: ask about more stories with --fact_stories.")
+        raise UserError(
+            f"no fact question is {questions.FAR_WORDS} words away: ask about more stories with --fact_stories."
+        )
     return found[0]
 
 
@@ -115,7 +117,7 @@ def _answers(facts: dict[str, Any], ngram: dict[str, Any]) -> str:
     asked = (facts["metrics"][name] for name in ("questions", f"questions_{CUT_WORDS}_words"))
     rows = []
     for a, b, c in zip(*asked, ngram["questions"], strict=True):
-        if a["distance"] == _FAR[1]:
+        if a["distance"] == questions.FAR:
             figures = (a["accuracy"], b["accuracy"], c["accuracy"], a["chance"])
             rows.append((a["kind"], a["n"], *(f"{value:.3f}" for value in figures)))
     return markdown.table(head, rows)

@@ -10,6 +10,7 @@ from mla_jax import figures
 from mla_jax.study import series
 from mla_jax.study.results import Measured, Results
 from mla_jax.study.series import Line
+from mla_jax.world.questions import FAR
 
 MANY = 8  # more lines have their legend beside the axes
 EVEN = 0.1  # of the mean load: the least that the colours of a heat map span, for noise not to look like a pattern
@@ -45,7 +46,7 @@ def _figures(found: Results):
         figure = draw(lines, "words since the fact was stated", "right answers", marks=True, y_limits=(0, 1))
         yield "facts", "Fact questions by distance; bands: range over seeds", figure
     if lines := series.recall(found):
-        label = f"right answers, facts stated {series.FAR} words ago"
+        label = f"right answers, facts stated {FAR} words ago"
         figure = draw(lines, label, "validation loss", marks=True, joined=False)
         runs, r = sum(len(line.x) for line in lines), series.correlation(lines)
         yield "recall", f"Loss over recall; a mark a run, whatever its learning rate ({runs} runs, r = {r:.2f})", figure

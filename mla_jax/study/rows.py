@@ -10,6 +10,7 @@ adds rows that came back from another machine to the repository's, where they co
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -139,6 +140,11 @@ def best_loss(row: dict[str, Any]) -> float:
     """Best validation loss, nats per token; infinite for a run that diverged before its first evaluation."""
     value = row["metrics"].get("best_valid_loss")
     return float("inf") if value is None else float(value)
+
+
+def fact_accuracy(row: dict[str, Any], distance: str) -> float:
+    """Share of right answers to fact questions of all kinds; nan where none of that distance was put."""
+    return next((f["accuracy"] for f in row["facts"] if (f["kind"], f["distance"]) == ("all", distance)), math.nan)
 
 
 def model_of(row: dict[str, Any]) -> config_lib.ModelConfig:

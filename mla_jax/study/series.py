@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from mla_jax.study.results import Measured, Results
-from mla_jax.study.rows import best_loss
+from mla_jax.study.rows import best_loss, fact_accuracy
 from mla_jax.study.stats import Estimate
+from mla_jax.world.questions import FAR
 
 LATENTS = ("c_kv", "v_latent")  # cache entries; a cache without them has values
 RANKS = 3  # of one form, from which on they are a sweep
@@ -144,7 +145,7 @@ def facts(found: Results, tier: str) -> list[Line]:
             continue
         chance = {f["distance"]: f["chance"] for f in rows[0]["facts"] if _of_all(f)}
         x = tuple(float(distance.split("-")[0]) for distance in chance)
-        values = [[_accuracy(row, distance) for row in rows] for distance in chance]
+        values = [[fact_accuracy(row, distance) for row in rows] for distance in chance]
         y = tuple(float(np.mean(v)) for v in values)
         lines.append(Line(p.label, x, y, tuple(map(min, values)), tuple(map(max, values))))
     if lines:
@@ -158,19 +159,12 @@ def _of_all(fact: dict[str, Any]) -> bool:
     return fact["kind"] == "all" and not fact["distance"].startswith(">")
 
 
-def _accuracy(row: dict[str, Any], distance: str) -> float:
-    return next((f["accuracy"] for f in row["facts"] if (f["kind"], f["distance"]) == ("all", distance)), math.nan)
-
-
-FAR = ">=50"  # words since a fact was stated
-
-
 def recall(found: Results) -> list[Line]:
     """Best loss over the accuracy on facts stated long ago: every run of whatever learning rate, a line a variant."""
     by_name: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in found.rows:
         if row["study"]["status"] == "done" and row["facts"]:
-            by_name[row["name"]].append((_accuracy(row, FAR), best_loss(row)))
+            by_name[row["name"]].append((fact_accuracy(row, FAR), best_loss(row)))
     lines = []
     for name, points in by_name.items():
         x, y = zip(*sorted(points), strict=True)

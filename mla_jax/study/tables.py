@@ -11,7 +11,7 @@ import numpy as np
 from mla_jax.accounting import kv_bytes, mha_kv_bytes
 from mla_jax.markdown import table
 from mla_jax.study.results import Measured, Results, Row, reference_of, relative, seconds
-from mla_jax.study.rows import best_loss, model_of
+from mla_jax.study.rows import best_loss, fact_accuracy, model_of
 from mla_jax.study.stats import Estimate, estimate, holm, story_p
 
 STORY_ROWS = 3  # samples shown a point
@@ -97,7 +97,7 @@ def main(found: Results, tier: str) -> str:
     for p in found.tier(tier):
         row = p.any
         change = estimate(relative(p, reference)) if reference and p is not reference else None
-        fact = p.over_seeds(lambda r: _accuracy(r, HARD))
+        fact = p.over_seeds(lambda r: fact_accuracy(r, HARD))
         rows.append(
             (
                 p.name,
@@ -116,11 +116,6 @@ def main(found: Results, tier: str) -> str:
     head = ("point", "learning rate", "parameters", "KV numbers/token/layer", "KV bytes/token", "saved", "loss")
     name = reference.name if reference else "reference"
     return without_empty((*head, f"% against {name}", "bits/byte", "best step", f"facts, {HARD} words ago"), rows)
-
-
-def _accuracy(row: Row, distance: str, kind: str = "all") -> float:
-    """Share of right answers; nan where the questions were not put."""
-    return next((f["accuracy"] for f in row["facts"] if (f["kind"], f["distance"]) == (kind, distance)), math.nan)
 
 
 def by_story(found: Results) -> str:
@@ -191,7 +186,9 @@ def facts(found: Results) -> str:
     first = next(iter(asked[0].measured.values()))["facts"]
     distances = [f["distance"] for f in first if f["kind"] == "all" and not f["distance"].startswith(">")]
     blind = {f["distance"]: f["chance"] for f in first if f["kind"] == "all"}
-    rows = [(p.name, *(with_error(p.over_seeds(lambda r, d=d: _accuracy(r, d)), 3) for d in distances)) for p in asked]
+    rows = [
+        (p.name, *(with_error(p.over_seeds(lambda r, d=d: fact_accuracy(r, d)), 3) for d in distances)) for p in asked
+    ]
     rows.append(("blind guess", *(f"{blind[d]:.3f}" for d in distances)))
     text = "Share of right answers by how many words ago the story stated the fact (docs/world.md)."
     return text + "\n\n" + table(("point", *distances), rows)

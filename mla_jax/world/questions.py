@@ -34,6 +34,8 @@ _OWNER_EVENTS = frozenset(
     ("owners", "owns_old", "owns_new", "whose", "friend_end", "give_back", "return_lent", "trade")
 )
 BUCKETS = ((0, 20), (20, 50), (50, 100), (100, 10**6))
+FAR_WORDS = 50
+FAR = f">={FAR_WORDS}"  # the bucket, beside those, of facts that were stated long ago
 MAX_CANDIDATES = 8
 
 
@@ -101,7 +103,7 @@ def score(questions: Sequence[Probe], logprob_fn: LogProbFn) -> list[dict]:
 
 def _buckets(distance: int) -> list[str]:
     names = [_bucket_name(low, high) for low, high in BUCKETS if low <= distance < high]
-    return names + ([">=50"] if distance >= 50 else [])
+    return names + ([FAR] if distance >= FAR_WORDS else [])
 
 
 def _bucket_name(low: int, high: int) -> str:

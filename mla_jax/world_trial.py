@@ -8,6 +8,7 @@
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -15,13 +16,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mla_jax import markdown
 from mla_jax.errors import UserError, run_command
 from mla_jax.facts import CUT_WORDS
 from mla_jax.files import write_text
 from mla_jax.judge.checker import Verdict, check_many, summarize
+from mla_jax.model.initial import init_params
 from mla_jax.rows import result_row
 from mla_jax.runs import Run, RunFolder, load_run, read_data
+from mla_jax.sample.sampler import Sampler
 from mla_jax.world import questions, stories
 from mla_jax.world.ngram import NGram
 
@@ -37,7 +42,9 @@ def ngram_answers(n_stories: int, n_train: int, seed: int) -> dict[str, Any]:
 
 
 def rank(workdir: str, steps: Sequence[int], n_samples: int, max_new_tokens: int) -> Iterator[tuple[dict, list[dict]]]:
-    """A 5-gram fitted on `n_train` training stories, asked what `facts.ask` asks a model: rows of `questions.score`."""
+    """Sample `n_samples` stories at each checkpoint of `workdir` (step 0: the untrained weights) and score them with
+    the checker. Yields (result row, story rows) per step.
+    """
     for step in steps:
         run = load_run(workdir, step) if step else _untrained(load_run(workdir))
         texts = _sample(run, n_samples, max_new_tokens)
@@ -51,16 +58,10 @@ def rank(workdir: str, steps: Sequence[int], n_samples: int, max_new_tokens: int
 
 def _untrained(run: Run) -> Run:
     """The run at step 0: the weights that its seed began with."""
-    import dataclasses
-
-    from mla_jax.model.initial import init_params
-
     return dataclasses.replace(run, params=init_params(run.model, run.config.train.seed), step=0)
 
 
 def _sample(run: Run, n_samples: int, max_new_tokens: int) -> list[str]:
-    from mla_jax.sample.sampler import Sampler
-
     return Sampler.from_run(run).generate([""] * n_samples, max_new_tokens, temperature=1.0, top_k=0, seed=0)
 
 
@@ -70,8 +71,6 @@ def _story(run: Run, step: int, index: int, text: str, verdict: Verdict) -> dict
 
 
 def _standard_error(values: Sequence[float]) -> float:
-    import numpy as np
-
     return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
 
 

@@ -14,7 +14,6 @@ from mla_jax.study.results import Measured, Results, Row, reference_of, relative
 from mla_jax.study.rows import best_loss, fact_accuracy, model_of
 from mla_jax.study.stats import Estimate, estimate, holm, story_p
 
-STORY_ROWS = 3  # samples shown a point
 FULL_SCHEDULE = 50_000 * 128 * 512  # tokens: the papers' training
 HARD = "050-099"  # the distance of fact questions that the main table shows
 

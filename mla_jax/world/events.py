@@ -14,8 +14,6 @@ A rule whose roles the sentence does not show is passed over.
 
 from dataclasses import dataclass
 
-STAGES = ("opening", "journey", "trouble", "middle", "resolution", "ending")
-
 
 @dataclass(frozen=True, slots=True)
 class Rule:

@@ -39,21 +39,21 @@ def test_another_study_is_not_mixed_in(tmp_path, changes, said):
 
 BAD_SETTINGS = [
     (dict(rubric="paper_x"), "judge.rubric is 'paper_x'"),
-    (dict(model=""), "judge.model is empty"),
-    (dict(budget_usd=0), "judge.budget_usd is 0, which buys no judgement"),
+    (dict(model=""), "judge.model is ''; it must be the judge's name"),
+    (dict(budget_usd=0), "judge.budget_usd is 0; it must be above 0: set judge.budget_usd to"),
     (dict(budget_usd=float("nan")), "judge.budget_usd is nan"),
     (dict(base_url="localhost:80/v1"), "judge.base_url is 'localhost:80/v1'"),
     (dict(base_url="http://host:port/v1"), "judge.base_url"),
     (dict(base_url="ftp://host/v1"), "judge.base_url"),
     (dict(num_prompts=0), "judge.num_prompts is 0"),
-    (dict(num_prompts=3), "judge.builtin_prompts is 4, more than"),
-    (dict(num_controls=5), "judge.num_controls is 5, but must be a whole number from 8"),
+    (dict(num_prompts=3), "judge.builtin_prompts is 4; it must be at most judge.num_prompts"),
+    (dict(num_controls=5), "judge.num_controls is 5; it must be a whole number from 8"),
     (dict(concurrency=0), "judge.concurrency is 0"),
     (dict(concurrency=2.5), "judge.concurrency is 2.5"),
     (dict(timeout_s=0), "judge.timeout_s is 0"),
     (dict(price_in=-1.0), "judge.price_in is -1.0"),
     (dict(repeat_share=1.5), "judge.repeat_share is 1.5"),
-    (dict(stories_per_prompt=2, temperature=0.0), "identical stories"),
+    (dict(stories_per_prompt=2, temperature=0.0), "judge.stories_per_prompt is 2; it must be 1 where"),
 ]
 
 

@@ -1,7 +1,6 @@
 """What a judge run is told to do. Defaults live in configs/base.py; every rule about a value lives here."""
 
 import dataclasses
-import difflib
 import math
 import typing
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from urllib.parse import urlsplit
 from mla_jax.errors import UserError
 from mla_jax.judge.controls import MIN_STORIES
 from mla_jax.judge.rubric import get_rubric
+from mla_jax.typed import suggest
 
 OPENAI_URL = "https://api.openai.com/v1"
 # What may differ when a stopped run continues: how it is asked, never what is asked.
@@ -79,10 +79,9 @@ def knobs(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if name not in kinds or not equals:
-            near = difflib.get_close_matches(name, kinds, n=1, cutoff=0.4)
             raise UserError(
-                f"--judge_knob is {pair!r}, which sets no knob{f' (did you mean {near[0]}?)' if near else ''}: write "
-                "NAME=VALUE with a name of configs/base.py's judge section."
+                f"--judge_knob is {pair!r}, which sets no knob{suggest(name, kinds, cutoff=0.4)}: write NAME=VALUE "
+                "with a name of configs/base.py's judge section."
             )
         kind = kinds[name]
         try:
@@ -94,69 +93,65 @@ def knobs(pairs: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+_WHOLE = {  # lowest and highest value
+    "num_prompts": (1, 100_000),
+    "builtin_prompts": (0, 50),
+    "stories_per_prompt": (1, 1000),
+    "max_new_tokens": (1, 100_000),
+    "top_k": (0, 10**9),
+    "seed": (0, 2**32 - 1),
+    "num_controls": (MIN_STORIES, 100_000),
+    "repeats": (1, 100),
+    "max_reply_tokens": (16, 100_000),
+    "concurrency": (1, 1000),
+    "max_retries": (0, 100),
+    "give_up_after": (1, 10**9),
+    "resamples": (200, 100_000),
+}
+_NUMBERS = {
+    "temperature": (0, 10),
+    "judge_temperature": (0, 2),
+    "repeat_share": (0, 1),
+    "timeout_s": (0.01, 86_400),
+    "price_in": (0, 1e6),
+    "price_out": (0, 1e6),
+}
+
+
 def validate(s: JudgeSettings) -> None:
     """Raises UserError, one sentence, for the first setting that breaks a rule."""
     get_rubric(s.rubric)
     if not s.model:
-        raise UserError(
-            "judge.model is empty: name the judge as its server calls it, e.g. --judge_model gpt-4o-mini "
-            "(a server lists its names at BASE_URL/models)."
-        )
-    _check_url(s)
-    for name, low, high in (
-        ("num_prompts", 1, 100_000),
-        ("builtin_prompts", 0, 50),
-        ("stories_per_prompt", 1, 1000),
-        ("max_new_tokens", 1, 100_000),
-        ("top_k", 0, 10**9),
-        ("seed", 0, 2**32 - 1),
-        ("num_controls", MIN_STORIES, 100_000),
-        ("repeats", 1, 100),
-        ("max_reply_tokens", 16, 100_000),
-        ("concurrency", 1, 1000),
-        ("max_retries", 0, 100),
-        ("give_up_after", 1, 10**9),
-        ("resamples", 200, 100_000),
-    ):
+        raise _refused(s, "model", "the judge's name", "one of BASE_URL/models, e.g. by --judge_model gpt-4o-mini")
+    if not _is_url(s):
+        raise _refused(s, "base_url", "the address of a server", f"one like http://localhost:11434/v1 or {OPENAI_URL}")
+    for name, (low, high) in _WHOLE.items():
         value = getattr(s, name)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise UserError(f"judge.{name} is {value!r}, but must be a whole number from {low} to {high}.")
-    for name, low, high in (
-        ("temperature", 0, 10),
-        ("judge_temperature", 0, 2),
-        ("repeat_share", 0, 1),
-        ("timeout_s", 0.01, 86_400),
-        ("price_in", 0, 1e6),
-        ("price_out", 0, 1e6),
-    ):
+            raise _refused(s, name, f"a whole number from {low} to {high}", "such a number")
+    for name, (low, high) in _NUMBERS.items():
         value = getattr(s, name)
         if not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
-            raise UserError(f"judge.{name} is {value!r}, but must be a number from {low} to {high}.")
+            raise _refused(s, name, f"a number from {low} to {high}", "such a number")
     if not s.budget_usd > 0:
-        raise UserError(
-            f"judge.budget_usd is {s.budget_usd!r}, which buys no judgement at all: give the dollars that "
-            "may be spent (for a free local server any positive number will do)."
-        )
+        dollars = "the dollars that may be spent (any positive number for a free local server)"
+        raise _refused(s, "budget_usd", "above 0", dollars)
     if s.stories_per_prompt > 1 and s.temperature == 0:
-        raise UserError(
-            f"judge.stories_per_prompt is {s.stories_per_prompt} with judge.temperature 0, which would judge "
-            "identical stories: use one story per prompt or a temperature above 0."
-        )
+        rule = "1 where judge.temperature is 0, which tells the same story each time"
+        raise _refused(s, "stories_per_prompt", rule, "1, or judge.temperature above 0")
     if s.builtin_prompts > s.num_prompts:
-        raise UserError(
-            f"judge.builtin_prompts is {s.builtin_prompts}, more than judge.num_prompts ({s.num_prompts}): "
-            "it counts the prompts among them that come from the built-in list."
-        )
+        rule = f"at most judge.num_prompts ({s.num_prompts}), of which it is a part"
+        raise _refused(s, "builtin_prompts", rule, f"{s.num_prompts} or less")
 
 
-def _check_url(s: JudgeSettings) -> None:
+def _refused(s: JudgeSettings, name: str, rule: str, remedy: str) -> UserError:
+    """rule: what it must be; remedy: what to set it to."""
+    return UserError(f"judge.{name} is {getattr(s, name)!r}; it must be {rule}: set judge.{name} to {remedy}.")
+
+
+def _is_url(s: JudgeSettings) -> bool:
     try:
         parts = urlsplit(s.url())
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
-        good = False
-    if not good:
-        raise UserError(
-            f"judge.base_url is {s.base_url!r}, which is no address of a server: it must look like "
-            "http://localhost:11434/v1 or https://api.openai.com/v1."
-        )
+        return False

@@ -2,10 +2,10 @@
 
     python -m mla_jax.main --mode study --config configs/study_paper_b.py --workdir studies/b
 
-Priority 1, grid: what the claims are judged by (size s, 800 steps of 64 x 256, 5 seeds; MHA and MLA+RoPE are paper A's
-rows). 2: the rest of the matched sets. 3, headline: the same at size m (1,000 steps of 64 x 512, 3 seeds). 4:
-balancing on, off, auxiliary. 5: compression {1, 1/2, 1/4, 1/8} x dense and 8, 16, 64, 128 experts.
-`study_paper_b:long`: 1,000 steps of 128 x 512 with tuned learning rates, grids of 1,500 steps. `study_paper_b:files`,
+Priority 1, grid: what the claims are judged by (size s, 800 steps of 64 x 256, learning rate 1e-3, 5 seeds; MHA and
+MLA+RoPE are paper A's rows). 2: the rest of the matched sets. 3, headline: the same at size m (1,000 steps of 64 x 512,
+each at the best of four learning rates, 3 seeds). 4: balancing on, off, auxiliary. 5: compression {1, 1/2, 1/4, 1/8} x
+dense and 8, 16, 64, 128 experts. `study_paper_b:long`: 1,000 steps of 128 x 512, grids of 1,500. `study_paper_b:files`,
 with --config.common.data.path=TRAIN.txt (and .valid_path): the matched sets alone, at size m, on a small file of real
 stories (dropout 0.1: several epochs); MHA with RoPE is its priority 2.
 """

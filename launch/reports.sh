@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The committed results again, from the committed rows: each docs/results/study_*/ (report, CSV, plots) and README's block.
 #
-#   bash launch/reports.sh      no training and no GPU: about a minute
+#   bash launch/reports.sh      no training and no GPU: about two minutes
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 set_up dev

@@ -10,7 +10,7 @@ from study_rows import PAPER_SAYS, by_name, claims_study, done, study
 from mla_jax.study import plots, series
 from mla_jax.study.grid import Study
 from mla_jax.study.results import Results, collect
-from mla_jax.study.rows import Rows
+from mla_jax.study.rows import Rows, best_loss
 from mla_jax.study.series import Line
 
 
@@ -71,14 +71,15 @@ def recalls(made: Study, loss: dict[str, float]) -> Rows:
     rows = done(made, by_name(loss, noise=0.01))
     for row in rows.by_key.values():
         for fact in row["facts"]:
-            fact["accuracy"] = 3 - row["metrics"]["best_valid_loss"]
+            long_ago = fact["distance"] in ("050-099", "100-", ">=50")
+            fact["accuracy"] = 3 - row["metrics"]["best_valid_loss"] if long_ago else 0.99
     return rows
 
 
 def test_recall_has_every_run_of_every_rate_and_a_correlation() -> None:
     made = study(rates=(1e-3, 2e-3))
     found = collect(made, recalls(made, {"mha": 2.0, "per_head_rope_r2": 2.1}))
-    lines = series.recall(found)
+    lines = series.recall(found, "headline")
     assert [line.label for line in lines] == ["mha", "per_head_rope_r2"]
     assert [len(line.x) for line in lines] == [4, 4], "three seeds, and the first at another rate"
     assert all(list(line.x) == sorted(line.x) for line in lines)
@@ -86,8 +87,27 @@ def test_recall_has_every_run_of_every_rate_and_a_correlation() -> None:
     assert np.isnan(series.correlation(lines[:0]))
     pictures = {name: (caption, figure) for name, caption, figure in plots._figures(found)}
     caption, figure = pictures["recall"]
-    assert "8 runs, r = -1.00" in caption
+    assert "8 runs" in caption and "r = -1.00" in caption
     assert [line.get_linestyle() for line in figure.axes[0].get_lines()] == ["None", "None"]
+
+
+def test_recall_is_of_finished_runs_of_one_training_that_were_asked() -> None:
+    """Not of a diverged run, of another tier, or of rows without the question: "r = nan" stood above an empty plot."""
+    made = study(rates=())
+    rows = recalls(made, {"mha": 2.0, "per_head_rope_r2": 2.1, "s_mha": 3.0})
+    for row in rows.by_key.values():
+        if (row["name"], row["study"]["seed"]) == ("mha", 1):
+            row["study"]["status"] = "diverged"
+        if (row["name"], row["study"]["seed"]) == ("mha", 2):
+            row["facts"] = [fact for fact in row["facts"] if fact["distance"] != ">=50"]
+    found = collect(made, rows)
+    assert [(line.label, len(line.x)) for line in series.recall(found, "headline")] == [
+        ("mha", 1),
+        ("per_head_rope_r2", 3),
+    ]
+    for row in rows.by_key.values():
+        row["facts"] = []
+    assert "recall" not in [name for name, _, _ in plots._figures(collect(made, rows))]
 
 
 def test_the_band_of_facts_is_what_the_seeds_do() -> None:
@@ -95,7 +115,8 @@ def test_the_band_of_facts_is_what_the_seeds_do() -> None:
     made = study(rates=())
     found = collect(made, recalls(made, {"mha": 2.0}))
     mha = series.facts(found, "headline")[0]
-    assert (mha.low[0], mha.y[0], mha.high[0]) == pytest.approx((0.96, 0.98, 1.0))
+    assert (mha.low[0], mha.y[0], mha.high[0]) == pytest.approx((0.99, 0.99, 0.99))
+    assert (mha.low[-1], mha.y[-1], mha.high[-1]) == pytest.approx((0.96, 0.98, 1.0))
 
 
 def test_a_sweep_keeps_the_rank_whose_rows_a_judged_point_has() -> None:
@@ -130,26 +151,24 @@ def test_layers_of_expert_load_have_labels_that_do_not_overlap(layers: int) -> N
         assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
 
 
-def test_intervals_of_two_seeds_do_not_set_the_scale() -> None:
-    """One of them filled the axis of paper B's cache plot, ten times as long as the others."""
-    sure = Line("sure", (256.0,), (1.0,), (0.9,), (1.1,), (3,))
-    two = Line("two", (288.0,), (1.05,), (0.0,), (2.1,), (2,))
-    inside = Line("inside", (288.0,), (1.0,), (0.95,), (1.05,), (2,))
-    axes = plots._pareto([sure, two, inside]).axes[0]
-    assert axes.get_ylim() == pytest.approx((0.89, 1.11))
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["sure", "two (n = 2, cut)", "inside"]
+def test_a_wide_bar_does_not_hide_narrow_ones_and_no_band_leaves_what_was_measured() -> None:
+    """Student's t put bars of three seeds, one of which had failed, below the lowest loss of any run."""
+    narrow = Line("narrow", (288.0,), (1.0,), (0.95,), (1.05,))
+    wide = Line("wide", (288.0,), (1.05,), (0.0,), (2.1,))
+    axes = plots._pareto([narrow, wide]).axes[0]
     layers = {bars.get_label(): bars.lines[0].get_zorder() for bars in axes.containers}
-    assert layers["inside"] > layers["sure"] > layers["two (n = 2, cut)"], "at one x a wide one would hide the others"
-    wide = dataclasses.replace(two, n=(3,))
-    axes = plots._pareto([sure, wide]).axes[0]
-    assert axes.get_ylim()[0] < 0.0 and axes.get_ylim()[1] > 2.1
-    assert plots._pareto([dataclasses.replace(sure, low=(1.0,), high=(1.0,), n=(1,))]).axes[0].get_ylim()[0] < 1.0
+    assert layers["narrow"] > layers["wide"], "at one x a wide one would hide the other"
+    made = study(rates=())
+    found = collect(made, done(made, by_name({"mha": 2.0, "per_head_rope_r2": 2.1}, noise=0.01)))
+    losses = [best_loss(row) for row in found.find("mha").measured.values()]
+    for lines in (series.pareto(found, "headline"), series.curves(found, "headline")):
+        assert (lines[0].low[-1], lines[0].high[-1]) == pytest.approx((min(losses), max(losses)))
 
 
 def test_ticks_are_at_the_values_drawn_and_their_labels_apart() -> None:
     """Of 256, 288 and 1024 numbers a token only 256 had a tick of its own, beside an unused 512."""
     values = (32.0, 256.0, 288.0, 320.0, 1024.0)
-    figure = plots._pareto([Line("a", values, values, values, values, (1,) * 5)])
+    figure = plots._pareto([Line("a", values, values, values, values)])
     figure.draw_without_rendering()
     axis = figure.axes[0].xaxis
     assert tuple(axis.get_ticklocs()) == values and not len(axis.get_minorticklocs())

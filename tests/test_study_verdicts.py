@@ -10,7 +10,19 @@ from study_rows import PAPER_SAYS, PER_HEAD, by_name, claims_study, claims_study
 
 from mla_jax import accounting
 from mla_jax.config_files import load_config_dict
-from mla_jax.study import arithmetic, claim_tables, declare, evidence, grid, readme, report, series, verdicts
+from mla_jax.study import (
+    arithmetic,
+    claim_tables,
+    declare,
+    evidence,
+    grid,
+    readme,
+    report,
+    results,
+    series,
+    tables,
+    verdicts,
+)
 from mla_jax.study.claims import CLAIMS
 from mla_jax.study.plan import plan
 from mla_jax.study.results import collect
@@ -50,26 +62,59 @@ def test_scatter_one_seed_or_a_small_study_leave_it_open() -> None:
     assert judged["A4"].startswith("not judged") and judged["A1"] == arithmetic.CANNOT
 
 
-def test_size_m_is_the_evidence_where_it_has_three_seeds_else_the_tier_with_more() -> None:
-    for of_m, of_s, tier in (
-        ((0, 1, 2), (0, 1, 2, 3, 4), "mha"),
-        ((0, 1), (0, 1, 2), "s_mha"),
-        ((0, 1), (0, 1), "mha"),
-    ):
+def test_the_tier_with_more_seeds_is_the_evidence() -> None:
+    """Three seeds of size m, five of size s: the claim is judged by the five; with equal seeds by size m."""
+    for seeds, tier in (((0, 1, 2, 3, 4), "s_mha"), ((0, 1, 2), "mha")):
         c = claims_study_dict()
-        c.points.mha.seeds = c.points.per_head_rope_r2.seeds = of_m
-        c.points.s_mha.seeds = of_s
-        declare.point(c, "s_per_head_rope_r2", "mla_rope", "grid", PER_HEAD, of_s)
+        c.points.s_mha.seeds = seeds
+        declare.point(c, "s_per_head_rope_r2", "mla_rope", "grid", PER_HEAD, seeds)
         made = grid.from_config_dict(c)
         rows = done(made, by_name(PAPER_SAYS | {"s_per_head_rope_r2": 3.3}, noise=0.01))
         test = evidence.loss_difference("per_head_rope_r2", "mha")(collect(made, rows))
-        assert test.what.endswith(f"against {tier}") and test.found.n == len(of_m if tier == "mha" else of_s)
+        assert test.what.endswith(f"against {tier}") and test.found.n == len(seeds)
         assert test.found.mean == pytest.approx(10 if tier == "s_mha" else 0.3)
         judged = next(j for j in verdicts.judge(collect(made, rows)) if j.claim.id == "A4")
         (other,) = judged.elsewhere  # the other size is shown beside it
         assert other[0] == ("headline" if tier == "s_mha" else "grid")
         assert {judged.verdict, other[2]} == {"confirmed", "contradicted"}
         assert re.search(rf"\*\*{judged.verdict}\*\*; {other[0]}: {other[2]}", claim_tables.claims(collect(made, rows)))
+
+
+def test_a_point_that_lacks_a_learning_rate_is_compared_with_nothing() -> None:
+    """At half of its rates a variant stood in the report with a p-value, against a reference that had all of them."""
+    made = study(papers=("A",))
+    whole = by_name({"mha": 2.0, "per_head_rope_r2": 2.1})
+    rows = done(made, lambda t: None if (t.point.name, t.learning_rate) == ("mha", 4e-3) else whole(t))
+    found = collect(made, rows)
+    assert [(p.name, p.tuned) for p in found.points] == [("mha", False), ("per_head_rope_r2", True)]
+    assert results.relative(found.find("per_head_rope_r2"), found.find("mha")) == []
+    assert evidence.together(found, "mha", "per_head_rope_r2") is None
+    assert evidence.loss_difference("per_head_rope_r2", "mha")(found) is None
+    assert [p.name for p in found.distinct("headline")] == ["per_head_rope_r2"]
+    assert not tables.by_story(found)
+    rates = tables.learning_rates(found)
+    assert "| mha | 2.0000 | 2.0000 |  |" in rates and "**2.1000**" in rates
+
+
+def test_the_question_of_rope_is_answered_within_one_tier() -> None:
+    """Size m has no MHA with RoPE here: the answer is size s' alone, from its own losses."""
+    c = claims_study_dict()
+    losses = {"mha": 2.0, "mha_rope": 1.9, "per_head_learned_r2": 2.2, "per_head_rope_r2": 2.0}
+    for name, (config, knobs) in {
+        "mha_rope": ("mha_rope", {}),
+        "per_head_learned_r2": ("mla", {"model.latent": "per_head", "model.position": "learned"}),
+        "per_head_rope_r2": ("mla_rope", PER_HEAD),
+    }.items():
+        declare.point(c, f"s_{name}", config, "grid", knobs, (0, 1, 2))
+    c.points.s_mha.seeds = (0, 1, 2)
+    made = grid.from_config_dict(c)
+    apart = {f"s_{name}": loss + 1 for name, loss in losses.items()}
+    rows = done(made, by_name({k: v for k, v in (losses | apart).items() if k != "mha_rope"}))
+    ((form, mha, mla, difference),) = evidence.rope_interaction(collect(made, rows))
+    assert form == "per head, r = d/2 (grid)"
+    assert mha.found.mean == pytest.approx(100 * (2.9 / 3.0 - 1))
+    assert mla.found.mean == pytest.approx(100 * (3.0 / 3.2 - 1))
+    assert difference.found.mean == pytest.approx(mla.found.mean - mha.found.mean)
 
 
 def test_paper_bs_claims_are_judged_on_files_by_the_headline_and_open_while_rows_are_missing() -> None:

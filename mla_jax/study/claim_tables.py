@@ -14,9 +14,12 @@ SCALE = (
     "Confirmed: the 95 % interval lies inside the claim's range; contradicted: outside of it; undecided: across its "
     "border. The range stands behind the claim: a quarter of the paper's figure to either side (of per cents half a "
     "point at least), a range of the paper's own, or, of words without a figure, one end. Where two sizes can judge a "
-    "claim, the larger has the verdict in bold if it has three seeds, else the one with more; of two devices the one "
-    "measured last. The other stands behind it. Smallest: the difference from nothing that as many seeds with this "
-    "scatter would show four times out of five."
+    "claim, the one with more seeds has the verdict in bold, of equals the larger; of two devices the one measured "
+    "last. The other stands behind it. Smallest: the difference from nothing that as many seeds with this scatter "
+    "would show four times out of five. Seeds: the single differences. Intervals are Student's t, for scatter like a "
+    "bell; where a run either learns to recall or does not (the plot of loss over recall), three to five seeds that "
+    "all did, or one that did not, say less than their interval. Of a point with several learning rates the first "
+    "seed, which chose among them, counts too."
 )
 
 
@@ -43,14 +46,21 @@ def claims(found: Results) -> str:
 
 
 def _evidence(test: Evidence, unit: str) -> str:
-    return f"{measured(test.found, unit)}: {test.what}"
+    seeds = ""
+    if len(test.found.values) > 1:
+        seeds = f" (seeds: {', '.join(f'{value:{_sign(unit)}.2f}' for value in test.found.values)})"
+    return f"{measured(test.found, unit)}: {test.what}{seeds}"
+
+
+def _sign(unit: str) -> str:
+    return "" if unit == "times" or unit.endswith("steps") else "+"
 
 
 def measured(found: Estimate, unit: str, digits: int = 2) -> str:
     """ "+0.31 [-0.20, +0.82], n=3 (% of loss)"; of a speed the interval is the range of its timings."""
     if math.isinf(found.mean):
         return f"not reached in every run, n={found.n} ({unit})"
-    sign = "" if unit == "times" or unit.endswith("steps") else "+"
+    sign = _sign(unit)
     text = f"{found.mean:{sign}.{digits}f}"
     if not math.isnan(found.low):
         text += f" [{found.low:{sign}.{digits}f}, {found.high:{sign}.{digits}f}]"
@@ -87,4 +97,4 @@ def _answer(difference: Estimate, verdicts: bool) -> str:
         return "RoPE does more for MLA"
     if difference.low > 0:
         return "RoPE does more for MHA"
-    return f"no difference seen; one of {difference.detectable:.2f} points would have been"
+    return f"undecided; a difference of {difference.detectable:.2f} points would have been seen"

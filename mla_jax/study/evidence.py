@@ -11,7 +11,6 @@ from mla_jax.study.rows import best_loss
 from mla_jax.study.stats import Estimate, estimate
 
 PREFIXES = ("", "s_")  # headline points first, then the same points of the grid
-SEEDS = 3  # with so many the larger models have the verdict, whatever the smaller ones have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +25,10 @@ ClaimTest = Callable[[Results], Evidence | None]
 
 
 def together(found: Results, *names: str) -> list[Measured] | None:
-    """The points of these names, of one tier: the headline where SEEDS have all, else the one where most have."""
+    """The points of these names, of one tier: the one where most seeds have all; of equals, the headline."""
     sets = [[found.find(prefix + name) for name in names] for prefix in PREFIXES]
-    whole = [points for points in sets if all(points) and len({p.tier for p in points}) == 1]
-    return max(whole, key=lambda points: min(SEEDS, len(common_seeds(points))), default=None)
+    whole = [points for points in sets if all(p and p.tuned for p in points) and len({p.tier for p in points}) == 1]
+    return max(whole, key=lambda points: len(common_seeds(points)), default=None)
 
 
 def common_seeds(points: Sequence[Measured]) -> list[int]:
@@ -66,18 +65,18 @@ def best_difference(prefix: str, reference: str) -> ClaimTest:
 
     def test(found: Results) -> Evidence | None:
         evidence = [_best_of(found, lead + prefix, lead + reference) for lead in PREFIXES]
-        return max((e for e in evidence if e), key=lambda e: min(SEEDS - 1, e.found.n), default=None)
+        return max((e for e in evidence if e), key=lambda e: e.found.n, default=None)
 
     return test
 
 
 def _best_of(found: Results, prefix: str, reference: str) -> Evidence | None:
     base = found.find(reference)
-    if base is None or len(base.measured) < 2:
+    if base is None or not base.tuned or len(base.measured) < 2:
         return None
     first = min(base.measured)
     ranks = [p for p in found.points if _is_rank_of(p.name, prefix) and p.tier == base.tier]
-    ranks = [p for p in ranks if len(p.measured) > 1 and first in p.measured]
+    ranks = [p for p in ranks if p.tuned and len(p.measured) > 1 and first in p.measured]
     if len(ranks) < 2:
         return None
     best = min(ranks, key=lambda p: best_loss(p.measured[first]))
@@ -155,7 +154,7 @@ def share_of_steps(fast: str, slow: str) -> ClaimTest:
 
 
 def _shares(fast: Measured, slow: Measured | None) -> Evidence | None:
-    if slow is None or not (seeds := common_seeds((fast, slow))):
+    if slow is None or not (fast.tuned and slow.tuned) or not (seeds := common_seeds((fast, slow))):
         return None
     curves = [[p.measured[seed]["curve"]["eval"] for p in (fast, slow)] for seed in seeds]
     return Evidence(f"{fast.name} against {slow.name}", estimate([share_to_best(*pair) for pair in curves]))

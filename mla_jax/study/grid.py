@@ -159,6 +159,11 @@ def _check(study: Study) -> None:
             raise UserError(
                 f"{field} is {getattr(study, field)!r}; it must be {low:g} or more and finite: see study_base."
             )
+    for where, rates in [(f"tiers.{t.name}", t.learning_rates) for t in study.tiers] + [
+        (f"points.{p.name}", p.learning_rates) for p in study.points
+    ]:
+        if len(set(rates)) < len(rates):
+            raise UserError(f"{where}.learning_rates is {rates!r}; each is trained once: list different ones.")
     for tier in study.tiers:
         if not tier.lengths or min(tier.lengths) < 1 or tier.fact_stories < 0 or tier.stories < 1:
             raise UserError(f"tiers.{tier.name}: lengths and stories count from 1, fact_stories from 0: raise them.")

@@ -1,7 +1,7 @@
 """A study's plots, drawn from `series`: PNG files in plots/."""
 
-import dataclasses
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from mla_jax.world.questions import FAR
 
 MANY = 8  # more lines have their legend beside the axes
 EVEN = 0.1  # of the mean load: the least that the colours of a heat map span, for noise not to look like a pattern
-SEEDS = 3  # from which on an interval says what y an axis has to show
-CUT = " (n = 2, cut)"  # in the legend: an interval of fewer that goes on beyond it
 CLOSE = 0.06  # of an axis: ticks whose labels would touch
+BANDS = "bars and bands: range over seeds"
+FEW_DECADES = 30.0  # times the lowest: below, a logarithmic axis has labels between its powers of ten
 LAYERS = 3  # at most, that a heat map has labels for
 
 
@@ -33,31 +33,32 @@ def write(found: Results, folder: Path) -> list[tuple[str, str]]:
 def _figures(found: Results):
     tiers = found.tiers
     yield from _by_tier(found, "pareto", "Loss over KV cache", series.pareto, _pareto)
-    yield from _by_tier(found, "curves", "Validation loss; bands: range over seeds", series.curves, _curves)
+    yield from _by_tier(found, "curves", "Validation loss", series.curves, _curves)
     if lines := series.ranks(found):
-        yield "ranks", "Rank sweep", _intervals(lines, "d / r", "validation loss", log_x=2, marks=True)
+        yield "ranks", f"Rank sweep; {BANDS}", draw(lines, "d / r", "validation loss", log_x=2, marks=True)
     if tiers and (lines := series.effective_ranks(found, tiers[0])):
         figure = draw(lines, "layer", "effective rank / width", marks=True, whole_x=True)
-        yield "effective_rank", "Effective rank of the cached latents or values by layer", figure
+        yield "effective_rank", "Effective rank of the cached latents or values by layer, of the first seed", figure
     for p in series.latent_points(found):
-        figure, entry = _spectrum(p), series.held(p)[0]["entry"]
-        yield f"spectrum_{p.name}", f"Singular values of {entry}, the latent of {p.label}, by layer", figure
+        entry = series.held(p)[0]["entry"]
+        caption = f"Singular values of {entry}, the latent of {p.label}, by layer, of the first seed"
+        yield f"spectrum_{p.name}", caption, _spectrum(p)
     if tiers and (lines := series.facts(found, tiers[0])):
         figure = draw(lines, "words since the fact was stated", "right answers", marks=True, y_limits=(0, 1))
-        yield "facts", "Fact questions by distance; bands: range over seeds", figure
-    if lines := series.recall(found):
+        yield "facts", f"Fact questions by distance; {BANDS}", figure
+    if tiers and not math.isnan(r := series.correlation(lines := series.recall(found, tiers[0]))):
         label = f"right answers, facts stated {FAR} words ago"
         figure = draw(lines, label, "validation loss", marks=True, joined=False)
-        runs, r = sum(len(line.x) for line in lines), series.correlation(lines)
-        yield "recall", f"Loss over recall; a mark a run, whatever its learning rate ({runs} runs, r = {r:.2f})", figure
+        runs = sum(len(line.x) for line in lines)
+        yield "recall", f"Loss over recall of {runs} runs, whatever their seed and learning rate (r = {r:.2f})", figure
     if tiers and (lines := series.positions(found, tiers[0])):
-        figure = _intervals(lines, "position", "loss")
+        figure = draw(lines, "position", "loss", log_y=True)
         length = found.tier(tiers[0])[0].any["config"]["config"]["train"]["seq_len"]
         figure.axes[0].axvline(length, linestyle=":", color="gray")
-        yield "positions", "Loss by position in the window; dotted: the length that was trained", figure
+        yield "positions", f"Loss by position in the window; dotted: the length that was trained; {BANDS}", figure
     if lines := series.sizes(found):
-        figure = _intervals(lines, "parameters without embeddings", "validation loss", log_x=10, marks=True)
-        yield "sizes", "Loss over size", figure
+        figure = draw(lines, "parameters without embeddings", "validation loss", log_x=10, marks=True)
+        yield "sizes", f"Loss over size; {BANDS}", figure
     if lines := series.speeds(found):
         figure = draw(lines, "batch", "decode tokens/s", log_x=2, log_y=True, marks=True)
         yield "speed", "Decode speed over the batch", figure
@@ -69,30 +70,11 @@ def _by_tier(found: Results, name: str, caption: str, lines_of: Callable, drawn:
     for tier in found.tiers:
         lines = lines_of(found, tier)
         if len(lines) > 1 or (lines and len(lines[0].x) > 1):
-            yield f"{name}_{tier}", f"{caption} ({tier})", drawn(lines)
+            yield f"{name}_{tier}", f"{caption} ({tier}); {BANDS}", drawn(lines)
 
 
 def _pareto(lines: list[Line]) -> Any:
-    return _intervals(lines, "KV numbers a token and layer", "validation loss", log_x=2, marks=True)
-
-
-def _intervals(lines: list[Line], x_label: str, y_label: str, **settings: Any) -> Any:
-    """`draw`, with y as far as the points and the intervals of three seeds or more reach.
-
-    Student's t makes an interval of two seeds 13 times its error: one of them would set the scale. It is cut, and its
-    label says so.
-    """
-    shown = [y for line in lines for y in line.y]
-    shown += [y for line in lines for low, high, n in _bands(line) if n >= SEEDS for y in (low, high)]
-    margin = 0.05 * (max(shown) - min(shown))
-    bottom, top = min(shown) - margin, max(shown) + margin
-    cut = {line.label for line in lines for low, high, _ in _bands(line) if low < bottom or high > top}
-    lines = [dataclasses.replace(line, label=line.label + CUT * (line.label in cut)) for line in lines]
-    return draw(lines, x_label, y_label, y_limits=(bottom, top) if cut else None, **settings)
-
-
-def _bands(line: Line) -> Iterable[tuple[float, float, int]]:
-    return zip(line.low, line.high, line.n, strict=True)
+    return draw(lines, "KV numbers per token and layer", "validation loss", log_x=2, marks=True)
 
 
 def _spectrum(p: Measured) -> Any:
@@ -132,6 +114,9 @@ def draw(
         _ticks(axes, sorted({x for line in lines for x in line.x}))
     if log_y:
         axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}" if high < FEW_DECADES * low else "")
     if whole_x:
         axes.xaxis.get_major_locator().set_params(integer=True)
     if y_limits and y_limits[0] < y_limits[1]:

@@ -13,7 +13,7 @@ from mla_jax.errors import UserError, run_command
 from mla_jax.markdown import table
 from mla_jax.study import claim_tables, tables
 from mla_jax.study.claims import CLAIMS, Claim
-from mla_jax.study.evidence import SEEDS, Evidence, rope_interaction
+from mla_jax.study.evidence import Evidence, rope_interaction
 from mla_jax.study.grid import Study, from_config_dict
 from mla_jax.study.results import Measured, Results, collect, reference_of, relative
 from mla_jax.study.rows import Rows, best_loss, gather, model_of
@@ -23,6 +23,7 @@ from mla_jax.study.verdicts import CONTRADICTED, Judged, judge_claim
 BEGIN = "<!-- made by: python -m mla_jax.study.readme README.md -->"
 END = "<!-- end of the made part -->"
 CORPORA = {"": "we find: embedded stories, or arithmetic", ":files": "20,000 TinyStories"}  # form of a study -> column
+SEEDS = 3  # that one point of a table needs
 _WORSE = ("better", "worse")
 # Below a claim's range, above it.
 _SIDES = {"% of loss": _WORSE, "% of perplexity": _WORSE, "times": ("slower", "faster")}
@@ -56,16 +57,12 @@ def declared(form: str) -> list[Study]:
 
 
 def _points(found: Results) -> list[Measured]:
-    return [p for p in found.tier("headline") if len(p.by_seed) >= SEEDS]
+    points = [p for p in found.tier("headline") if p.tuned]
+    return points if any(len(p.by_seed) >= SEEDS for p in points) else []
 
 
 def _rows_of(found: Results) -> set[int]:
     return {id(row) for p in _points(found) for row in p.by_seed.values()}
-
-
-def _largest(found: Results) -> int:
-    """Parameters of the study's largest model."""
-    return max((row["study"]["params"]["total"] for row in found.rows), default=0)
 
 
 def _headline(found: Results) -> str:
@@ -85,19 +82,25 @@ def _headline(found: Results) -> str:
     link = f"[report]({page}); " if (config_dir().parent / page).is_file() else ""
     model = points[0].any["config"]["config"]["model"]
     recipe = f"{tables.size_and_steps(points[0].any)}, block={model['block']}, dropout {model['dropout']:g}"
-    title = f"**{found.study.title}** ({link}{devices}; {recipe}; best evaluation, mean ± 95 %, seeds):"
+    how = f"{recipe}, {_rates(points)}; best evaluation, mean ± 95 %, seeds"
+    title = f"**{found.study.title}** ({link}{devices}; {how}):"
     return f"{title}\n\n{table(head, rows)}"
+
+
+def _rates(points: list[Measured]) -> str:
+    """How the points got their learning rates."""
+    most = max(len(p.sweep) for p in points)
+    if most > 1:
+        return f"each at the best of up to {most} learning rates"
+    rates = sorted({p.any["study"]["learning_rate"] for p in points})
+    return f"learning rate {' or '.join(f'{rate:g}' for rate in rates)}"
 
 
 def _verdicts(corpora: list[list[Results]]) -> str:
     rows = []
     for claim in CLAIMS:
         judged = [
-            [
-                (f"study_{s.study.name}", judge_claim(claim, s))
-                for s in sorted(studies, key=_largest, reverse=True)
-                if claim.paper in s.study.papers
-            ]
+            [(f"study_{s.study.name}", judge_claim(claim, s)) for s in studies if claim.paper in s.study.papers]
             for studies in corpora
         ]
         if any(judged):
@@ -116,10 +119,8 @@ def _rope(corpora: list[list[Results]]) -> str:
 
 def _cells(claim: Claim, judged: list[list[tuple[str, Judged]]]) -> list[str]:
     """What is found and the verdict, a cell a corpus; what depends on no corpus only in the first."""
-    # Of several studies on one corpus the one with most seeds has the verdict, of all with SEEDS that of the largest
-    # models, which comes first; the others stand behind it.
-    tested = [[pair for pair in of if pair[1].test] for of in judged]
-    tested = [sorted(of, key=lambda pair: -min(SEEDS, pair[1].test.found.n)) for of in tested]
+    # Of several studies on one corpus, the one with most seeds has the verdict, and the others stand behind it.
+    tested = [sorted((pair for pair in of if pair[1].test), key=lambda pair: -pair[1].test.found.n) for of in judged]
     if not any(tested):
         _, j = next(pair for of in judged for pair in of)
         return [f"{j.arithmetic + ': ' if j.arithmetic else ''}**{j.verdict}**", *("" for _ in judged[1:])]

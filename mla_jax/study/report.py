@@ -13,7 +13,8 @@ WORDS = """\
 * **point, tier**: a model with its settings, trained with some seeds; points of one tier share size, data and steps.
 * **n**, or a number in brackets: how many seeds a figure is the mean of.
 * **± and [low, high], 95 % interval**: where the mean over all seeds lies, as far as these few can tell; an interval
-  made like this holds it in 19 of 20 studies.
+  made like this holds it in 19 of 20 studies, if seeds scatter like a bell. Where a run may fail as a whole it holds it
+  less often: with three seeds, one run in six failing by 5 %, in about 2 of 5.
 * **paired**: seed by seed (or story by story) the difference is taken first, and then the mean. Equal seeds see the
   same batches, so what they do to both models cancels out.
 * **smallest**: the smallest difference that a study of this size and scatter would show four times out of five. A

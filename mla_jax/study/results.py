@@ -18,7 +18,8 @@ Row = dict[str, Any]
 class Measured:
     """A point with its finished rows at its chosen learning rate, by seed, and all those of its first seed.
 
-    others: names of points that have no rows but these (see `Results.distinct`).
+    others: names of points that have no rows but these (see `Results.distinct`). tuned: whether every learning rate of
+    the point has been tried; until then `by_seed` has the first seed's best so far, which is compared with nothing.
     """
 
     point: Point
@@ -26,6 +27,7 @@ class Measured:
     by_seed: dict[int, Row]
     sweep: tuple[Row, ...]
     others: tuple[str, ...] = ()
+    tuned: bool = True
 
     @property
     def name(self) -> str:
@@ -79,11 +81,11 @@ class Results:
         return [p for p in self.points if p.tier == name]
 
     def distinct(self, tier: str | None = None) -> list[Measured]:
-        """The tier's points (None: every tier's), each set of rows once: a point whose rows are all another's is among
-        the `others` of that one."""
+        """The tier's tuned points (None: every tier's), each set of rows once: a point whose rows are all another's is
+        among the `others` of that one."""
         if tier is None:
             return [p for name in self.tiers for p in self.distinct(name)]
-        points = self.tier(tier)
+        points = [p for p in self.tier(tier) if p.tuned]
         rows = {p.name: {id(row) for row in p.by_seed.values()} for p in points}
         names: dict[str, list[str]] = {}
         for p in sorted(points, key=lambda p: -len(p.by_seed)):
@@ -151,7 +153,7 @@ def _measured(study: Study, point: Point, rows: Rows, fingerprint: str) -> Measu
     chosen = chosen_rate(first, rows, fingerprint)
     if chosen is None:  # not all rates are there yet: the best so far, and one seed
         best = min(sweep, key=best_loss)
-        return Measured(point, point.tier, {seed: best}, sweep)
+        return Measured(point, point.tier, {seed: best}, sweep, tuned=False)
     by_seed = {}
     for each in point.seeds:
         row = rows.done(Task(point, each, None, 0, study.config(point, each, chosen.learning_rate)).key, fingerprint)
@@ -171,7 +173,10 @@ def reference_of(found: Results, tier: str) -> Measured | None:
 
 
 def relative(variant: Measured, reference: Measured, value: Callable[[Row], float] = best_loss) -> list[float]:
-    """(variant - reference) / reference by seed, in per cent, for the seeds that both have and neither diverged in."""
+    """(variant - reference) / reference by seed, in per cent, for the seeds that both have and neither diverged in;
+    nothing while one of them lacks a learning rate."""
+    if not (variant.tuned and reference.tuned):
+        return []
     a, b = variant.measured, reference.measured
     return [100 * (value(a[seed]) / value(b[seed]) - 1) for seed in sorted(a.keys() & b.keys())]
 

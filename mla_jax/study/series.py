@@ -4,14 +4,13 @@ import dataclasses
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from mla_jax.study.results import Measured, Results
 from mla_jax.study.rows import best_loss, fact_accuracy
-from mla_jax.study.stats import Estimate
 from mla_jax.world.questions import FAR
 
 LATENTS = ("c_kv", "v_latent")  # cache entries; a cache without them has values
@@ -23,7 +22,8 @@ Rank = re.compile(r"^(?:s_)?(.+)_r(\d+)$")
 class Line:
     """x, y and a band [low, high] around y (equal to y where there is none).
 
-    n: seeds of each point, where the band is a 95 % interval over them.
+    Over seeds y is the mean and the band their range. Student's t, whose intervals the tables have, would put the band
+    of three seeds, one of which failed, where no run has ever been.
     """
 
     label: str
@@ -31,15 +31,17 @@ class Line:
     y: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    n: tuple[int, ...] = ()
 
 
-def _line(label: str, points: list[tuple[float, Estimate]]) -> Line:
-    points = [(x, e) for x, e in points if math.isfinite(e.mean)]
-    low = tuple(e.mean if math.isnan(e.low) else e.low for _, e in points)
-    high = tuple(e.mean if math.isnan(e.high) else e.high for _, e in points)
-    n = tuple(e.n for _, e in points)
-    return Line(label, tuple(float(x) for x, _ in points), tuple(e.mean for _, e in points), low, high, n)
+def _line(label: str, points: Iterable[tuple[float, Sequence[float]]]) -> Line:
+    """points: (x, the seeds' values); those without a finite value are left out."""
+    kept = [(x, finite) for x, values in points if (finite := [v for v in values if math.isfinite(v)])]
+    x, values = tuple(float(x) for x, _ in kept), [v for _, v in kept]
+    return Line(label, x, tuple(float(np.mean(v)) for v in values), tuple(map(min, values)), tuple(map(max, values)))
+
+
+def _of_seeds(p: Measured, value: Callable[[dict[str, Any]], float] = best_loss) -> list[float]:
+    return [value(row) for row in p.measured.values()]
 
 
 def _drawn(lines: Iterable[Line]) -> list[Line]:
@@ -63,7 +65,7 @@ def pareto(found: Results, tier: str) -> list[Line]:
     lines = []
     for form, members in forms.items():
         label = "; ".join([form, *(p.label for p in members if p.others and p.label != form)])
-        values = [(p.any["study"]["kv_numbers"], p.over_seeds(best_loss)) for p in members]
+        values = [(p.any["study"]["kv_numbers"], _of_seeds(p)) for p in members]
         lines.append(_line(label, sorted(values, key=lambda point: point[0])))
     return _drawn(lines)
 
@@ -79,27 +81,17 @@ def curves(found: Results, tier: str) -> list[Line]:
         for row in p.measured.values():
             for step, loss in row["curve"]["eval"]:
                 by_step[step].append(loss)
-        steps = sorted(s for s, values in by_step.items() if len(values) == len(p.measured))
-        if steps:
-            values = [by_step[s] for s in steps]
-            lines.append(
-                Line(
-                    p.label,
-                    tuple(map(float, steps)),
-                    tuple(float(np.mean(v)) for v in values),
-                    tuple(map(min, values)),
-                    tuple(map(max, values)),
-                )
-            )
-    return lines
+        shared = [(step, values) for step, values in sorted(by_step.items()) if len(values) == len(p.measured)]
+        lines.append(_line(p.label, shared))
+    return _drawn(lines)
 
 
 def ranks(found: Results) -> list[Line]:
     """Best loss over d / r, a line for each form with three ranks or more in one tier."""
-    forms: dict[tuple[str, str], list[tuple[float, Estimate]]] = defaultdict(list)
+    forms: dict[tuple[str, str], list[tuple[float, list[float]]]] = defaultdict(list)
     for p in found.distinct():
         if match := _rank(p):
-            forms[(match[1], p.tier)].append((float(match[2]), p.over_seeds(best_loss)))
+            forms[(match[1], p.tier)].append((float(match[2]), _of_seeds(p)))
     return _drawn(
         _line(f"{form} ({tier})", sorted(points, key=lambda point: point[0]))
         for (form, tier), points in sorted(forms.items())
@@ -134,23 +126,18 @@ def singular_values(p: Measured) -> list[Line]:
 
 
 def facts(found: Results, tier: str) -> list[Line]:
-    """Accuracy of fact questions over the words since the fact was stated (lower edge of each bucket).
-
-    The band is the range over seeds: a run recalls or does not, which no interval around a mean describes.
-    """
+    """Accuracy of fact questions over the words since the fact was stated (lower edge of each bucket)."""
     lines = []
     for p in found.distinct(tier):
         rows = [row for row in p.measured.values() if row["facts"]]
         if not rows:
             continue
         chance = {f["distance"]: f["chance"] for f in rows[0]["facts"] if _of_all(f)}
-        x = tuple(float(distance.split("-")[0]) for distance in chance)
         values = [[fact_accuracy(row, distance) for row in rows] for distance in chance]
-        y = tuple(float(np.mean(v)) for v in values)
-        lines.append(Line(p.label, x, y, tuple(map(min, values)), tuple(map(max, values))))
+        x = [float(distance.split("-")[0]) for distance in chance]
+        lines.append(_line(p.label, zip(x, values, strict=True)))
     if lines:
-        guess = tuple(chance.values())
-        lines.append(Line("blind guess", x, guess, guess, guess))
+        lines.append(_line("blind guess", zip(x, ([guess] for guess in chance.values()), strict=True)))
     return lines
 
 
@@ -159,17 +146,20 @@ def _of_all(fact: dict[str, Any]) -> bool:
     return fact["kind"] == "all" and not fact["distance"].startswith(">")
 
 
-def recall(found: Results) -> list[Line]:
-    """Best loss over the accuracy on facts stated long ago: every run of whatever learning rate, a line a variant."""
-    by_name: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for row in found.rows:
-        if row["study"]["status"] == "done" and row["facts"]:
-            by_name[row["name"]].append((fact_accuracy(row, FAR), best_loss(row)))
-    lines = []
-    for name, points in by_name.items():
-        x, y = zip(*sorted(points), strict=True)
-        lines.append(Line(name, x, y, y, y))
-    return lines
+def recall(found: Results, tier: str) -> list[Line]:
+    """Best loss over the accuracy on facts stated long ago: each run of a tier, at whatever learning rate."""
+    lines, seen = [], set()
+    for p in found.tier(tier):
+        rows = {id(row): row for row in (*p.by_seed.values(), *p.sweep)}
+        points = []
+        for key, row in rows.items():
+            if key not in seen and row["study"]["status"] == "done":
+                points.append((fact_accuracy(row, FAR), best_loss(row)))
+        seen |= rows.keys()
+        points = sorted((x, y) for x, y in points if math.isfinite(x))
+        x, y = tuple(x for x, _ in points), tuple(y for _, y in points)
+        lines.append(Line(p.name, x, y, y, y))
+    return _drawn(lines)
 
 
 def correlation(lines: Iterable[Line]) -> float:
@@ -188,7 +178,7 @@ def positions(found: Results, tier: str) -> list[Line]:
         longest = max(rows[0]["by_position"], key=int)
         starts = [start for start, _ in rows[0]["by_position"][longest]]
         values = [
-            (start, p.over_seeds(lambda r, i=i, k=longest: r["by_position"][k][i][1])) for i, start in enumerate(starts)
+            (start, _of_seeds(p, lambda r, i=i, k=longest: r["by_position"][k][i][1])) for i, start in enumerate(starts)
         ]
         lines.append(_line(p.label, values))
     return lines
@@ -196,12 +186,10 @@ def positions(found: Results, tier: str) -> list[Line]:
 
 def sizes(found: Results) -> list[Line]:
     """Best loss over parameters without embeddings, a line for each variant that two tiers or more have."""
-    families: dict[str, list[tuple[float, Estimate]]] = defaultdict(list)
+    families: dict[str, list[tuple[float, list[float]]]] = defaultdict(list)
     for p in found.points:
         if p.tier.startswith("size_"):
-            families[p.name.partition("_")[2]].append(
-                (p.any["study"]["params"]["non_embedding"], p.over_seeds(best_loss))
-            )
+            families[p.name.partition("_")[2]].append((p.any["study"]["params"]["non_embedding"], _of_seeds(p)))
     lines = (_line(name, sorted(v, key=lambda point: point[0])) for name, v in sorted(families.items()) if len(v) > 1)
     return _drawn(lines)
 

@@ -18,13 +18,14 @@ POWER = 0.8  # of the smallest difference that could have been seen
 @dataclasses.dataclass(frozen=True)
 class Estimate:
     """A mean over `n` seeds with its 95 % interval (nan below two) and the smallest difference from zero that a
-    study of this size and scatter finds four times out of five."""
+    study of this size and scatter finds four times out of five. values: what it is the mean of, where that is known."""
 
     mean: float
     low: float
     high: float
     n: int
     detectable: float
+    values: tuple[float, ...] = ()
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -35,10 +36,11 @@ def estimate(values: Sequence[float]) -> Estimate:
     array = np.asarray(values, np.float64)
     mean = float(array.mean())
     if n == 1 or not np.isfinite(array).all():
-        return Estimate(mean, math.nan, math.nan, n, math.nan)
+        return Estimate(mean, math.nan, math.nan, n, math.nan, tuple(values))
     error = float(array.std(ddof=1)) / math.sqrt(n)
     half = t_quantile(0.975, n - 1) * error
-    return Estimate(mean, mean - half, mean + half, n, half + t_quantile(POWER, n - 1) * error)
+    smallest = half + t_quantile(POWER, n - 1) * error
+    return Estimate(mean, mean - half, mean + half, n, smallest, tuple(values))
 
 
 def t_quantile(p: float, df: int) -> float:

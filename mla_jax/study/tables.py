@@ -32,6 +32,15 @@ def with_error(found: Estimate, digits: int = 4, sign: bool = False) -> str:
     return f"{text} ± {found.high - found.mean:.{digits}f} ({found.n})"
 
 
+def with_range(values: Sequence[float], digits: int = 3) -> str:
+    """ "0.710, 0.414 to 0.948 (3)": mean, lowest and highest, seeds; "-" where one is nan."""
+    if not values or any(map(math.isnan, values)):
+        return "-"
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    between = f", {min(values):.{digits}f} to {max(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean}{between} ({len(values)})"
+
+
 def kv_saved(row: Row) -> float:
     """Share of the KV cache of MHA with the same heads that the row's model does without."""
     model = model_of(row)
@@ -96,7 +105,6 @@ def main(found: Results, tier: str) -> str:
     for p in found.tier(tier):
         row = p.any
         change = estimate(relative(p, reference)) if reference and p is not reference else None
-        fact = p.over_seeds(lambda r: fact_accuracy(r, HARD))
         rows.append(
             (
                 p.name,
@@ -109,7 +117,7 @@ def main(found: Results, tier: str) -> str:
                 with_error(change, 2, sign=True) if change and change.n else "-",
                 with_error(p.over_seeds(lambda r: r["metrics"].get("best_bits_per_byte", math.nan))),
                 f"{row['metrics']['best_step']} of {row['config']['config']['train']['steps']}",
-                with_error(fact, 3) if fact.n and not math.isnan(fact.mean) else "-",
+                with_range([fact_accuracy(r, HARD) for r in p.measured.values()]),
             )
         )
     head = ("point", "learning rate", "parameters", "KV numbers/token/layer", "KV bytes/token", "saved", "loss")
@@ -144,7 +152,7 @@ def by_story(found: Results) -> str:
 
 def _story_differences(p: Measured, reference: Measured) -> np.ndarray | None:
     seeds = sorted(p.measured.keys() & reference.measured.keys())
-    if not seeds:
+    if not seeds or not (p.tuned and reference.tuned):
         return None
     each = [np.subtract(p.measured[s]["story_losses"], reference.measured[s]["story_losses"]) for s in seeds]
     return np.mean(each, axis=0)
@@ -162,8 +170,9 @@ def learning_rates(found: Results) -> str:
         cells = [_swept_cell(by_rate.get(rate), p) for rate in rates]
         rows.append((p.name, *cells))
     text = (
-        "Best loss of the first seed; the other seeds took the best rate (bold). Where that is the first or the last "
-        "that was tried, a better one may lie beyond."
+        "Best loss of the first seed; the other seeds took the best rate (bold; none while one is missing, and such a "
+        "point is compared with nothing). Where that is the first or the last that was tried, a better one may lie "
+        "beyond."
     )
     return text + "\n\n" + table(("point", *(f"{rate:g}" for rate in rates)), rows)
 
@@ -174,7 +183,8 @@ def _swept_cell(row: Row | None, p: Measured) -> str:
     if row["study"]["status"] == "diverged":
         return "diverged"
     text = f"{best_loss(row):.4f}"
-    return f"**{text}**" if row["study"]["learning_rate"] == p.any["study"]["learning_rate"] else text
+    chosen = p.tuned and row["study"]["learning_rate"] == p.any["study"]["learning_rate"]
+    return f"**{text}**" if chosen else text
 
 
 def facts(found: Results) -> str:
@@ -186,10 +196,13 @@ def facts(found: Results) -> str:
     distances = [f["distance"] for f in first if f["kind"] == "all" and not f["distance"].startswith(">")]
     blind = {f["distance"]: f["chance"] for f in first if f["kind"] == "all"}
     rows = [
-        (p.name, *(with_error(p.over_seeds(lambda r, d=d: fact_accuracy(r, d)), 3) for d in distances)) for p in asked
+        (p.name, *(with_range([fact_accuracy(r, d) for r in p.measured.values()]) for d in distances)) for p in asked
     ]
     rows.append(("blind guess", *(f"{blind[d]:.3f}" for d in distances)))
-    text = "Share of right answers by how many words ago the story stated the fact (docs/world.md)."
+    text = (
+        "Share of right answers by how many words ago the story stated the fact (docs/world.md): mean, lowest to "
+        "highest seed. A run recalls or does not, which an interval around the mean would not show."
+    )
     return text + "\n\n" + table(("point", *distances), rows)
 
 
@@ -273,16 +286,23 @@ def _used(device: str, rows: list[Row]) -> str:
     return f"{seconds(tuple(rows)) / 60:.1f} device minutes in {len(rows)} runs on {device}"
 
 
+CSV = ("point", "tier", "seed", "learning_rate", "of_the_mean", "status", "parameters", "kv_numbers", "best_valid_loss",
+       "best_bits_per_byte", "best_step", "device", "data_fingerprint", "config_hash")  # fmt: skip
+
+
 def csv(found: Results) -> str:
-    """A line a run: what a spreadsheet needs."""
+    """What a spreadsheet needs: a line for each run of each point, which may share runs. of_the_mean: 1 for those that
+    the point's figures are the means of, 0 for the first seed at other learning rates."""
     out = io.StringIO()
     writer = csv_lib.writer(out, lineterminator="\n")
-    writer.writerow(("point", "tier", "seed", "learning_rate", "status", "parameters", "kv_numbers", "best_valid_loss",
-                     "best_bits_per_byte", "best_step", "device", "data_fingerprint", "config_hash"))  # fmt: skip
-    for row in sorted(found.rows, key=lambda r: (r["study"]["tier"], r["name"], r["study"]["seed"],
-                                                 r["study"]["learning_rate"])):  # fmt: skip
-        s, m = row["study"], row["metrics"]
-        writer.writerow((row["name"], s["tier"], s["seed"], s["learning_rate"], s["status"], s["params"]["total"],
-                         s["kv_numbers"], m["best_valid_loss"], m.get("best_bits_per_byte", ""), m["best_step"],
-                         row["device"], row["data_fingerprint"][:16], row["config_hash"]))  # fmt: skip
+    writer.writerow(CSV)
+    for p in found.points:
+        chosen = {id(row) for row in p.by_seed.values()}
+        rows = {id(row): row for row in (*p.by_seed.values(), *p.sweep)}
+        for row in sorted(rows.values(), key=lambda r: (r["study"]["seed"], r["study"]["learning_rate"])):
+            s, m = row["study"], row["metrics"]
+            writer.writerow((p.name, p.tier, s["seed"], s["learning_rate"], int(id(row) in chosen), s["status"],
+                             s["params"]["total"], s["kv_numbers"], m["best_valid_loss"],
+                             m.get("best_bits_per_byte", ""), m["best_step"], row["device"],
+                             row["data_fingerprint"][:16], row["config_hash"]))  # fmt: skip
     return out.getvalue()

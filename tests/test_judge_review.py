@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from fault_server import FaultServer
-from judge_helpers import rows, settings, study
+from judge_helpers import KEY, make_run, make_stories, rows, settings, study
 
 from mla_jax.errors import UserError
 from mla_jax.judge import evaluate, judging, study_folder, tasks
@@ -93,5 +93,15 @@ def test_lost_stories_are_noticed(tmp_path: Path) -> None:
 
 def test_an_output_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="which cannot be made"):
-        study_folder.make(tmp_path / "file" / "out")
+    with pytest.raises(UserError, match=r"--out is .*, but .*/file' is no folder"):
+        study_folder.check_place(tmp_path / "file" / "out")
+
+
+def test_a_sampler_that_refuses_leaves_no_folder(tmp_path: Path) -> None:
+    def refuses(*_: object, **__: object) -> list[str]:
+        raise UserError("too long")
+
+    run = dataclasses.replace(make_run("a", make_stories(60)), generate=refuses)
+    with FaultServer(key=KEY) as server, pytest.raises(UserError, match="too long"):
+        study(server, tmp_path / "a" / "out", [run])
+    assert not list(tmp_path.iterdir())

@@ -54,7 +54,7 @@ def run(
         held_out = study_folder.shared_held_out(runs)
         control_rows = controls.build_controls(held_out, settings.num_controls, settings.seed)
         client = _connect(settings, environment)
-        study_folder.make(out)
+        study_folder.check_place(out)
         study_folder.save_stories(out, study | {"notes": client.notes}, runs, held_out, control_rows, settings, command)
     stories = study_folder.read_stories(out)
     if checker is not None and not (out / "checker.jsonl").exists():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mla_jax import places
 from mla_jax.errors import UserError
 from mla_jax.files import write_text
 from mla_jax.judge import controls, store
@@ -78,14 +79,10 @@ def collect_samples(runs: Sequence[RunToJudge], prompts: Sequence[str], s: Judge
     return rows
 
 
-def make(out: Path) -> None:
-    """Make the study's folder before anything is sampled for it. Raises UserError where that cannot be."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--out is {str(out)!r}, which cannot be made ({error.strerror}): give another folder."
-        ) from None
+def check_place(out: Path) -> None:
+    """Raise UserError where the study's folder could not be made or written: before anything is sampled for it."""
+    places.names_in(out, "--out")
+    places.writable(out, "--out")
 
 
 def read_stories(out: Path) -> list[dict[str, Any]]:
@@ -180,5 +177,6 @@ def save_stories(
         "command": command,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+    out.mkdir(parents=True, exist_ok=True)
     write_text(out / "judge.json", json.dumps(about, indent=1))
     store.write_rows(out / "stories.jsonl", stories)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from mla_jax import mesh as mesh_lib
-from mla_jax.config import Config
+from mla_jax.config import Config, TrainConfig
 from mla_jax.data.pipeline import shift
 from mla_jax.model import layers
 from mla_jax.model.attention import Where
@@ -112,6 +112,68 @@ def _accumulated(gradient: Callable[..., tuple[Any, Sums]], parts: int, mesh: An
     return whole_batch
 
 
+class _Moved(NamedTuple):
+    """What a step changes of a `TrainState`, beside counting itself: its fields of these names."""
+
+    params: Any
+    opt_state: Any
+    router_bias: Any
+
+
+def _make_update(
+    optimizer: optax.GradientTransformation, config: Config, places: Any
+) -> Callable[[TrainState, Any, Sums], tuple[_Moved, jax.Array]]:
+    """(state, gradients of the mean loss, `Sums` of the batch) -> (what the step makes of the state, gradient norm []).
+
+    places: a sharding for each parameter, or None without a mesh. The router bias moves by the load of the whole batch.
+    """
+    cfg, optim = config.model, config.optim
+
+    def update(state: TrainState, grads: Any, sums: Sums) -> tuple[_Moved, jax.Array]:
+        if places is not None:
+            grads = jax.lax.with_sharding_constraint(grads, places)
+        with jax.named_scope("optimizer"):
+            grad_norm = joint_norm(grads, places)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, grad_norm=grad_norm)
+            params = optax.apply_updates(state.params, updates)
+            if optim.qk_clip:
+                params = clip_queries_and_keys(params, sums.logit_max, optim.qk_clip, cfg)
+        router_bias = state.router_bias
+        if sums.router is not None:
+            load = sums.router.expert_load
+            router_bias = router_bias_update(router_bias, load, cfg.router_bias_rate, cfg.router_bias_rule)
+        return _Moved(params, opt_state, router_bias), grad_norm
+
+    return update
+
+
+def _is_good(loss: jax.Array, grad_norm: jax.Array, cfg: TrainConfig) -> jax.Array:
+    """[] bool: both are finite, and within `bad_loss` and `bad_grad_norm` where those bounds are set (not 0)."""
+    good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    for value, bound in ((loss, cfg.bad_loss), (grad_norm, cfg.bad_grad_norm)):
+        if bound:
+            good &= value <= bound
+    return good
+
+
+def _moved_if(good: jax.Array, moved: _Moved, state: TrainState) -> _Moved:
+    """`moved` where good [], else what `state` has."""
+    old = _Moved(state.params, state.opt_state, state.router_bias)
+    return jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, old)
+
+
+def _metrics(loss: jax.Array, grad_norm: jax.Array, good: jax.Array, sums: Sums, count: jax.Array) -> Metrics:
+    """`make_train_step`'s metrics; count []: the batch's targets, at least 1."""
+    metrics = {"loss": loss, "grad_norm": grad_norm, "finite": good.astype(jnp.float32)}
+    if sums.router is not None:
+        metrics |= {
+            "router_loss": sums.router.loss / count,
+            "expert_load": sums.router.expert_load,
+            "router_entropy": sums.router.entropy / count,
+        }
+    return metrics
+
+
 def make_train_step(
     model: Transformer, optimizer: optax.GradientTransformation, config: Config
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -125,53 +187,25 @@ def make_train_step(
     The router bias moves once, by the load of the whole batch. finite is 0 for a bad step (train/rollback.py);
     `train.on_nonfinite=skip` then keeps the old state, bias included.
     """
-    seed, cfg, mesh = config.train.seed, config.model, model.backend.mesh
+    cfg, mesh = config.train, model.backend.mesh
     where = None if mesh is None else shardings(model, abstract_state(model, optimizer))
 
     gradient = jax.grad(_make_loss_sum(model, config), has_aux=True)
-    whole_batch = _accumulated(gradient, config.train.microbatches, mesh)
+    whole_batch = _accumulated(gradient, cfg.microbatches, mesh)
+    update = _make_update(optimizer, config, None if where is None else where.params)
 
-    def train_step(state: TrainState, batch: Batch, seed: jax.Array | int = seed) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, seed: jax.Array | int = cfg.seed) -> tuple[TrainState, Metrics]:
         # rbg: the device's own generator makes dropout cheap; still a pure function of (seed, step).
         key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
         grads, sums = whole_batch(state.params, state.router_bias, batch, key)
         count = jnp.maximum(sums.count, 1.0)
-        grads = jax.tree.map(lambda g: g / count, grads)
-        if where is not None:
-            grads = jax.lax.with_sharding_constraint(grads, where.params)
-        with jax.named_scope("optimizer"):
-            grad_norm = joint_norm(grads, None if where is None else where.params)
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, grad_norm=grad_norm)
-            params = optax.apply_updates(state.params, updates)
-            if config.optim.qk_clip:
-                params = clip_queries_and_keys(params, sums.logit_max, config.optim.qk_clip, cfg)
-        router_bias = state.router_bias
-        if sums.router is not None:
-            load = sums.router.expert_load
-            router_bias = router_bias_update(router_bias, load, cfg.router_bias_rate, cfg.router_bias_rule)
+        moved, grad_norm = update(state, jax.tree.map(lambda g: g / count, grads), sums)
         loss = sums.loss / count
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        for value, bound in ((loss, config.train.bad_loss), (grad_norm, config.train.bad_grad_norm)):
-            if bound:
-                finite &= value <= bound
-        if config.train.on_nonfinite == "skip":
-            params, opt_state, router_bias = jax.tree.map(
-                lambda new, old: jnp.where(finite, new, old),
-                (params, opt_state, router_bias),
-                (state.params, state.opt_state, state.router_bias),
-            )
-        metrics = {
-            "loss": loss,
-            "grad_norm": grad_norm,
-            "finite": finite.astype(jnp.float32),
-        }
-        if sums.router is not None:
-            metrics |= {
-                "router_loss": sums.router.loss / count,
-                "expert_load": sums.router.expert_load,
-                "router_entropy": sums.router.entropy / count,
-            }
-        return TrainState(state.step + 1, params, opt_state, router_bias), metrics
+        good = _is_good(loss, grad_norm, cfg)
+        if cfg.on_nonfinite == "skip":
+            moved = _moved_if(good, moved, state)
+        metrics = _metrics(loss, grad_norm, good, sums, count)
+        return TrainState(state.step + 1, *moved), metrics
 
     jit = functools.partial(jax.jit, donate_argnums=0, compiler_options=model.backend.compiler_options)
     return jit(train_step) if where is None else jit(train_step, out_shardings=(where, mesh_lib.replicated(mesh)))

@@ -26,6 +26,7 @@ from mla_jax.evaluation import evaluate as evaluate_tokens
 from mla_jax.rows import result_row
 from mla_jax.runs import Run
 from mla_jax.sample.scoring import make_cached_eval_step
+from mla_jax.terminal import say
 from mla_jax.train.step import make_eval_step
 
 
@@ -77,16 +78,21 @@ def evaluate(
     name = "valid" if not data_path else f"{Path(data_path).stem}-{_short(data_path)}"
     name += f"_cache_{cache_dtype}" if through_cache else ""
     path = run.folder.eval / f"{name}.json"
+    _write(path, row, stories)
+    return Evaluation(row, result, stories, path)
+
+
+def _write(path: Path, row: dict[str, Any], stories: list[dict[str, Any]]) -> None:
+    """NAME.json and NAME_stories.jsonl beside it. Raises UserError when they cannot be written."""
     try:
-        run.folder.eval.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         runs.write_text(path, json.dumps(row, indent=1))
         lines = "".join(json.dumps(story) + "\n" for story in stories)
-        runs.write_text(path.with_name(f"{name}_stories.jsonl"), lines)
+        runs.write_text(path.with_name(f"{path.stem}_stories.jsonl"), lines)
     except OSError as error:
         raise UserError(
-            f"{run.folder.eval} cannot be written to ({error.strerror}): make room, or copy the run folder elsewhere."
+            f"{path.parent} cannot be written to ({error.strerror}): make room, or copy the run folder elsewhere."
         ) from None
-    return Evaluation(row, result, stories, path)
 
 
 def _tokens(run: Run, config: Config, data_path: str | None) -> tuple[TokenFile, str]:
@@ -115,13 +121,28 @@ def run(
     if fact_stories < 0:
         raise UserError(f"--fact_stories is {fact_stories}; it must be 0 (none) or more: e.g. 50.")
     loaded = [runs.load_run(workdir, step) for workdir in workdirs]
-    if fact_stories:
-        for each in loaded:
-            facts.check_embedded(each)
-    if cache_dtype is not None:
-        for each in loaded:
-            make_cached_eval_step(each.model, each.config, cache_dtype)  # refuses before anything is written
+    _check(loaded, fact_stories, cache_dtype)
     evaluations = [evaluate(each, data_path, cache_dtype=cache_dtype) for each in loaded]
+    console.print(_table(evaluations, cache_dtype), highlight=False)
+    if len({evaluation.row["tokenizer_sha256"] for evaluation in evaluations}) > 1:
+        say(console, "The tokenizers differ: compare bits per byte, not losses.")
+    for evaluation in evaluations:
+        say(console, f"{evaluation.row['name']}: loss by position {_by_position(evaluation.result)}")
+        say(console, f"written to {evaluation.path} and {evaluation.path.stem}_stories.jsonl")
+    for each in loaded if fact_stories else []:
+        facts.ask(each, fact_stories, console)
+
+
+def _check(loaded: list[Run], fact_stories: int, cache_dtype: str | None) -> None:
+    """Raise UserError for what one of the runs cannot be asked, before anything is written."""
+    for each in loaded if fact_stories else []:
+        facts.check_embedded(each)
+    for each in loaded if cache_dtype is not None else []:
+        make_cached_eval_step(each.model, each.config, cache_dtype)
+
+
+def _table(evaluations: list[Evaluation], cache_dtype: str | None) -> rich.table.Table:
+    """One row a run."""
     table = rich.table.Table("run", "step", "loss", "perplexity", "bits per byte", "tokens", "tokenizer")
     if cache_dtype is not None:
         table.title = f"read through a KV cache in {cache_dtype}"
@@ -136,29 +157,15 @@ def run(
             f"{m['tokens']:,}",
             evaluation.row["tokenizer_sha256"][:8],
         )
-    console.print(table, highlight=False)
-    if len({evaluation.row["tokenizer_sha256"] for evaluation in evaluations}) > 1:
-        console.print("The tokenizers differ: compare bits per byte, not losses.", highlight=False)
-    for evaluation in evaluations:
-        by_position = evaluation.result.by_position()
-        edges = [0, *(1 << i for i in range(3, 20) if 1 << i < len(by_position)), len(by_position)]
-        ranges = [(a, b) for a, b in itertools.pairwise(edges) if np.isfinite(by_position[a:b]).any()]
-        parts = [f"{a}-{b - 1}: {np.nanmean(by_position[a:b]):.3f}" for a, b in ranges]
-        console.print(
-            f"{evaluation.row['name']}: loss by position {'  '.join(parts)}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-        console.print(
-            f"written to {evaluation.path} and {evaluation.path.stem}_stories.jsonl",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+    return table
 
-    for each in loaded if fact_stories else []:
-        facts.ask(each, fact_stories, console)
+
+def _by_position(result: EvalResult) -> str:
+    """Mean losses of ranges of positions that grow twofold, e.g. "0-7: 3.912  8-15: 3.401"."""
+    losses = result.by_position()
+    edges = [0, *(1 << i for i in range(3, 20) if 1 << i < len(losses)), len(losses)]
+    ranges = [(a, b) for a, b in itertools.pairwise(edges) if np.isfinite(losses[a:b]).any()]
+    return "  ".join(f"{a}-{b - 1}: {np.nanmean(losses[a:b]):.3f}" for a, b in ranges)
 
 
 def _short(path: str) -> str:

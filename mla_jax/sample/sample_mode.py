@@ -11,6 +11,7 @@ from mla_jax import runs
 from mla_jax.errors import UserError
 from mla_jax.sample import expert_trace
 from mla_jax.sample.sampler import Sampler, sample_settings
+from mla_jax.terminal import say
 
 
 def run(
@@ -38,7 +39,7 @@ def run(
     if step is not None or not finished:
         unfinished = "" if finished else ", which is not finished"
         about = f"weights of step {trained.step} of {trained.config.train.steps} of {workdir}{unfinished}"
-        console.print(about, style="dim", highlight=False, markup=False, soft_wrap=True)
+        say(console, about, style="dim")
     prompts = [prompt for prompt in (config.sample.prompts or ("",)) for _ in range(config.sample.num_samples)]
     sampler = Sampler(trained.model, trained.variables, trained.tokenizer, config)
     settings = sample_settings(config.sample)
@@ -54,25 +55,21 @@ def run(
         stories = [[text] for text in sampler.generate(prompts, seed=seeds, **settings)]
     completions = []
     for row, (prompt, pieces) in enumerate(zip(prompts, stories, strict=True)):
-        console.print(f"--- {row + 1} of {len(prompts)} (seed {seeds[row]})", style="dim", highlight=False)
+        say(console, f"--- {row + 1} of {len(prompts)} (seed {seeds[row]})", style="dim")
         completions.append(_write(console, prompt, pieces))
     if trace_experts:
         texts = list(zip(prompts, completions, strict=True))
         _, page = expert_trace.write(trained, expert_trace.trace(trained, texts))
-        console.print(f"experts of every token: {page}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"experts of every token: {page}")
     return completions
 
 
 def _write(console: rich.console.Console, prompt: str, pieces: Iterable[str]) -> str:
     """Print a prompt and what follows it, piece by piece; returns what follows."""
-
-    def write(text: str) -> None:
-        console.print(text, end="", highlight=False, markup=False, emoji=False, soft_wrap=True)
-
-    write(prompt)
+    say(console, prompt, end="")
     completion = ""
     for piece in pieces:
-        write(piece)
+        say(console, piece, end="")
         completion += piece
-    write("\n\n")
+    say(console, "\n")
     return completion

@@ -21,6 +21,7 @@ from mla_jax.evaluation import EvalResult, evaluate
 from mla_jax.peers import peers_needed
 from mla_jax.phases import StartClock
 from mla_jax.rows import read_result, result_row
+from mla_jax.terminal import say
 from mla_jax.train import step as steps
 from mla_jax.train.checkpoint import Checkpoints
 from mla_jax.train.clock import Clock
@@ -137,19 +138,17 @@ class _Training:
         changes = (
             f" Nothing was trained with what is new ({changes}): for that give another --workdir." if changes else ""
         )
-        self.console.print(
+        say(
+            self.console,
             f"this run is finished (step {self.start}; {self.setup.folder.report}): raise --config.train.steps to "
             f"train it further.{changes}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
         )
         return TrainResult(row, self.start, None)
 
     def run(self, deadline: float) -> TrainResult:
         cfg, total = self.config.train, self.config.train.steps
         if self.start:
-            self.console.print(f"resuming at step {self.start} of {total}", highlight=False)
+            say(self.console, f"resuming at step {self.start} of {total}")
         writer = NoWriter()
         if distributed.is_first():
             writer = MetricsWriter(self.setup.folder, self.start, cfg.tensorboard)

@@ -9,6 +9,7 @@ import rich.progress
 
 from mla_jax.rows import read_rows
 from mla_jax.runs import RunFolder, write_text
+from mla_jax.terminal import say
 
 
 class MetricsWriter:
@@ -111,4 +112,4 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line above the bar."""
-        (self._bar.console if self._bar else self._console).print(line, highlight=False, markup=False, soft_wrap=True)
+        say(self._bar.console if self._bar else self._console, line)

@@ -5,7 +5,7 @@ import contextlib
 import rich.console
 import rich.table
 
-from mla_jax import accounting, devices, mesh
+from mla_jax import accounting, devices, mesh, terminal
 from mla_jax.config import Config, replace
 from mla_jax.config_files import load_config, load_config_dict
 from mla_jax.data import statistics
@@ -21,7 +21,7 @@ def print_startup(console: rich.console.Console, config: Config, backend: Backen
     """Print the report to the console."""
 
     def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        terminal.say(console, text)
 
     model = config.model
     say(f"device    {devices.device_name()}: {backend.attention_impl} attention in {backend.dtype} ({backend.reason})")

@@ -17,6 +17,7 @@ from mla_jax.model.backend import Backend
 from mla_jax.rows import read_rows
 from mla_jax.runs import RunFolder, write_text
 from mla_jax.sample.sampler import Sampler, sample_settings
+from mla_jax.terminal import say
 from mla_jax.train.expert_plot import plot_experts
 from mla_jax.train.setup import Setup
 
@@ -85,38 +86,56 @@ def finish(
         write_text(folder.samples, "\n\n".join(f"{prompt}|{completion}" for prompt, completion in samples) + "\n")
     write_text(folder.result, json.dumps(row, indent=1))
     facts = _facts(config, row["metrics"], baselines)
+    write_text(folder.report, _report(folder, row, facts, expert_plot, samples))
+    _print(console, folder, facts, plot, samples)
+
+
+def _report(
+    folder: RunFolder,
+    row: dict[str, Any],
+    facts: list[tuple[str, str]],
+    expert_plot: Path | None,
+    samples: list[tuple[str, str]],
+) -> str:
+    """The text of report.md; arguments as in `finish`."""
     lines = [
         f"# {folder.name}",
         "",
         "| | |",
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in facts),
-    ]
-    lines += [
         "",
         f"Device {row['device']}; `{row['command']}`",
         "",
         "![loss](plots/loss.png)",
         "",
-        *([f"![experts](plots/{expert_plot.name})", ""] if expert_plot else []),
     ]
+    if expert_plot:
+        lines += [f"![experts](plots/{expert_plot.name})", ""]
     if samples:
         lines += ["## Samples", "", "The prompt ends at `|`.", ""]
         lines += [f"> {prompt}|{text}\n" for prompt, text in samples]
-    write_text(folder.report, "\n".join(lines))
+    return "\n".join(lines)
 
+
+def _print(
+    console: rich.console.Console,
+    folder: RunFolder,
+    facts: list[tuple[str, str]],
+    plot: Path,
+    samples: list[tuple[str, str]],
+) -> None:
+    """The same for the terminal, and what to do next."""
     table = rich.table.Table(title=f"{folder.path}", show_header=False, title_justify="left")
     for name, value in facts:
         table.add_row(name, value)
     console.print(table, highlight=False)
     for i, (prompt, text) in enumerate(samples, 1):
-        console.print(f"\nsample {i}: {prompt}|{text}", highlight=False, markup=False, soft_wrap=True)
-    console.print(
+        say(console, f"\nsample {i}: {prompt}|{text}")
+    say(
+        console,
         f"\nrun folder  {folder.path}\nloss plot   {plot}\nreport      {folder.report}\n"
         f'next        {_python()} -m mla_jax.main --mode sample --workdir {folder.path} --prompt "Once upon a time"',
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
     )
 
 

@@ -13,10 +13,11 @@ from mla_jax.train.ema import with_average
 
 
 def schedule(cfg: OptimConfig) -> optax.Schedule:
-    """Linear warm-up to `learning_rate`, then, constant at `final_fraction` of it from `decay_steps` on:
+    """Warm up linearly to `learning_rate`, fall as `cfg.schedule` says, and stay at `final_fraction` of the peak from
+    `decay_steps` on.
 
-    `cosine`: a half cosine in between. `wsd` (warm-up, stable, decay; Hu et al. 2024, arXiv 2404.06395): the peak is
-    held, and the last `decay_fraction` of `decay_steps` falls in a straight line.
+    `cosine`: half a cosine from the end of the warm-up. `wsd` (Hu et al. 2024, arXiv 2404.06395): hold the peak, then
+    fall in a straight line over the last `decay_fraction` of `decay_steps`.
     """
     peak, end = cfg.learning_rate, cfg.learning_rate * cfg.final_fraction
     if cfg.schedule == "wsd":

@@ -24,7 +24,7 @@ def test_throughput_counts_from_the_last_restart_and_its_median_leaves_out_the_f
     assert watch.median_tokens_per_s() == 2000
 
 
-def test_waiting_counts_where_it_is_asked_for(now: list[float]) -> None:
+def test_waiting_counts_once_the_first_steps_are_over(now: list[float]) -> None:
     watch = clock.Clock(1)
 
     def slow():
@@ -33,8 +33,9 @@ def test_waiting_counts_where_it_is_asked_for(now: list[float]) -> None:
             yield "batch"
 
     data = slow()
-    assert watch.timed_next(data, count=False) == "batch" and watch.data_wait() == 0
-    for _ in range(5):
-        watch.timed_next(data, count=True)
+    last = clock.WAITING_COUNTS_AFTER
+    assert watch.timed_next(data, last) == "batch" and watch.data_wait() == 0
+    for since_start in range(last + 1, last + 6):
+        watch.timed_next(data, since_start)
         now[0] += 3.0  # a step
     assert watch.data_wait() == pytest.approx(5 / 17)  # five waits of 1 s, and four steps between them

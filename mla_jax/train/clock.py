@@ -3,6 +3,8 @@
 import time
 from typing import Any
 
+WAITING_COUNTS_AFTER = 50  # steps of this process: they compile and fill the prefetch buffer
+
 
 class Clock:
     """Throughput between logs (evaluation and saving excluded) and the share of time spent waiting for data.
@@ -14,20 +16,22 @@ class Clock:
         self._tokens = tokens_per_step
         self._rates: list[float] = []
         self._waited = self._counted = 0.0
+        self._counted_from: float | None = None  # when the first wait that counts began
         self.restart()
 
     def restart(self) -> None:
         """Steps and time count from now on: after a log, and after whatever should not count."""
         self._began, self.steps = time.perf_counter(), 0
 
-    def timed_next(self, iterator: Any, count: bool) -> Any:
-        """next(iterator); with `count` the time it took counts as waiting."""
+    def timed_next(self, iterator: Any, since_start: int) -> Any:
+        """next(iterator), for step number `since_start` of this process (from 1); the time that it takes is waiting."""
         before = time.perf_counter()
         batch = next(iterator)
-        if count:
+        if since_start > WAITING_COUNTS_AFTER:
             after = time.perf_counter()
+            if self._counted_from is None:
+                self._counted_from = before
             self._waited += after - before
-            self._counted_from = getattr(self, "_counted_from", before)
             self._counted = after - self._counted_from
         return batch
 
@@ -43,5 +47,5 @@ class Clock:
         return rates[len(rates) // 2] if rates else 0.0
 
     def data_wait(self) -> float:
-        """Share of wall time spent waiting for batches since step 50 of this process; 0 before that."""
+        """Share of wall time spent waiting for batches after step WAITING_COUNTS_AFTER; 0 up to there."""
         return self._waited / self._counted if self._counted else 0.0

@@ -39,8 +39,6 @@ from mla_jax.train.stop import StopOnSignal
 from mla_jax.train.summary import leave_behind
 from mla_jax.train.trace import Trace
 
-DATA_WAIT_FROM_STEP = 50  # earlier steps compile and fill the prefetch buffer
-
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
@@ -176,7 +174,7 @@ class _Training:
     def _advance(self, done: int) -> int:
         """Step number `done`, with what is due after it; returns it. Raises BadStep under the policy rollback."""
         cfg, total = self.config.train, self.config.train.steps
-        batch = self.place(self.clock.timed_next(self.data, count=done - self.start > DATA_WAIT_FROM_STEP))
+        batch = self.place(self.clock.timed_next(self.data, done - self.start))
         self.trace.at(done - self.start, self.state)
         first = "total" not in self.startup
         if first:

@@ -44,9 +44,21 @@ def get(config: Any, dotted: str) -> Any:
     return config
 
 
-def fail(config: "Config", field: str, rule: str, remedy: str) -> None:
-    """Raise the UserError of a rule: field, value, rule, remedy."""
-    raise UserError(f"{field} is {get(config, field)!r}; {rule}: {remedy}.")
+class BrokenRule(UserError):
+    """A rule that a config breaks, in one sentence and in its parts.
+
+    field: dotted; value: the field's; rule: what it breaks; remedy: what to do with the field; elsewhere: what to do
+    with another one instead, or "".
+    """
+
+    def __init__(self, field: str, value: Any, rule: str, remedy: str, elsewhere: str = ""):
+        super().__init__(f"{field} is {value!r}; {rule}: {' or '.join(filter(None, (remedy, elsewhere)))}.")
+        self.field, self.value, self.rule, self.remedy, self.elsewhere = field, value, rule, remedy, elsewhere
+
+
+def fail(config: "Config", field: str, rule: str, remedy: str, elsewhere: str = "") -> None:
+    """Raise BrokenRule."""
+    raise BrokenRule(field, get(config, field), rule, remedy, elsewhere)
 
 
 def check_choices(config: "Config") -> None:

@@ -97,7 +97,8 @@ def positions(config: "Config") -> None:
             config,
             "train.seq_len",
             f"it must not exceed model.max_len ({m.max_len})",
-            "lower it or raise --config.model.max_len",
+            "lower it",
+            "raise --config.model.max_len",
         )
 
 
@@ -216,7 +217,8 @@ def places(config: "Config") -> None:
             config,
             "sample.max_new_tokens",
             f"a sample must fit in model.max_len ({config.model.max_len})",
-            "lower it or raise --config.model.max_len",
+            "lower it",
+            "raise --config.model.max_len",
         )
     if config.sample.cache_dtype == "int8" and config.model.attention != "mla":
         fail(

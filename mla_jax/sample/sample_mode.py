@@ -1,6 +1,5 @@
 """`--mode sample`: stories from a trained run, on the terminal."""
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,6 +7,8 @@ import rich.console
 
 from mla_jax import config as config_lib
 from mla_jax import runs
+from mla_jax.config import Config
+from mla_jax.config_bounds import BrokenRule
 from mla_jax.errors import UserError
 from mla_jax.sample import expert_trace
 from mla_jax.sample.sampler import Sampler, sample_settings
@@ -30,11 +31,7 @@ def run(
     trained = runs.load_run(workdir, step)
     if trace_experts:
         expert_trace.check_has_experts(trained)
-    try:
-        config = config_lib.replace(trained.config, **{f"sample.{name}": value for name, value in given.items()})
-    except UserError as error:  # the remedies are those of a config; here the knobs are flags, and the model is made
-        text = re.sub(r" or raise --config\.model\.\w+", "", str(error))
-        raise UserError(text.replace("--config.sample.", "--")) from None
+    config = _with(trained.config, given)
     finished = trained.folder.result.exists() or trained.folder.imported  # elsewhere, where nobody here knows of it
     if step is not None or not finished:
         unfinished = "" if finished else ", which is not finished"
@@ -62,6 +59,16 @@ def run(
         _, page = expert_trace.write(trained, expert_trace.trace(trained, texts))
         say(console, f"experts of every token: {page}")
     return completions
+
+
+def _with(config: Config, given: dict[str, Any]) -> Config:
+    """`config` with `given` fields of its `sample` section. Raises UserError with the flags' names."""
+    try:
+        return config_lib.replace(config, **{f"sample.{name}": value for name, value in given.items()})
+    except BrokenRule as error:  # nothing is done about it elsewhere: the model is trained
+        flag = f"--{error.field.removeprefix('sample.')}"
+        remedy = error.remedy.replace(f"--config.{error.field}", flag)
+        raise UserError(f"{flag} is {error.value!r}; {error.rule}: {remedy}.") from None
 
 
 def _write(console: rich.console.Console, prompt: str, pieces: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ class BadStep(Exception):
 
 
 def stop_message(step: int, metrics: dict[str, float], good: int | None, cfg: TrainConfig, why: str = "") -> str:
-    """One line: the step, its figures, the last good checkpoint, what to do. `why` says why nothing else was done."""
+    """One line: the step, its figures, the last good checkpoint, what to do. why: no rollback was made, or ""."""
     saved = f"the last good checkpoint is step {good}" if good else "there is no checkpoint yet"
     bounds = [
         f"{name}={bound}" for name, bound in (("bad_loss", cfg.bad_loss), ("bad_grad_norm", cfg.bad_grad_norm)) if bound
@@ -28,8 +28,9 @@ def stop_message(step: int, metrics: dict[str, float], good: int | None, cfg: Tr
         "stop": "or set --config.train.on_nonfinite to skip or rollback",
         "rollback": "or set --config.train.on_nonfinite=skip",
     }[cfg.on_nonfinite]
+    reasons = "; ".join(filter(None, (why, saved)))
     return (
-        f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}{limits}; {why}{saved}. "
+        f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}{limits}; {reasons}. "
         f"Lower --config.optim.learning_rate, {remedy}."
     )
 
@@ -41,12 +42,12 @@ class Rollbacks:
         self.total, self._here, self._good = 0, 0, -1
 
     def allow(self, good: int | None) -> str:
-        """'' when a rollback to checkpoint `good` may be made (it is counted), else why not."""
+        """Why no rollback to checkpoint `good` may be made, as a clause; "" where one may, which is then counted."""
         if good is None:
-            return "there is nothing to roll back to; "
+            return "there is nothing to roll back to"
         self._here = self._here + 1 if good == self._good else 1
         self._good = good
         if self._here > MAX_ROLLBACKS:
-            return f"rolled back to step {good} {MAX_ROLLBACKS} times already; "
+            return f"rolled back to step {good} {MAX_ROLLBACKS} times already"
         self.total += 1
         return ""

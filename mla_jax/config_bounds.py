@@ -70,7 +70,7 @@ def check_choices(config: "Config") -> None:
 
 _AT_LEAST_ONE = (
     "model.n_layers model.d_model model.n_heads model.head_dim model.max_len model.d_ff data.stories "
-    "data.valid_stories data.threads tokenizer.train_bytes train.steps train.batch_size train.microbatches "
+    "data.valid_stories tokenizer.train_bytes train.steps train.batch_size train.microbatches "
     "train.seq_len train.log_every train.eval_every optim.decay_steps eval.batch_size checkpoint.every "
     "checkpoint.keep_latest sample.num_samples sample.max_new_tokens sample.prefill_chunk "
     "mesh.fsdp mesh.expert mesh.tensor"
@@ -81,12 +81,9 @@ _AT_LEAST_ZERO = (
     "model.d_expert model.first_k_dense model.router_aux_weight model.router_sequence_weight "
     "model.router_z_weight optim.warmup_steps optim.weight_decay optim.clip_norm "
     "checkpoint.keep_best sample.temperature train.profile_steps train.bad_loss train.bad_grad_norm "
-    "train.seed sample.seed data.seed train.loss_chunks mesh.data optim.qk_clip"
+    "train.loss_chunks mesh.data optim.qk_clip"
 )
-# Field -> (least, most), bounds included.
-BOUNDS: dict[str, tuple[float, float]] = dict.fromkeys(_AT_LEAST_ONE.split(), (1, LARGEST))
-BOUNDS |= dict.fromkeys(_AT_LEAST_ZERO.split(), (0, LARGEST))
-BOUNDS |= {
+_BETWEEN = {
     "model.dropout": (0, 0.99),
     "model.init_std": (1e-6, 1),
     "model.rope_theta": (1, LARGEST),
@@ -112,6 +109,11 @@ BOUNDS |= {
     "sample.repetition_penalty": (1e-3, 1000),
     "data.threads": (1, 1024),
 }
+# Field -> (least, most), bounds included.
+BOUNDS: dict[str, tuple[float, float]] = dict.fromkeys(_AT_LEAST_ONE.split(), (1, LARGEST))
+BOUNDS |= dict.fromkeys(_AT_LEAST_ZERO.split(), (0, LARGEST))
+BOUNDS |= _BETWEEN
+assert len(BOUNDS) == len(_AT_LEAST_ONE.split()) + len(_AT_LEAST_ZERO.split()) + len(_BETWEEN), "a field is named twice"
 
 
 def broken(field: str, value: float) -> str:

@@ -9,6 +9,7 @@ hardly send less either.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,9 +19,9 @@ from jax.sharding import PartitionSpec as P
 
 from mla_jax.config import ModelConfig
 from mla_jax.mesh import BATCH, batch_shards, splits
-from mla_jax.model import moe_grouped, moe_paths
+from mla_jax.model import moe_paths
 from mla_jax.model.backend import Backend
-from mla_jax.model.experts import Experts, FeedForwardWeights, activation
+from mla_jax.model.experts import Experts, FeedForwardWeights
 
 
 class Chosen(NamedTuple):
@@ -66,7 +67,7 @@ def routed(
     if not _on_mesh(rows, backend):
         return path(x, *chosen, experts, dataclasses.replace(backend, train_impl="xla"))
     if impl == "grouped":
-        path = _grouped
+        path = functools.partial(path, some_elsewhere=True)
     split = P(BATCH)
     into, out_of = P("expert", None, "tensor"), P("expert", "tensor", None)
     places = Experts(None if experts.w_gate is None else into, into, out_of)
@@ -84,13 +85,15 @@ def _on_mesh(rows: int, backend: Backend) -> bool:
     return backend.mesh is not None and rows % batch_shards(backend.mesh) == 0
 
 
-def _share(path: Callable[..., jax.Array], groups: int, splits: int, backend: Backend) -> Callable[..., jax.Array]:
-    """What one device does."""
+def _share(
+    path: Callable[..., jax.Array], expert_parts: int, tensor_parts: int, backend: Backend
+) -> Callable[..., jax.Array]:
+    """What one device does, of so many along each axis."""
 
     def share(x: jax.Array, chosen: Chosen, experts: Experts, *shared: FeedForwardWeights) -> jax.Array:
         n_experts = experts.w_up.shape[0]
         expert_idx, expert_weight = chosen
-        if groups > 1:
+        if expert_parts > 1:
             x, expert_idx, expert_weight = (
                 jax.lax.all_gather(a, "expert", tiled=True) for a in (x, expert_idx, expert_weight)
             )
@@ -99,30 +102,8 @@ def _share(path: Callable[..., jax.Array], groups: int, splits: int, backend: Ba
             # One past the last: an expert that no path computes.
             expert_idx, expert_weight = jnp.where(mine, expert_idx, n_experts), jnp.where(mine, expert_weight, 0.0)
         out = path(x, expert_idx, expert_weight, experts, backend, *shared)
-        if splits > 1:
+        if tensor_parts > 1:
             out = jax.lax.psum(out, "tensor")
-        return jax.lax.psum_scatter(out, "expert", tiled=True) if groups > 1 else out
+        return jax.lax.psum_scatter(out, "expert", tiled=True) if expert_parts > 1 else out
 
     return share
-
-
-def _grouped(
-    x: jax.Array, expert_idx: jax.Array, expert_weight: jax.Array, experts: Experts, backend: Backend
-) -> jax.Array:
-    """`moe_paths.grouped` where some choices belong to other devices: they lie behind the last group.
-
-    tokamax skips rows behind the groups and leaves in them what it likes; so they are made zero, both ways.
-    """
-    groups = moe_grouped.plan(expert_idx, experts.w_up.shape[0], backend.grouped_impl, backend.interpret)
-    if groups.impl == "pallas":  # a weight of 0 makes their hidden units 0
-        return moe_grouped.fused_ffn(x, expert_weight, experts, groups)
-
-    def clean(rows: jax.Array) -> jax.Array:
-        return jnp.where(live, rows, 0) if groups.impl == "tokamax" else rows
-
-    live = (jnp.arange(groups.source.shape[0]) < jnp.sum(groups.sizes))[:, None]
-    rows = clean(moe_grouped.dispatch(x, groups))
-    gate = None if experts.w_gate is None else clean(moe_grouped.grouped_matmul(rows, experts.w_gate, groups))
-    hidden = activation(gate, clean(moe_grouped.grouped_matmul(rows, experts.w_up, groups)))
-    out = clean(moe_grouped.grouped_matmul(hidden, experts.w_down, groups))
-    return moe_grouped.combine(out, expert_weight, groups)

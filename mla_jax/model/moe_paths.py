@@ -103,16 +103,34 @@ def gathered(
 
 
 def grouped(
-    x: jax.Array, expert_idx: jax.Array, expert_weight: jax.Array, experts: Experts, backend: Backend
+    x: jax.Array,
+    expert_idx: jax.Array,
+    expert_weight: jax.Array,
+    experts: Experts,
+    backend: Backend,
+    some_elsewhere: bool = False,
 ) -> jax.Array:
-    """Tokens sorted by expert, one product a group; the results fetched back by the inverse permutation."""
+    """Tokens sorted by expert, one product a group; the results fetched back by the inverse permutation.
+
+    some_elsewhere: some choices belong to other devices; their index is one past the last expert, their weight 0, and
+    they lie behind the last group. tokamax skips rows behind the groups and leaves in them what it likes; so they are
+    made zero, both ways.
+    """
     groups = moe_grouped.plan(expert_idx, experts.w_up.shape[0], backend.grouped_impl, backend.interpret)
-    if groups.impl == "pallas":
+    if groups.impl == "pallas":  # a weight of 0 makes their hidden units 0
         return moe_grouped.fused_ffn(x, expert_weight, experts, groups)
-    rows = moe_grouped.dispatch(x, groups)
-    gate = None if experts.w_gate is None else moe_grouped.grouped_matmul(rows, experts.w_gate, groups)
-    hidden = activation(gate, moe_grouped.grouped_matmul(rows, experts.w_up, groups))
-    return moe_grouped.combine(moe_grouped.grouped_matmul(hidden, experts.w_down, groups), expert_weight, groups)
+    clean = _zero_behind(groups) if some_elsewhere and groups.impl == "tokamax" else lambda rows: rows
+    rows = clean(moe_grouped.dispatch(x, groups))
+    gate = None if experts.w_gate is None else clean(moe_grouped.grouped_matmul(rows, experts.w_gate, groups))
+    hidden = activation(gate, clean(moe_grouped.grouped_matmul(rows, experts.w_up, groups)))
+    out = clean(moe_grouped.grouped_matmul(hidden, experts.w_down, groups))
+    return moe_grouped.combine(out, expert_weight, groups)
+
+
+def _zero_behind(groups: moe_grouped.Groups) -> Callable[[jax.Array], jax.Array]:
+    """Rows [N K, ...] -> the same, with zeros behind the last group."""
+    live = (jnp.arange(groups.source.shape[0]) < jnp.sum(groups.sizes))[:, None]
+    return lambda rows: jnp.where(live, rows, 0)
 
 
 PATHS: dict[str, Callable[..., jax.Array]] = {

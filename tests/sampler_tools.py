@@ -19,10 +19,10 @@ from mla_jax.sample.methods import Method
 from mla_jax.sample.sampler import Sampler
 
 PROMPTS = ["once upon a time", "", "the little fox found an old key", "caf\u00e9 \u65e5\u672c \U0001f600 \t\n"]
-# Compiled without costly optimisations: name in `loop`, static arguments, donated ones.
-JITTED = (("prefill", (0, 1, 2), ()), ("extend", 0, (5, 6)), ("_begin", (0, 1, 2, 3), 6))
-JITTED += (("_decode_steps", (0, 1, 2, 3), 6), ("_decode_until_done", (0, 1, 2, 3), 6))
-AS_WRITTEN = {name: getattr(loop, name) for name, *_ in JITTED}
+# Compiled without costly optimisations: where it is and its name there, static arguments, donated ones.
+JITTED = ((loop, "prefill", (0, 1, 2), ()), (loop, "extend", 0, (5, 6)), (loop, "_begin", (0, 1, 2, 3), 6))
+JITTED += tuple((programs, "few", (0, 1, 2, 3), 6) for programs in (loop._decode_steps, loop._decode_until_done))
+_AS_WRITTEN = [(owner, name, getattr(owner, name)) for owner, name, *_ in JITTED]
 PLAIN = {"temperature": 1.0, "top_k": 0}  # the draws that compile fastest
 EVERYTHING = {"temperature": 1.2, "top_k": 60, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.2}
 
@@ -30,11 +30,17 @@ EVERYTHING = {"temperature": 1.2, "top_k": 60, "top_p": 0.9, "min_p": 0.01, "rep
 @pytest.fixture(scope="module", autouse=True)
 def compile_quickly() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for name, static, donated in JITTED:
-            function = getattr(loop, name).__wrapped__
+        for owner, name, static, donated in JITTED:
+            function = getattr(owner, name).__wrapped__
             quick = jax.jit(function, static_argnums=static, donate_argnums=donated, compiler_options=QUICK)
-            patch.setattr(loop, name, quick)
+            patch.setattr(owner, name, quick)
         yield
+
+
+def compile_as_written(patch: pytest.MonkeyPatch) -> None:
+    """In a test that asks what `loop` itself compiles."""
+    for owner, name, function in _AS_WRITTEN:
+        patch.setattr(owner, name, function)
 
 
 @functools.cache

@@ -10,7 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from run_tools import story_texts
-from sampler_tools import AS_WRITTEN, EVERYTHING, PLAIN, PROMPTS, plain_forward, text_of, tiny_sampler, tokenizer, twin
+from sampler_tools import (
+    EVERYTHING,
+    PLAIN,
+    PROMPTS,
+    compile_as_written,
+    plain_forward,
+    text_of,
+    tiny_sampler,
+    tokenizer,
+    twin,
+)
 from sampler_tools import compile_quickly as compile_quickly
 from tiny import NAMED
 
@@ -67,8 +77,7 @@ def test_the_penalty_meets_every_token_of_the_prompt_and_what_is_drawn() -> None
 
 @pytest.mark.parametrize(("given", "wanted"), [("auto", "float32"), ("bfloat16", "bfloat16"), ("int8", "int8")])
 def test_the_cache_is_of_the_dtype_that_was_asked_for(monkeypatch: pytest.MonkeyPatch, given: str, wanted: str) -> None:
-    for name, function in AS_WRITTEN.items():
-        monkeypatch.setattr(loop, name, function)
+    compile_as_written(monkeypatch)
     sampler = tiny_sampler("mla_rope")
     ask = request.build(tokenizer(), sampler.config, ["fox"], GREEDY, 8, 0, (), given)
     state = jax.eval_shape(lambda: sampler._start(ask, False))
@@ -114,13 +123,12 @@ def test_decode_loop_is_the_same_in_any_portions() -> None:
 def test_the_loop_lowers_for_every_platform(monkeypatch: pytest.MonkeyPatch) -> None:
     """With all methods, and the wide digits that a GPU's search has."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    for name, function in AS_WRITTEN.items():
-        monkeypatch.setattr(loop, name, function)
+    compile_as_written(monkeypatch)
     sampler, method = tiny_sampler("mla_rope"), Method(**EVERYTHING)
     ask = request.build(tokenizer(), sampler.config, PROMPTS, method, 12, 0, (), "int8")
     state = jax.eval_shape(lambda: sampler._start(ask, True))
     static = (sampler.model, loop.CHECK_EVERY, sampler._vocabulary, method.form)
-    step = jax.jit(functools.partial(loop._decode_until_done.__wrapped__, *static))
+    step = jax.jit(functools.partial(loop._decode_until_done.few.__wrapped__, *static))
     exported = jax.export.export(step, platforms=("cpu", "cuda", "tpu"))(sampler.variables, method.values, state)
     assert "256x" in exported.mlir_module() or "255x" in exported.mlir_module()
 
@@ -130,8 +138,9 @@ def test_many_rows_on_a_gpu_have_a_program_of_their_own_that_computes_the_same(m
     monkeypatch.setattr(loop, "_CUBLAS_FROM", 2)
     few = tiny_sampler("mla_rope")
     called: list[str] = []
-    real = loop._decode_until_done_many
-    monkeypatch.setattr(loop, "_decode_until_done_many", lambda *a: called.append("many") or real(*a))
+    programs = loop._decode_until_done
+    real = programs.many
+    monkeypatch.setattr(programs, "many", lambda *a: called.append("many") or real(*a))
     expected = few.generate(PROMPTS[:2], max_new_tokens=6, **PLAIN)
     assert not called
     model = few.model.clone(backend=dataclasses.replace(few.model.backend, platform="gpu"))

@@ -5,6 +5,7 @@ What the benchmark times is what the sampler runs: `decode_loop`.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -207,6 +208,25 @@ def _step(
     return _take(state.replace(store=store), logits[:, 0], form, values, vocabulary, model.backend)
 
 
+@dataclasses.dataclass
+class _ByRows:
+    """One function of (model, ..., state), compiled in two ways: `few` leaves products to XLA, `many` to cuBLAS."""
+
+    few: Callable[..., SamplerState]
+    many: Callable[..., SamplerState]
+
+    def __call__(self, model: Transformer, *others: Any) -> SamplerState:
+        rows = others[-1].last.shape[0]
+        run = self.many if model.backend.platform == "gpu" and rows >= _CUBLAS_FROM else self.few
+        return run(model, *others)
+
+
+def _jit_by_rows(function: Callable[..., SamplerState]) -> _ByRows:
+    """The first four arguments are static; the last one, the state, is donated."""
+    jit = functools.partial(jax.jit, function, static_argnums=(0, 1, 2, 3), donate_argnums=6)
+    return _ByRows(jit(), jit(compiler_options=CUBLAS_PRODUCTS))
+
+
 def decode_loop(
     model: Transformer, variables: Any, state: SamplerState, n_steps: int, method: Method, vocabulary: Vocabulary
 ) -> SamplerState:
@@ -216,11 +236,10 @@ def decode_loop(
     nothing of its own. To time decoding at full length give a `vocabulary` with separator_id -1 and a `limit` that
     is not reached.
     """
-    run = _decode_steps_many if _many_rows(model, state) else _decode_steps
-    return run(model, n_steps, vocabulary, method.form, variables, method.values, state)
+    return _decode_steps(model, n_steps, vocabulary, method.form, variables, method.values, state)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=6)
+@_jit_by_rows
 def _decode_steps(
     model: Transformer,
     n_steps: int,
@@ -238,11 +257,10 @@ def decode_until_done(
     model: Transformer, variables: Any, state: SamplerState, method: Method, vocabulary: Vocabulary
 ) -> SamplerState:
     """Decode until every row is done, which is tested every CHECK_EVERY steps; donates `state`."""
-    run = _decode_until_done_many if _many_rows(model, state) else _decode_until_done
-    return run(model, CHECK_EVERY, vocabulary, method.form, variables, method.values, state)
+    return _decode_until_done(model, CHECK_EVERY, vocabulary, method.form, variables, method.values, state)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=6)
+@_jit_by_rows
 def _decode_until_done(
     model: Transformer,
     check_every: int,
@@ -258,12 +276,3 @@ def _decode_until_done(
         return jax.lax.fori_loop(0, check_every, lambda _, state: step(state), state)
 
     return jax.lax.while_loop(lambda state: ~jnp.all(state.done), some_steps, state)
-
-
-def _many_rows(model: Transformer, state: SamplerState) -> bool:
-    return model.backend.platform == "gpu" and state.last.shape[0] >= _CUBLAS_FROM
-
-
-_many = functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=6, compiler_options=CUBLAS_PRODUCTS)
-_decode_steps_many = _many(_decode_steps.__wrapped__)
-_decode_until_done_many = _many(_decode_until_done.__wrapped__)

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from mla_jax import devices
-from mla_jax.train.loop import _Training
+from mla_jax.train.reporting import Reporting
 
 
 def test_public_names_survive_the_import_of_submodules() -> None:
@@ -42,7 +42,7 @@ def test_peak_of_the_device_named(monkeypatch: pytest.MonkeyPatch, name: str, pe
 def test_throughput_is_read_after_the_newest_step_has_ended() -> None:
     """Read before, the clock would divide N steps by the time of N - 1."""
     order: list[str] = []
-    loop = object.__new__(_Training)
+    report = object.__new__(Reporting)
 
     class Stop(Exception):
         pass
@@ -52,8 +52,8 @@ def test_throughput_is_read_after_the_newest_step_has_ended() -> None:
             order.append("clock")
             raise Stop
 
-    loop.clock = Clock()
-    loop.pending = types.SimpleNamespace(drain=lambda keep: order.append(f"drain {keep}"))
+    report.clock = Clock()
+    report._pending = types.SimpleNamespace(drain=lambda keep: order.append(f"drain {keep}"))
     with pytest.raises(Stop):
-        loop._log(1, {})
+        report.log(1, None, {}, 0)
     assert order == ["drain 0", "clock"]

@@ -10,7 +10,7 @@ from typing import Any
 import rich.console
 from absl import flags, logging
 
-from mla_jax import config_files
+from mla_jax import cli_table, config_files
 from mla_jax.cli_flags import check_mode, parse
 from mla_jax.config import Config, from_config_dict
 from mla_jax.errors import UserError
@@ -122,7 +122,7 @@ def _judge(values: flags.FlagValues) -> int:
 
     compile_cache.enable()
     given = knobs(values["judge_knob"].value)
-    given |= {field: values[flag].value for flag, field in _JUDGE_FLAGS.items() if values[flag].present}
+    given |= _given(values, "judge")
     judge_mode.run(workdirs, given, values["out"].value, values["step"].value, rich.console.Console())
     return 0
 
@@ -172,7 +172,7 @@ def _bench(values: flags.FlagValues) -> int:
 
     compile_cache.enable()
     config = None if values["config"].value is None else from_config_dict(values["config"].value)
-    given = {field: values[flag].value for flag, field in _BENCH_FLAGS.items() if values[flag].present}
+    given = _given(values, "bench")
     given = {field: tuple(value) if isinstance(value, list) else value for field, value in given.items()}
     if "batches" in given:
         given["peer_batches"] = given["batches"]
@@ -189,25 +189,9 @@ def _bench(values: flags.FlagValues) -> int:
     return 0
 
 
-# Flag of --mode bench -> field of the config's `bench` section.
-_BENCH_FLAGS = {"size": "size", "batch": "batches", "context": "contexts", "max_minutes": "max_minutes"}
-
-# Flag of --mode judge -> field of the config's `judge` section.
-_JUDGE_FLAGS = {
-    "base_url": "base_url",
-    "judge_model": "model",
-    "rubric": "rubric",
-    "num_prompts": "num_prompts",
-    "pairwise": "pairwise",
-    "budget_usd": "budget_usd",
-    "price_in": "price_in",
-    "price_out": "price_out",
-    "yes": "yes",
-    "max_new_tokens": "max_new_tokens",
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "seed": "seed",
-}
+def _given(values: flags.FlagValues, section: str) -> dict[str, Any]:
+    """Fields of the config's section `bench` or `judge` that flags set."""
+    return {field: values[name].value for name, field in cli_table.settings(section).items() if values[name].present}
 
 
 def _one_workdir(values: flags.FlagValues) -> str:

@@ -1,85 +1,24 @@
-"""The flags of the command line: what there is, how it is read, which mode takes which. Refusals are UserErrors."""
+"""The command line read by the table of flags (`cli_table`): every refusal is a UserError."""
 
 import re
-from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from mla_jax import cli_help, config_files
+from mla_jax.cli_table import CONFIG, FLAGS, MODES
 from mla_jax.errors import UserError
 from mla_jax.typed import suggest
-
-MODES = {  # what each does
-    "train": "train a model by a config into a run folder; the same command goes on with an unfinished run",
-    "eval": "losses of runs on held-out stories or a file, side by side",
-    "sample": "write stories with a trained run",
-    "export": "a run as a Hugging Face folder",
-    "bench": "speed and memory of decoding and training",
-    "study": "many runs by one study file, and their report",
-    "judge": "have an LLM grade the stories of runs",
-}
 
 
 def define_flags(argv: list[str]) -> flags.FlagValues:
     """A fresh set of flags for this argv (absl's global one would remember an earlier command line)."""
     values = flags.FlagValues()
-
-    def define(kind: Any, name: str, default: Any, text: str, **more: Any) -> None:
-        kind(name, default, text, flag_values=values, **more)
-
-    text = "train, study, bench: a config file or the bare name of one; --config.KNOB=VALUE changes a knob of it"
     # sys_argv: it defines a flag for each --config.KNOB that it finds there, and would look into sys.argv.
-    config_flags.DEFINE_config_file("config", None, text, flag_values=values, sys_argv=argv)
-    define(flags.DEFINE_multi_string, "workdir", [], "the run folder; eval, judge and bench take several")
+    CONFIG.define("config", CONFIG.default, CONFIG.help, flag_values=values, sys_argv=argv)
     flags.DEFINE_enum("mode", "train", list(MODES), "what to do", flag_values=values)
-    define(flags.DEFINE_multi_string, "prompt", [], "sample: how a story begins; may be repeated")
-    define(flags.DEFINE_integer, "num_samples", None, "sample: stories per prompt")
-    define(flags.DEFINE_integer, "max_new_tokens", None, "sample, judge: at most so many tokens after the prompt")
-    define(flags.DEFINE_float, "temperature", None, "sample, judge: 0 is greedy")
-    define(flags.DEFINE_integer, "top_k", None, "sample, judge: draw from the k likeliest tokens; 0 = from all")
-    define(flags.DEFINE_float, "top_p", None, "sample: draw from the likeliest tokens that hold this share; 1 = all")
-    define(flags.DEFINE_float, "min_p", None, "sample: drop tokens below this share of the likeliest one; 0 = none")
-    define(flags.DEFINE_float, "repetition_penalty", None, "sample: make tokens used before less likely; 1 = no")
-    define(flags.DEFINE_multi_string, "stop", [], "sample: end a story before this string; may be repeated")
-    define(flags.DEFINE_boolean, "stream", False, "sample: write stories as they come, one after the other")
-    text = "sample, eval: type of the KV cache: auto, bfloat16, float32 or int8 (eval: read the text through it)"
-    define(flags.DEFINE_string, "cache_dtype", None, text)
-    define(flags.DEFINE_integer, "seed", None, "sample, judge: seed of the first row")
-    define(
-        flags.DEFINE_integer, "step", None, "sample, eval, judge, export: the checkpoint to read (default: the best)"
-    )
-    define(flags.DEFINE_string, "coordinator_address", None, "train, several processes: HOST:PORT of process 0")
-    define(flags.DEFINE_integer, "num_processes", None, "train, several processes: how many; 1 = this one alone")
-    define(flags.DEFINE_integer, "process_id", None, "train, several processes: this one's number, from 0")
-    define(flags.DEFINE_integer, "init_timeout_s", 300, "train, several processes: how long to wait for the others")
-    define(flags.DEFINE_string, "data.path", None, "eval: a file of stories instead of the held-out part")
-    define(flags.DEFINE_boolean, "trace_experts", False, "sample: also write which experts each token went to")
-    define(flags.DEFINE_integer, "fact_stories", 0, "eval: put the fact questions of so many embedded stories too")
-    define(flags.DEFINE_string, "base_url", None, "judge: an OpenAI-compatible endpoint ending in /v1")
-    define(flags.DEFINE_string, "judge_model", None, "judge: the judging model, by the endpoint's name")
-    define(flags.DEFINE_string, "rubric", None, "judge: paper_a, paper_b or tinystories")
-    define(flags.DEFINE_integer, "num_prompts", None, "judge: beginnings that each run completes")
-    define(flags.DEFINE_boolean, "pairwise", None, "judge: also compare every two runs, in both orders")
-    define(flags.DEFINE_float, "budget_usd", None, "judge: stop before spending more")
-    define(flags.DEFINE_float, "price_in", None, "judge: US dollars per million tokens read")
-    define(flags.DEFINE_float, "price_out", None, "judge: US dollars per million tokens written")
-    define(flags.DEFINE_multi_string, "judge_knob", [], "judge: NAME=VALUE of any other knob of the judge section")
-    define(flags.DEFINE_boolean, "yes", None, "judge: do not ask before spending")
-    define(flags.DEFINE_string, "out", None, "export, bench: the folder to make; judge: of the study")
-    define(flags.DEFINE_string, "dtype", None, "export: float32 (default) or bfloat16 weights")
-    define(flags.DEFINE_boolean, "dry_run", False, "study: print the runs and their minutes, do nothing")
-    define(flags.DEFINE_float, "max_minutes", None, "study, bench: stop cleanly after so many minutes")
-    define(flags.DEFINE_boolean, "report_only", False, "study: write the report of the rows that there are")
-    define(flags.DEFINE_integer, "sharing", 1, "study: so many processes like this one take turns on its device")
-    define(flags.DEFINE_multi_string, "suite", [], "bench: kernels, decode, prefill, memory, train or peers; several")
-    define(flags.DEFINE_boolean, "quick", False, "bench: tiny models and shapes, to see that it runs")
-    define(flags.DEFINE_multi_string, "point", [], "bench: only the points of the grid so named; may be repeated")
-    define(flags.DEFINE_string, "only", None, "bench: only measurements whose label has this in it; plain = no label")
-    define(flags.DEFINE_string, "size", None, "bench: size of the built-in grid")
-    define(flags.DEFINE_multi_integer, "batch", [], "bench: rows that decode together; may be repeated")
-    define(flags.DEFINE_multi_integer, "context", [], "bench: positions of the cache; may be repeated")
-    define(flags.DEFINE_boolean, "help", False, "show this help")
+    for name, flag in FLAGS.items():
+        flag.define(name, flag.default, flag.help, flag_values=values)
+    flags.DEFINE_boolean("help", False, "show this help", flag_values=values)
     return values
 
 
@@ -128,8 +67,7 @@ def _help(argv: list[str]) -> str:
 
 def flags_of(mode: str) -> list[str]:
     """Names of the flags that a mode takes."""
-    config = ["config"] if mode in _CONFIG_MODES else []
-    return [*config, "workdir", *(name for name, (modes, _) in _FLAGS_OF_MODES.items() if mode in modes)]
+    return [name for name, flag in {"config": CONFIG, **FLAGS}.items() if mode in flag.modes]
 
 
 def _flag_sentence(error: flags.Error, values: flags.FlagValues) -> str:
@@ -195,63 +133,13 @@ def _value(argv: list[str], index: int, remedy: str) -> str:
     return argv[index + 1]
 
 
-_CONFIG_MODES = ("train", "study", "bench")  # the others read the run folder's own config
-
-# Flags that not every mode reads: the modes that do, and the knob that training has in their place.
-_FLAGS_OF_MODES = {
-    "prompt": (("sample",), "sample.prompts"),
-    "num_samples": (("sample",), "sample.num_samples"),
-    "max_new_tokens": (("sample", "judge"), "sample.max_new_tokens"),
-    "temperature": (("sample", "judge"), "sample.temperature"),
-    "top_k": (("sample", "judge"), "sample.top_k"),
-    "top_p": (("sample",), "sample.top_p"),
-    "min_p": (("sample",), "sample.min_p"),
-    "repetition_penalty": (("sample",), "sample.repetition_penalty"),
-    "stop": (("sample",), "sample.stop"),
-    "stream": (("sample",), ""),
-    "cache_dtype": (("sample", "eval"), "sample.cache_dtype"),
-    "seed": (("sample", "judge"), "train.seed"),
-    "step": (("sample", "eval", "judge", "export"), "train.steps"),
-    "coordinator_address": (("train",), ""),
-    "num_processes": (("train",), ""),
-    "process_id": (("train",), ""),
-    "init_timeout_s": (("train",), ""),
-    "base_url": (("judge",), ""),
-    "judge_model": (("judge",), ""),
-    "rubric": (("judge",), ""),
-    "num_prompts": (("judge",), ""),
-    "pairwise": (("judge",), ""),
-    "budget_usd": (("judge",), ""),
-    "price_in": (("judge",), ""),
-    "price_out": (("judge",), ""),
-    "yes": (("judge",), ""),
-    "judge_knob": (("judge",), ""),
-    "out": (("judge", "bench", "export"), ""),
-    "dtype": (("export",), "model.dtype"),
-    "suite": (("bench",), ""),
-    "quick": (("bench",), ""),
-    "point": (("bench",), ""),
-    "only": (("bench",), ""),
-    "size": (("bench",), ""),
-    "batch": (("bench",), "train.batch_size"),
-    "context": (("bench",), "model.max_len"),
-    "data.path": (("eval",), "data.path"),
-    "fact_stories": (("eval",), "data.stories"),
-    "dry_run": (("study",), ""),
-    "max_minutes": (("study", "bench"), ""),
-    "report_only": (("study",), ""),
-    "sharing": (("study",), ""),
-    "trace_experts": (("sample",), ""),
-}
-
-
 def check_mode(values: flags.FlagValues, mode: str) -> None:
     """Raise UserError for a flag that the mode would ignore."""
-    if mode not in _CONFIG_MODES and values["config"].value is not None:
+    if mode not in CONFIG.modes and values["config"].value is not None:
         raise UserError(
             f"--config is for training, studies and bench; --mode {mode} reads the run folder's own: leave it out."
         )
-    for name, (modes, knob) in _FLAGS_OF_MODES.items():
-        if values[name].present and mode not in modes:
-            remedy = f"for training set --config.{knob}" if mode == "train" and knob else "leave it out"
-            raise UserError(f"--{name} is for --mode {' or '.join(modes)}, and this is {mode}: {remedy}.")
+    for name, flag in FLAGS.items():
+        if values[name].present and mode not in flag.modes:
+            remedy = f"for training set --config.{flag.knob}" if mode == "train" and flag.knob else "leave it out"
+            raise UserError(f"--{name} is for --mode {' or '.join(flag.modes)}, and this is {mode}: {remedy}.")

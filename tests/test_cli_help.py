@@ -2,7 +2,7 @@
 
 import pytest
 
-from mla_jax import cli_flags, cli_help, config_files
+from mla_jax import cli_flags, cli_help, cli_table, config_files
 from mla_jax import main as main_module
 from mla_jax.main import main
 
@@ -27,7 +27,7 @@ def test_help_is_two_screens_that_a_newcomer_can_use(capsys, monkeypatch: pytest
     values = cli_flags.define_flags(["mla_jax"])
     for name in set(values) - {"help", "mode", "flagfile", "undefok"}:
         assert f"--{name}" in text, name
-    for mode in cli_flags.MODES:
+    for mode in cli_table.MODES:
         assert f"\n  {mode} " in text
     base = config_files.load_config("base")
     assert base == config_files.load_config("base:m") and "; m where it is left out" in text
@@ -64,6 +64,16 @@ def test_help_with_a_mode_explains_its_flags_alone(capsys: pytest.CaptureFixture
     assert "how a story begins" in text and "--base_url" not in text and "repeat this option" not in text
     assert "default: 300" in help_page(capsys, "--mode", "train")
     assert help_page(capsys, "--config=study_smoke") == help_page(capsys, "--mode=study")
+
+
+def test_what_the_table_of_flags_names_exists() -> None:
+    """Modes, knobs of training, fields of the sections `bench` and `judge`."""
+    knobs = set(config_files.knobs(config_files.load_config_dict("base")))
+    for name, flag in cli_table.FLAGS.items():
+        assert set(flag.modes) <= set(cli_table.MODES), name
+        assert {flag.knob, flag.setting} <= knobs | {""}, name
+        assert flag.setting.partition(".")[0] in ("", *flag.modes), name
+    assert set(cli_table.settings("bench").values()) == {"size", "batches", "contexts", "max_minutes"}
 
 
 def test_help_for_what_there_is_not_is_refused(refused) -> None:

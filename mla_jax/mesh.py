@@ -125,12 +125,6 @@ def param_specs(cfg: ModelConfig, params: Any, mesh: Mesh | None = None) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, leaf: _spec(cfg, path, leaf, mesh), params)
 
 
-def rows_used(cfg: ModelConfig, params: Any) -> set[int]:
-    """The numbers of the rows of TABLE that some parameter matches."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {row for path, leaf in leaves for row in _matches(_canonical(cfg, path), leaf)}
-
-
 def state_shardings(mesh: Mesh, cfg: ModelConfig, params: Any, state: Any) -> Any:
     """A NamedSharding for every leaf of a state that holds trees shaped like `params` (moments, averages).
 

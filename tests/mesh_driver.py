@@ -14,12 +14,11 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from tiny import QUICK, abstract_params, random_params, tiny_config
+from tiny import QUICK, REFERENCE, abstract_params, random_params, tiny_config
 
 from mla_jax import collectives
 from mla_jax import mesh as mesh_lib
 from mla_jax.config import Config
-from mla_jax.model.backend import REFERENCE
 from mla_jax.model.transformer import Transformer
 from mla_jax.runs import RunFolder
 from mla_jax.train.checkpoint import Checkpoints

@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import GRID, grid_config, quick_jit, random_params, reference_model, tiny_config
+from tiny import GRID, REFERENCE, grid_config, quick_jit, random_params, reference_model, tiny_config
 
 from mla_jax import accounting
 from mla_jax.config import ModelConfig, replace
 from mla_jax.model import layers
 from mla_jax.model.attention import MASKED, Where, attend_reference, causal_mask, visible
-from mla_jax.model.backend import REFERENCE
 from mla_jax.model.cache import init_cache
 from mla_jax.model.transformer import attention_module
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from run_tools import call
-from tiny import quick_jit, random_params, random_tokens, tiny_config
+from tiny import REFERENCE, quick_jit, random_params, random_tokens, tiny_config
 
 from mla_jax import accounting
 from mla_jax.bench import decode, device, kernels, memory, plan, points, report
@@ -18,7 +18,7 @@ from mla_jax.bench.timing import Timing, measure
 from mla_jax.config_files import load_config
 from mla_jax.errors import UserError
 from mla_jax.kernels.operands import Blocks
-from mla_jax.model.backend import REFERENCE, Backend
+from mla_jax.model.backend import Backend
 from mla_jax.model.cache import init_cache
 from mla_jax.model.serving import serving_variables
 from mla_jax.model.transformer import Transformer, variables_of

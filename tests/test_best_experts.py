@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gpu_lowering import TRITON_CALL, lower_for_h100
-from tiny import quick_jit, tiny_config
+from tiny import REFERENCE, quick_jit, tiny_config
 
 from mla_jax.kernels import best_experts
-from mla_jax.model.backend import REFERENCE
 from mla_jax.model.moe import route
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gpu_lowering import TRITON_CALL, lower_for_h100
-from tiny import quick, quick_jit, random_params, random_tokens, reference_model, tiny_config
+from tiny import REFERENCE, quick, quick_jit, random_params, random_tokens, reference_model, tiny_config
 
 from mla_jax.config import Config
 from mla_jax.kernels.cross_entropy import Plan, choose, cross_entropy_and_gradient
-from mla_jax.model.backend import REFERENCE
 from mla_jax.model.transformer import Transformer
 from mla_jax.train.loss import Kernel, chunked_cross_entropy, cross_entropy_reference, fused_cross_entropy
 from mla_jax.train.optim import make_optimizer

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import REFERENCE
 
 from mla_jax import config as config_lib
 from mla_jax import facts
 from mla_jax.config_files import load_config
 from mla_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mla_jax.errors import UserError
-from mla_jax.model.backend import REFERENCE
 from mla_jax.model.transformer import Transformer, variables_of
 from mla_jax.world import questions, stories
 

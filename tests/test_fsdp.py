@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import QUICK, random_params, tiny_config
+from tiny import QUICK, REFERENCE, random_params, tiny_config
 
-from mla_jax.model.backend import REFERENCE
 from mla_jax.model.moe import initial_router_bias
 from mla_jax.model.transformer import Transformer
 from mla_jax.train import fsdp

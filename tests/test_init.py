@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import quick_jit, reference_model, tiny_config
+from tiny import REFERENCE, quick_jit, reference_model, tiny_config
 
 from mla_jax.config import ModelConfig, replace
 from mla_jax.model.attention import Where
-from mla_jax.model.backend import REFERENCE
 from mla_jax.model.initial import init_params
 from mla_jax.model.transformer import attention_module
 

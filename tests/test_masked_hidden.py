@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gpu_lowering import TRITON_CALL, lower_for_h100
-from tiny import quick_jit, tiny_config
+from tiny import REFERENCE, quick_jit, tiny_config
 
 from mla_jax.kernels import masked_hidden
 from mla_jax.model import moe_paths
-from mla_jax.model.backend import REFERENCE
 from mla_jax.model.experts import Experts, FeedForwardWeights, activation
 from mla_jax.model.moe import MoE
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gpu_lowering import TRITON_CALL, lower_for_h100
-from tiny import QUICK
+from tiny import QUICK, REFERENCE
 
 from mla_jax.errors import UserError
 from mla_jax.kernels import row_draw
-from mla_jax.model.backend import REFERENCE, Backend
+from mla_jax.model.backend import Backend
 from mla_jax.sample import reference, threshold
 from mla_jax.sample.methods import GREEDY, Form, Method, Values, draw, keep
 

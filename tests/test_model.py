@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny import (
     NAMED,
+    REFERENCE,
     SIZES,
     SLOW_GRID,
     abstract_params,
@@ -26,7 +27,7 @@ from mla_jax.config import Config
 from mla_jax.config_files import load_config
 from mla_jax.model import layers
 from mla_jax.model.attention import Where
-from mla_jax.model.backend import REFERENCE, Backend
+from mla_jax.model.backend import Backend
 from mla_jax.model.cache import init_cache
 from mla_jax.model.transformer import Transformer
 from mla_jax.train.loss import cross_entropy

@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gpu_lowering import TRITON_CALL, lower_for_h100
-from tiny import quick_jit, tiny_config
+from tiny import REFERENCE, quick_jit, tiny_config
 
 from mla_jax.config import ModelConfig
 from mla_jax.kernels import row_experts, row_linear
 from mla_jax.kernels.row_experts import ExpertBlocks
 from mla_jax.kernels.row_linear import NormWeights, RowBlocks
 from mla_jax.model import layers, moe, serving
-from mla_jax.model.backend import REFERENCE
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 

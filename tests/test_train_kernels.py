@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import quick_jit, random_params, random_tokens, reference_model, tiny_config
+from tiny import REFERENCE, quick_jit, random_params, random_tokens, reference_model, tiny_config
 
 from mla_jax.errors import UserError
 from mla_jax.kernels import norm
 from mla_jax.model import attention, backend, layers
-from mla_jax.model.backend import REFERENCE
 from mla_jax.model.moe import initial_router_bias
 from mla_jax.model.transformer import Transformer, variables_of
 from mla_jax.train.loss import cross_entropy_reference

@@ -11,11 +11,12 @@ import pytest
 
 from mla_jax.config import Config
 from mla_jax.config_files import load_config
-from mla_jax.model.backend import REFERENCE
+from mla_jax.model.backend import Backend
 from mla_jax.model.transformer import Transformer
 
 NAMED = ("mha", "mha_rope", "gqa", "mla", "mla_rope", "mla_rope_paper_b", "mla_per_head")
 SIZES = ("xs", "s", "m", "l", "xl")
+REFERENCE = Backend("float32", "xla", "the plain twin that tests compare against")
 
 _SMALL = {
     "model.n_layers": 2,

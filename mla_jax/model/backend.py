@@ -57,8 +57,6 @@ class Backend:
 
 LATER = "chosen when samples are drawn"  # the decode_reason of a backend that only trains
 
-REFERENCE = Backend("float32", "xla", "the plain twin that tests compare against")
-
 
 def choose(cfg: ModelConfig, device: Any = None, decodes: bool = True) -> Backend:
     """The backend for `cfg` on `device` (default: the first one of JAX).

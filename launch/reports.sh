@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The committed results again, from the committed rows: each docs/results/study_*/ (report, CSV, plots) and README's block.
+# The committed results again, from the committed rows: each docs/results/study_*/ (report, CSV, plots) and the made parts of the READMEs.
 #
 #   bash launch/reports.sh      no training and no GPU: about two minutes
 set -euo pipefail
@@ -17,4 +17,4 @@ for folder in docs/results/study_*/; do
   cp -r "$made/report.md" "$made/results.csv" "$made/plots" "$folder"
   rm -rf "$made"
 done
-"$python" -m mla_jax.study.readme README.md
+"$python" -m mla_jax.study.readme README.md docs/results/README.md

@@ -86,25 +86,26 @@ def test_plots_draw_what_the_rows_say(tmp_path) -> None:
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + len(found.rows)
 
 
-def test_the_readmes_block_comes_from_rows_and_keeps_the_rest(tmp_path, capsys) -> None:
-    rows = gather(None)
-    made = readme.block(rows)
+def test_the_readmes_blocks_come_from_rows_and_keep_the_rest(tmp_path, capsys) -> None:
+    made = readme.blocks()
     for words in ("| A1 | r = d/2 saves 45 %", "| B1 |", "| B8 |", "| C1 |", "cannot be as stated", "68.75 %"):
-        assert words in made, words
+        assert words in made["verdicts"] and words not in made["tables"], words
     page = tmp_path / "README.md"
-    page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
-    assert run_command(readme._main, [str(page)]) == 0
-    assert page.read_text() == f"before\n{made}\nafter\n"
+    for name, text in made.items():
+        begin, end = readme.BEGIN.format(name), readme.END.format(name)
+        page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+        assert run_command(readme._main, [str(page)]) == 0
+        assert page.read_text() == f"before\n{text}\nafter\n"
+        page.write_text(f"{end}\n{begin}")
+        assert run_command(readme._main, [str(page)]) == 2 and "not in order" in capsys.readouterr().err
     page.write_text("no marks")
-    assert run_command(readme._main, [str(page)]) == 2 and "paste the printed block" in capsys.readouterr().err
+    assert run_command(readme._main, [str(page)]) == 2 and "paste a block" in capsys.readouterr().err
 
 
-def test_the_readme_of_the_repository_is_up_to_date() -> None:
-    page = Path(__file__).resolve().parents[1] / "README.md"
-    text = page.read_text(encoding="utf-8")
-    if readme.BEGIN not in text:
-        pytest.skip("README.md has no block of results yet")
-    assert readme.replaced(text, readme.block()) == text, "run python -m mla_jax.study.readme README.md"
+@pytest.mark.parametrize("page", ["README.md", "docs/results/README.md"])
+def test_the_readmes_of_the_repository_are_up_to_date(page: str) -> None:
+    text = (RESULTS.parents[1] / page).read_text(encoding="utf-8")
+    assert readme.replaced(text, readme.blocks()) == text, "run bash launch/reports.sh"
 
 
 @pytest.mark.parametrize("folder", sorted(RESULTS.glob("study_*")), ids=lambda folder: folder.name)
@@ -116,16 +117,18 @@ def test_a_committed_report_is_what_the_committed_rows_give(folder: Path) -> Non
     assert report.markdown(found, [("x.png", "x")]).partition("## Plots")[0] == text, "older than the rows"
 
 
-def test_a_headline_with_rows_is_in_the_readmes_block(monkeypatch) -> None:
+def test_a_headline_with_rows_is_in_the_readmes_blocks(monkeypatch) -> None:
     made = claims_study()
     monkeypatch.setattr(readme, "study_names", lambda: ["made_up"])
     monkeypatch.setattr(readme, "load_config_dict", lambda name: name)
     elsewhere = dataclasses.replace(made, points=made.points[:0])
     monkeypatch.setattr(readme, "from_config_dict", lambda name: elsewhere if name.endswith(":files") else made)
-    text = readme.block(done(made, by_name(PAPER_SAYS, noise=0.01)))
+    both = readme.blocks(done(made, by_name(PAPER_SAYS, noise=0.01)))
+    text = both["tables"]
     assert re.search(r"\| per_head_rope_r2 \| 128 \| 50.0 % \| 2.0261 ± 0.0498 \(3\) \| \+0.30 ± 0.00 \(3\) \|", text)
     assert re.search(
-        r"\| A4 \|.*\| \+0.30 \[\+0.30, \+0.30\], n=3.*: per_head_rope_r2 against mha: \*\*confirmed\*\* \| - \|", text
+        r"\| A4 \|.*\| \*\*confirmed\*\*: \+0.30 \[\+0.30, \+0.30\], n=3 \(% of loss\), size xs at 0.\d+ \| - \|",
+        both["verdicts"],
     )
     assert text.count(made.title) == 1 and "report.md" not in text  # a form without rows has no table, and no page
 

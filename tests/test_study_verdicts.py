@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import re
 
 import pytest
 from study_rows import PAPER_SAYS, PER_HEAD, by_name, claims_study, claims_study_dict, done, rows_of, study
@@ -74,10 +73,11 @@ def test_the_tier_with_more_seeds_is_the_evidence() -> None:
         assert test.what.endswith(f"against {tier}") and test.found.n == len(seeds)
         assert test.found.mean == pytest.approx(10 if tier == "s_mha" else 0.3)
         judged = next(j for j in verdicts.judge(collect(made, rows)) if j.claim.id == "A4")
-        (other,) = judged.elsewhere  # the other size is shown beside it
-        assert other[0] == ("headline" if tier == "s_mha" else "grid")
-        assert {judged.verdict, other[2]} == {"confirmed", "contradicted"}
-        assert re.search(rf"\*\*{judged.verdict}\*\*; {other[0]}: {other[2]}", claim_tables.claims(collect(made, rows)))
+        first, other = judged.tests  # the other size is shown beside it
+        assert first.evidence == test and other.place == ("headline" if tier == "s_mha" else "grid")
+        assert {judged.verdict, other.verdict} == {"confirmed", "contradicted"}
+        shown = f"**{judged.verdict}**; {other.place}: {other.verdict}"
+        assert shown in claim_tables.claims(collect(made, rows))
 
 
 def test_a_point_that_lacks_a_learning_rate_is_compared_with_nothing() -> None:
@@ -111,7 +111,7 @@ def test_the_question_of_rope_is_answered_within_one_tier() -> None:
     apart = {f"s_{name}": loss + 1 for name, loss in losses.items()}
     rows = done(made, by_name({k: v for k, v in (losses | apart).items() if k != "mha_rope"}))
     ((form, mha, mla, difference),) = evidence.rope_interaction(collect(made, rows))
-    assert form == "per head, r = d/2 (grid)"
+    assert form.startswith("per head, r = d/2, size xs at 0.0")
     assert mha.found.mean == pytest.approx(100 * (2.9 / 3.0 - 1))
     assert mla.found.mean == pytest.approx(100 * (3.0 / 3.2 - 1))
     assert difference.found.mean == pytest.approx(mla.found.mean - mha.found.mean)
@@ -214,21 +214,20 @@ def test_decode_speeds_come_from_benchmark_rows_where_the_cache_is_largest(tmp_p
     assert evidence.speed("mla r=d/2", "mha_rope")(found) is None
 
 
-def test_of_two_devices_the_one_measured_last_has_the_verdict_and_the_other_stands_behind_it() -> None:
+def test_a_speed_on_which_devices_differ_is_undecided_and_each_is_shown() -> None:
     made = claims_study()
-    for first, verdict, other in (
-        ("2026-01-01", "contradicted", "confirmed"),
-        ("2026-03-01", "confirmed", "contradicted"),
-    ):
+    for speed, verdict in ((2000.0, "undecided: devices differ"), (1410.0, "confirmed")):
         rows = [bench_row("per_head r=d", 64, 1000.0), bench_row("per_head r=d/2", 64, 1400.0)]
-        rows = [row | {"time": first} for row in rows]
-        later = [bench_row("per_head r=d", 64, 1000.0), bench_row("per_head r=d/2", 64, 2000.0)]
+        later = [bench_row("per_head r=d", 64, 1000.0), bench_row("per_head r=d/2", 64, speed)]
         rows += [row | {"device": "a card", "time": "2026-02-01"} for row in later]
         found = collect(made, dataclasses.replace(done(made, by_name(PAPER_SAYS)), bench=rows))
         judged = next(j for j in verdicts.judge(found) if j.claim.id == "A11")
-        assert (judged.verdict, judged.elsewhere[0][2]) == (verdict, other)
+        assert judged.verdict == verdict and judged.tests[0].place == "a card", "measured last"
+        assert judged.tests[1].verdict == "confirmed"
         shown = readme._cell([("study_x", judged)])
-        assert f"**{verdict}**" in shown and f": {other}" in shown and f"**{other}**" not in shown
+        assert shown.startswith(f"**{verdict}**") and shown.count("**") == 2
+        assert ("contradicted (faster than claimed): 2.00" in shown) == (speed == 2000.0)
+        assert ", a card" in shown and ", gpu" in shown and (verdict in claim_tables.claims(found))
 
 
 def test_the_share_of_steps_is_of_the_model_that_most_seeds_have_trained() -> None:

@@ -12,10 +12,10 @@ from mla_jax.study.verdicts import Judged, judge
 SCALE = (
     "Figures are at the scale above, a small part of the papers' training: a verdict is about the claim at this scale. "
     "Confirmed: the 95 % interval lies inside the claim's range; contradicted: outside of it; undecided: across its "
-    "border. The range stands behind the claim: a quarter of the paper's figure to either side (of per cents half a "
+    "border. The range stands behind the claim: a quarter of the claimed change to either side (of per cents half a "
     "point at least), a range of the paper's own, or, of words without a figure, one end. Where two sizes can judge a "
-    "claim, the one with more seeds has the verdict in bold, of equals the larger; of two devices the one measured "
-    "last. The other stands behind it. Smallest: the difference from nothing that as many seeds with this scatter "
+    "claim, the one with more seeds has the verdict in bold, of equals the larger; a speed on which devices differ is "
+    "undecided. The others stand behind it. Smallest: the difference from nothing that as many seeds with this scatter "
     "would show four times out of five. Seeds: the single differences. Intervals are Student's t, for scatter like a "
     "bell; where a run either learns to recall or does not (the plot of loss over recall), three to five seeds that "
     "all did, or one that did not, say less than their interval. Of a point with several learning rates the first "
@@ -28,28 +28,31 @@ def claims(found: Results) -> str:
     rows = []
     for judged in judge(found):
         claim = judged.claim
-        test = judged.test
         rows.append(
             (
                 claim.id,
                 f"{claim.words} [{claim.known}]" + (f"; range {claim.range}" if claim.range else ""),
                 judged.arithmetic or "-",
-                "; ".join(_evidence(e, claim.unit) for e in (test, *(e for _, e, _ in judged.elsewhere)))
-                if test
-                else "-",
+                "; ".join(_evidence(test.evidence, claim.unit) for test in judged.tests) or "-",
                 _smallest(judged),
-                "; ".join((f"**{judged.verdict}**", *(f"{tier}: {verdict}" for tier, _, verdict in judged.elsewhere))),
+                _verdicts(judged),
             )
         )
     head = ("", "the paper says", "arithmetic says", "we measured (mean, 95 % interval, n)", "smallest", "verdict")
     return f"{SCALE}\n\n{table(head, rows)}"
 
 
+def _verdicts(judged: Judged) -> str:
+    """The verdict, and what tests say that are not the one it goes by."""
+    others = [test for test in judged.tests if len(judged.tests) > 1 and test.verdict != judged.verdict]
+    return "; ".join((f"**{judged.verdict}**", *(f"{test.place}: {test.verdict}" for test in others)))
+
+
 def _evidence(test: Evidence, unit: str) -> str:
     seeds = ""
     if len(test.found.values) > 1:
         seeds = f" (seeds: {', '.join(f'{value:{_sign(unit)}.2f}' for value in test.found.values)})"
-    return f"{measured(test.found, unit)}: {test.what}{seeds}"
+    return f"{measured(test.found, unit)}: {test.what}, {test.where}{seeds}"
 
 
 def _sign(unit: str) -> str:
@@ -84,7 +87,7 @@ def rope(found: Results) -> str:
         (form, *(measured(test.found, "") for test in tests), _answer(tests[2].found, found.study.verdicts))
         for form, *tests in answers
     ]
-    head = ("MLA is", "RoPE changes MHA's loss by %", "RoPE changes MLA's loss by %", "MLA less MHA", "answer")
+    head = ("MLA is", "RoPE's effect on MHA's loss, %", "on MLA's loss, %", "difference", "answer")
     return table(head, rows)
 
 

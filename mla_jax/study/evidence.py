@@ -15,10 +15,12 @@ PREFIXES = ("", "s_")  # headline points first, then the same points of the grid
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """what: the comparison in words, with the points' names."""
+    """what: the comparison in words, with the points' names. where: the size and learning rates, or the device, that it
+    holds for."""
 
     what: str
     found: Estimate
+    where: str = ""
 
 
 ClaimTest = Callable[[Results], Evidence | None]
@@ -29,6 +31,14 @@ def together(found: Results, *names: str) -> list[Measured] | None:
     sets = [[found.find(prefix + name) for name in names] for prefix in PREFIXES]
     whole = [points for points in sets if all(p and p.tuned for p in points) and len({p.tier for p in points}) == 1]
     return max(whole, key=lambda points: len(common_seeds(points)), default=None)
+
+
+def where(found: Results, points: Sequence[Measured]) -> str:
+    """ "size s at 0.001": the size of the points' tier and their learning rate, "tuned" where one was chosen."""
+    tier = found.study.tier_of(points[0].point)
+    rates = sorted({p.any["study"]["learning_rate"] for p in points})
+    tuned = len(rates) > 1 or any(len(p.sweep) > 1 for p in points)
+    return f"size {tier.size or 'as configured'}{', tuned' if tuned else f' at {rates[0]:g}'}"
 
 
 def common_seeds(points: Sequence[Measured]) -> list[int]:
@@ -43,7 +53,7 @@ def loss_difference(variant: str, reference: str) -> ClaimTest:
         points = together(found, variant, reference)
         if points is None or not (values := relative(*points)):
             return None
-        return Evidence(f"{points[0].name} against {points[1].name}", estimate(values))
+        return Evidence(f"{points[0].name} against {points[1].name}", estimate(values), where(found, points))
 
     return test
 
@@ -55,7 +65,7 @@ def perplexity_difference(variant: str, reference: str) -> ClaimTest:
         points = together(found, variant, reference)
         if points is None or not (values := relative(*points, lambda row: math.exp(best_loss(row)))):
             return None
-        return Evidence(f"{points[0].name} against {points[1].name}", estimate(values))
+        return Evidence(f"{points[0].name} against {points[1].name}", estimate(values), where(found, points))
 
     return test
 
@@ -85,7 +95,7 @@ def _best_of(found: Results, prefix: str, reference: str) -> Evidence | None:
         return None
     values = [100 * (best_loss(best.measured[s]) / best_loss(base.measured[s]) - 1) for s in seeds]
     what = f"{best.name} (best of {len(ranks)} by seed {first}) against {base.name}, other seeds"
-    return Evidence(what, estimate(values))
+    return Evidence(what, estimate(values), where(found, (best, base)))
 
 
 def _is_rank_of(name: str, prefix: str) -> bool:
@@ -103,7 +113,8 @@ def cliff(form: str, reference: str) -> ClaimTest:
         for seed in seeds:
             eighth, sixteenth, last, base = (best_loss(p.measured[seed]) for p in points)
             values.append(100 * (last - 2 * sixteenth + eighth) / base)
-        return Evidence(f"{points[0].name}, r16, r32, in per cent of {points[3].name}", estimate(values))
+        what = f"{points[0].name}, r16, r32, in per cent of {points[3].name}"
+        return Evidence(what, estimate(values), where(found, points))
 
     return test
 
@@ -123,7 +134,7 @@ def speed(faster: str, slower: str) -> ClaimTest:
             return None
         cell, rows = max(both, key=lambda item: (item[0][1] * item[0][2], item[1][faster]["time"]))
         what = f"{faster} over {slower}, {cell[0]}, batch {cell[1]}, context {cell[2]}"
-        return Evidence(what, _timed(rows[faster]["metrics"], rows[slower]["metrics"]))
+        return Evidence(what, _timed(rows[faster]["metrics"], rows[slower]["metrics"]), cell[0])
 
     return test
 
@@ -144,7 +155,7 @@ def share_of_steps(fast: str, slow: str) -> ClaimTest:
 
     def test(found: Results) -> Evidence | None:
         evidence = [
-            _shares(p, found.find(p.name.removesuffix(fast) + slow))
+            _shares(found, p, found.find(p.name.removesuffix(fast) + slow))
             for p in found.points
             if p.name.endswith(f"_{fast}")
         ]
@@ -153,11 +164,12 @@ def share_of_steps(fast: str, slow: str) -> ClaimTest:
     return test
 
 
-def _shares(fast: Measured, slow: Measured | None) -> Evidence | None:
+def _shares(found: Results, fast: Measured, slow: Measured | None) -> Evidence | None:
     if slow is None or not (fast.tuned and slow.tuned) or not (seeds := common_seeds((fast, slow))):
         return None
     curves = [[p.measured[seed]["curve"]["eval"] for p in (fast, slow)] for seed in seeds]
-    return Evidence(f"{fast.name} against {slow.name}", estimate([share_to_best(*pair) for pair in curves]))
+    what = f"{fast.name} against {slow.name}"
+    return Evidence(what, estimate([share_to_best(*pair) for pair in curves]), where(found, (fast, slow)))
 
 
 def share_to_best(curve: Curve, reference: Curve) -> float:
@@ -189,5 +201,5 @@ def rope_interaction(found: Results) -> list[tuple[str, Evidence, Evidence, Evid
             mla = [100 * (b / a - 1) for a, b in zip(loss[2], loss[3], strict=True)]
             difference = [b - a for a, b in zip(mha, mla, strict=True)]
             tests = (Evidence("mha", estimate(mha)), Evidence("mla", estimate(mla)), Evidence("", estimate(difference)))
-            answers.append((f"{label} ({tier})", *tests))
+            answers.append((f"{label}, {where(found, points)}", *tests))
     return answers

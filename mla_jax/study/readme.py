@@ -1,6 +1,7 @@
-"""README's block of results, made from the rows of the repository: python -m mla_jax.study.readme [README.md]
+"""Blocks of pages that are made from the rows of the repository: python -m mla_jax.study.readme [FILE ...]
 
-With a file, the text between the two marks in it is replaced; without, the block is printed.
+*verdicts*, of README.md: a verdict for every claim; *tables*, of docs/results/README.md: the headline points of every
+study. In each file the text between the marks of a block is replaced; without files the blocks are printed.
 """
 
 import sys
@@ -13,15 +14,15 @@ from mla_jax.errors import UserError, run_command
 from mla_jax.markdown import table
 from mla_jax.study import claim_tables, tables
 from mla_jax.study.claims import CLAIMS, Claim
-from mla_jax.study.evidence import Evidence, rope_interaction
+from mla_jax.study.evidence import rope_interaction
 from mla_jax.study.grid import Study, from_config_dict
 from mla_jax.study.results import Measured, Results, collect, reference_of, relative
 from mla_jax.study.rows import Rows, best_loss, gather, model_of
 from mla_jax.study.stats import estimate
 from mla_jax.study.verdicts import CONTRADICTED, Judged, judge_claim
 
-BEGIN = "<!-- made by: python -m mla_jax.study.readme README.md -->"
-END = "<!-- end of the made part -->"
+BEGIN = "<!-- {}: made by python -m mla_jax.study.readme README.md docs/results/README.md -->"
+END = "<!-- end of {} -->"
 CORPORA = {"": "we find: embedded stories, or arithmetic", ":files": "20,000 TinyStories"}  # form of a study -> column
 SEEDS = 3  # that one point of a table needs
 _WORSE = ("better", "worse")
@@ -30,18 +31,21 @@ _SIDES = {"% of loss": _WORSE, "% of perplexity": _WORSE, "times": ("slower", "f
 _SIDES["% of the steps"] = ("faster", "slower")
 
 
-def block(rows: Rows | None = None) -> str:
-    """The marks and, between them, a verdict for every claim on either corpus, and tables of the headline points."""
+def blocks(rows: Rows | None = None) -> dict[str, str]:
+    """Each block with its marks, by name. rows: default, those of the repository."""
     rows = gather(None) if rows is None else rows
     corpora = [[collect(study, rows) for study in declared(form) if study.verdicts] for form in CORPORA]
+    every = {id(row): row for studies in corpora for found in studies for row in found.rows}  # studies share rows
+    used = f"All of it: {tables.device_minutes(tuple(every.values()))}."
+    made = {"verdicts": [_verdicts(corpora), _rope(corpora), used], "tables": _headlines(corpora)}
+    return {name: "\n\n".join([BEGIN.format(name), *parts, END.format(name)]) for name, parts in made.items()}
+
+
+def _headlines(corpora: list[list[Results]]) -> list[str]:
     shown = [(found, _rows_of(found)) for studies in corpora for found in studies]
     # Studies share rows: of two tables one may be a part of the other.
     headlines = [_headline(found) for found, own in shown if own and not any(own < other for _, other in shown)]
-    every = {id(row): row for found, _ in shown for row in found.rows}  # studies share rows
-    used = tables.device_minutes(tuple(every.values()))
-    return "\n\n".join(
-        [BEGIN, _verdicts(corpora), _rope(corpora), *filter(None, headlines), f"All of it: {used}.", END]
-    )
+    return [text for text in headlines if text]
 
 
 def declared(form: str) -> list[Study]:
@@ -78,13 +82,12 @@ def _headline(found: Results) -> str:
     against = f"% against {reference.name}" if reference else "%"
     head = ("model", "KV bytes/token", "saved", "validation loss", against)
     devices = ", ".join(sorted({row["device"] for p in points for row in p.by_seed.values()}))
-    page = f"docs/results/study_{found.study.name}/report.md"
-    link = f"[report]({page}); " if (config_dir().parent / page).is_file() else ""
+    page = f"study_{found.study.name}/report.md"
+    link = f"[report]({page}); " if (config_dir().parent / "docs" / "results" / page).is_file() else ""
     model = points[0].any["config"]["config"]["model"]
     recipe = f"{tables.size_and_steps(points[0].any)}, block={model['block']}, dropout {model['dropout']:g}"
     how = f"{recipe}, {_rates(points)}; best evaluation, mean ± 95 %, seeds"
-    title = f"**{found.study.title}** ({link}{devices}; {how}):"
-    return f"{title}\n\n{table(head, rows)}"
+    return f"## {found.study.title}\n\n({link}{devices}; {how})\n\n{table(head, rows)}"
 
 
 def _rates(points: list[Measured]) -> str:
@@ -130,42 +133,53 @@ def _cells(claim: Claim, judged: list[list[tuple[str, Judged]]]) -> list[str]:
 
 
 def _cell(of: list[tuple[str, Judged]]) -> str:
-    """The first study's verdict in bold, then what its other sizes and devices say, then the other studies."""
+    """The first study's verdict in bold with what it goes by, then what other sizes, devices and studies say."""
     parts = []
-    for study, judged in of:
-        bold = "" if parts else "**"
-        where = f" ({study})" if len(of) > 1 else ""
-        parts.append(_found(judged.claim, judged.test, where, f"{bold}{judged.verdict}{bold}", judged.verdict))
-        parts += [_found(judged.claim, test, where, verdict, verdict) for _, test, verdict in judged.elsewhere]
+    for _, judged in of:
+        for test in judged.tests:
+            own, first = test.verdict == judged.verdict, not parts
+            verdict = judged.verdict if first else test.verdict
+            side = _side(judged.claim, test.evidence.found.mean) if test.verdict == CONTRADICTED else ""
+            shown = f"**{verdict}**{side if own else ''}" if first else f"{verdict}{side}"
+            if first and not own:  # the verdict is of all tests together
+                parts.append(shown)
+                shown = f"{test.verdict}{side}"
+            parts.append(
+                f"{shown}: {claim_tables.measured(test.evidence.found, judged.claim.unit)}, {test.evidence.where}"
+            )
     return "; ".join(parts)
-
-
-def _found(claim: Claim, test: Evidence, where: str, shown: str, verdict: str) -> str:
-    side = _side(claim, test.found.mean) if verdict == CONTRADICTED else ""
-    return f"{claim_tables.measured(test.found, claim.unit)}: {test.what}{where}: {shown}{side}"
 
 
 def _side(claim: Claim, mean: float) -> str:
     return f" ({_SIDES.get(claim.unit, ('less', 'more'))[mean > claim.high]} than claimed)"
 
 
-def replaced(text: str, made: str) -> str:
-    """`text` with the part from BEGIN to END replaced. Raises UserError when a mark is missing."""
-    begin, end = text.find(BEGIN), text.find(END)
-    if begin < 0 or end < begin:
-        raise UserError(f"the file lacks the lines {BEGIN!r} and {END!r}, in this order: paste the printed block once.")
-    return text[:begin] + made + text[end + len(END) :]
+def replaced(text: str, made: dict[str, str]) -> str:
+    """`text` with each block that it has the marks of made again. Raises UserError when it has those of none."""
+    found = text
+    for name, block in made.items():
+        begin, end = found.find(BEGIN.format(name)), found.find(END.format(name))
+        if 0 <= begin < end:
+            found = found[:begin] + block + found[end + len(END.format(name)) :]
+            continue
+        if begin >= 0 or end >= 0:
+            raise UserError(f"of the block {name} one mark is missing, or they are not in order: paste the block anew.")
+    if not any(END.format(name) in text for name in made):
+        raise UserError(
+            f"the file has no lines {BEGIN.format('verdicts')!r} and {END.format('verdicts')!r}: paste a block."
+        )
+    return found
 
 
 def _main(arguments: Sequence[str]) -> None:
+    made = blocks()
     if not arguments:
-        print(block())
-        return
-    path = Path(arguments[0])
-    try:
-        path.write_text(replaced(path.read_text(encoding="utf-8"), block()), encoding="utf-8")
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        print("\n\n".join(made.values()))
+    for path in map(Path, arguments):
+        try:
+            path.write_text(replaced(path.read_text(encoding="utf-8"), made), encoding="utf-8")
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -11,17 +11,29 @@ CONFIRMED, CONTRADICTED, UNDECIDED = "confirmed", "contradicted", "undecided"
 
 
 @dataclasses.dataclass(frozen=True)
+class Tested:
+    """One test of a claim. place: its tier or device; verdict: by this evidence alone."""
+
+    place: str
+    evidence: Evidence
+    verdict: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Judged:
     """verdict: confirmed | contradicted | undecided | cannot be as stated, with a reason where that helps.
 
-    elsewhere: (tier or device, evidence, verdict) of the others that can test the claim.
+    tests: all there are, the one that the verdict goes by first.
     """
 
     claim: Claim
     arithmetic: str
-    test: Evidence | None
+    tests: tuple[Tested, ...]
     verdict: str
-    elsewhere: tuple[tuple[str, Evidence, str], ...] = ()
+
+    @property
+    def test(self) -> Evidence | None:
+        return self.tests[0].evidence if self.tests else None
 
 
 def judge(found: Results) -> list[Judged]:
@@ -31,15 +43,26 @@ def judge(found: Results) -> list[Judged]:
 
 def judge_claim(claim: Claim, found: Results) -> Judged:
     """Arithmetic that decides is the verdict. Else an interval inside the claim's range confirms it, one outside
-    contradicts it, and anything else leaves it open."""
+    contradicts it, and anything else leaves it open; so do devices that do not agree."""
     text, decided = claim.arithmetic() if claim.arithmetic else ("", None)
-    test = claim.test(found) if claim.test else None
-    tests = {tier: claim.test(found.only(tier)) for tier in found.tiers} if test else {}
-    if test:  # of speeds, which have devices instead of tiers
-        tests |= {device: claim.test(found.on(device)) for device in found.bench_devices}
-    others = {tier: e for tier, e in tests.items() if e and e.what != test.what}
-    elsewhere = tuple((tier, e, _by_rows(claim, e, found)) for tier, e in others.items())
-    return Judged(claim, text, test, decided or _by_rows(claim, test, found), elsewhere)
+    first = claim.test(found) if claim.test else None
+    if first is None:
+        return Judged(claim, text, (), decided or _by_rows(claim, None, found))
+    if of_speed := claim.unit == "times":
+        parts = {device: found.on(device) for device in found.bench_devices}
+    else:
+        parts = {tier: found.only(tier) for tier in found.tiers}
+    every = [(place, e) for place, part in parts.items() if (e := claim.test(part))]
+    every.sort(key=lambda pair: pair[1].what != first.what)
+    tests, seen = [], set()
+    for place, e in every:
+        if e.what not in seen:
+            tests.append(Tested(place, e, _by_rows(claim, e, found)))
+        seen.add(e.what)
+    verdict = tests[0].verdict
+    if of_speed and len({test.verdict for test in tests}) > 1:
+        verdict = f"{UNDECIDED}: devices differ"
+    return Judged(claim, text, tuple(tests), decided or verdict)
 
 
 def _by_rows(claim: Claim, test: Evidence | None, found: Results) -> str:

@@ -1,5 +1,6 @@
 """Figures in docs/ come back from the code that is said to make them; nothing committed names this or that machine."""
 
+import importlib.util
 import re
 import subprocess
 from pathlib import Path
@@ -13,6 +14,14 @@ REPO = Path(__file__).resolve().parents[1]
 
 def test_the_parameter_table_is_what_the_code_computes() -> None:
     assert parameter_table.table() in (REPO / "docs/results/parameters.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_modules_has_every_module_with_its_own_words() -> None:
+    spec = importlib.util.spec_from_file_location("modules_page", REPO / "launch" / "modules_page.py")
+    modules_page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(modules_page)
+    assert modules_page.page() == modules_page.PAGE.read_text(encoding="utf-8"), "run python launch/modules_page.py"
+    assert not [line for line in modules_page.page().splitlines() if line.endswith("`: ")], "without a docstring"
 
 
 def test_the_gpu_table_is_what_its_rows_say() -> None:

@@ -25,14 +25,15 @@ from mla_jax.model.backend import Backend
 
 # Used in float32 by the model: vectors (gains), the router, and the position table, which is added before the cast.
 _FLOAT32 = ("router", "position")
-_HIDDEN = 128
-_EXPERT = 16  # the same of an expert's hidden units: a row of its matrix begins where a memory transaction does
+# Hidden units are padded by zeros up to a multiple of these, once: XLA would pad odd widths at every step.
+_DENSE_MULTIPLE = 128  # of a dense layer
+_EXPERT_MULTIPLE = 16  # of an expert: each row of its matrices then begins where a memory transaction does
 COLLECTION, NAME = "serving", "weights"  # where Transformer.decode looks for the packed ones
 
 
 @struct.dataclass
 class ServingLayer:
-    """w_in: to queries and new cache entries (`packed_decode.Columns`); w_out: from attention to the residual stream.
+    """w_in: to queries and new cache entries (columns: `_heads`, `_latents`); w_out: from attention to the stream.
 
     latent_gain [C] float32 | None; ffn_in (gated: gate and up), ffn_out: None for a layer with experts; experts: None
     for a dense layer and where `packs_experts` says no (then ffn_norm is None too).
@@ -129,10 +130,10 @@ def _layer(cfg: ModelConfig, params: Any, dtype: Any) -> ServingLayer:
         dense = True
         ffn_in = Linear(_padded(ffn["w_in"].T, 0), _padded(ffn["b_in"], 0))
         ffn_out = Linear(_padded(ffn["w_out"].T, 1), ffn["b_out"])
-    attention_norm, w_in = _absorbed(_norm(params["attention_norm"]), w_in)
+    attention_norm, w_in = _gain_in_matrix(_norm(params["attention_norm"]), w_in)
     ffn_norm = experts = None
     if dense:
-        ffn_norm, ffn_in = _absorbed(_norm(params["ffn_norm"]), ffn_in)
+        ffn_norm, ffn_in = _gain_in_matrix(_norm(params["ffn_norm"]), ffn_in)
     elif packs_experts(cfg):
         ffn_norm, experts = _norm(params["ffn_norm"]), _experts(cfg, ffn, dtype)
     cast = [None if a is None else a.replace(w=a.w.astype(dtype)) for a in (w_in, w_out, ffn_in, ffn_out)]
@@ -150,7 +151,7 @@ def _experts(cfg: ModelConfig, params: Any, dtype: Any) -> ExpertWeights:
             wide = shared[of_shared].astype(dtype)  # [D, S F], or [S F, D] (out)
             cut = wide.reshape((-1, *whole.shape[1:])) if out else jnp.stack(jnp.split(wide, cfg.n_shared_experts, 1))
             whole = jnp.concatenate([whole, cut])
-        return _padded(whole.swapaxes(1, 2), 2 if out else 1, _EXPERT)
+        return _padded(whole.swapaxes(1, 2), 2 if out else 1, _EXPERT_MULTIPLE)
 
     up = joined("w_up", "w_in" if gpt else "w_up", False)
     if not gpt:
@@ -158,7 +159,7 @@ def _experts(cfg: ModelConfig, params: Any, dtype: Any) -> ExpertWeights:
     up_bias = down_bias = None
     if gpt and shared is not None:
         of_shared = shared["b_in"].reshape(cfg.n_shared_experts, cfg.d_expert)
-        up_bias = _padded(jnp.pad(of_shared, ((cfg.n_routed_experts, 0), (0, 0))), 1, _EXPERT)
+        up_bias = _padded(jnp.pad(of_shared, ((cfg.n_routed_experts, 0), (0, 0))), 1, _EXPERT_MULTIPLE)
         down_bias = shared["b_out"]
     down = joined("w_down", "w_out" if gpt else "w_down", True)
     return ExpertWeights(params["w_router"].T, up, down, up_bias, down_bias)
@@ -168,8 +169,11 @@ def _norm(params: Any) -> NormWeights:
     return NormWeights(params["gain"], params.get("bias"))
 
 
-def _absorbed(norm: NormWeights, linear: Linear) -> tuple[NormWeights, Linear]:
-    """RMSNorm's gain goes into the matrix behind it; LayerNorm stays as it is."""
+def _gain_in_matrix(norm: NormWeights, linear: Linear) -> tuple[NormWeights, Linear]:
+    """An RMS norm's gain [K] multiplied into the matrix [..., K] that reads the norm: one load less at each step.
+
+    A LayerNorm stays as it is: its bias would have to go through the matrix too.
+    """
     if norm.bias is not None:
         return norm, linear
     return NormWeights(None), linear.replace(w=linear.w * norm.gain)
@@ -210,8 +214,8 @@ def _latents(cfg: ModelConfig, params: Any) -> tuple[Linear, Linear]:
     return Linear(w_in, bias_in), Linear(w_out.reshape(w_out.shape[0], -1), bias_out)
 
 
-def _padded(w: jax.Array, axis: int, multiple: int = _HIDDEN) -> jax.Array:
-    """With hidden units of zeros up to a multiple: XLA would pad odd widths at every step."""
+def _padded(w: jax.Array, axis: int, multiple: int = _DENSE_MULTIPLE) -> jax.Array:
+    """w with zeros at the end of `axis`, up to a multiple; a hidden unit of zeros adds nothing to the output."""
     return jnp.pad(w, [(0, -w.shape[axis] % multiple if i == axis else 0) for i in range(w.ndim)])
 
 

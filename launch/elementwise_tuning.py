@@ -106,8 +106,8 @@ def groups(n_tokens: int, width: int) -> dict[str, tuple[int, list[tuple], Calla
         gain, bias = (draw(i, width).astype(jnp.float32) for i in (8, 9))
         return [(*(draw(i + k, n_tokens, width) for k in (0, 100, 200)), gain, bias) for i in range(COPIES)]
 
-    def beside(x: jax.Array, gain: jax.Array, bias: jax.Array, later: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return layers.tracked(x, later), layers.layer_norm(x, gain, bias)
+    def with_stream(x: jax.Array, gain: jax.Array, bias: jax.Array, stream_bias: jax.Array) -> tuple:
+        return layers.with_bias_gradient(x, stream_bias), layers.layer_norm(x, gain, bias)
 
     def norm_backward(b: norm.Blocks) -> Callable[..., Any]:
         return lambda x, dx, dy, g, c: norm.backward(EPS, INTERPRET, (x, g, c, c), (dx, dy), b)
@@ -167,7 +167,7 @@ def groups(n_tokens: int, width: int) -> dict[str, tuple[int, list[tuple], Calla
         "norm_backward": (
             4 * other,
             stream,
-            lambda x, dx, dy, g, b: jax.vjp(beside, x, g, b, b)[1]((dx, dy)),
+            lambda x, dx, dy, g, b: jax.vjp(with_stream, x, g, b, b)[1]((dx, dy)),
             [(str(k), norm_backward(k)) for k in norms],
         ),
     }

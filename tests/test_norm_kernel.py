@@ -15,31 +15,31 @@ pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is dep
 
 @pytest.mark.parametrize("width", [64, 80, 192, 200, 768])
 @pytest.mark.parametrize("centred", [True, False])
-@pytest.mark.parametrize("tracks", [True, False])
-def test_norm_beside_is_the_plain_norm(tracks: bool, centred: bool, width: int) -> None:
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_norm_with_stream_is_the_plain_norm(with_bias: bool, centred: bool, width: int) -> None:
     """80 columns and 200 are padded, 192 are 128 and 64. The stream's own gradient is added to the norm's.
 
-    tracks: and the gradient of a bias that is added later comes out of it.
+    with_bias: and the gradient of a bias that is added to the stream comes out of it.
     """
     rng = np.random.default_rng(0)
 
     def draw(*shape: int) -> jax.Array:
         return jnp.asarray(rng.standard_normal(shape), jnp.float32)
 
-    x, gain, bias, later = 3 + draw(4, 64, width), draw(width), draw(width), draw(width)
-    beside, out = draw(4, 64, width), draw(4, 64, width)
+    x, gain, bias, stream_bias = 3 + draw(4, 64, width), draw(width), draw(width), draw(width)
+    d_stream, out = draw(4, 64, width), draw(4, 64, width)
     Two = tuple[jax.Array, jax.Array]
 
-    def kernel(x: jax.Array, gain: jax.Array, bias: jax.Array, later: jax.Array) -> Two:
-        vectors = (bias if centred else None, later if tracks else None)
-        return norm.norm_beside(x, gain, *vectors, 1e-5 if centred else 1e-6, True)
+    def kernel(x: jax.Array, gain: jax.Array, bias: jax.Array, stream_bias: jax.Array) -> Two:
+        vectors = (bias if centred else None, stream_bias if with_bias else None)
+        return norm.norm_with_stream(x, gain, *vectors, 1e-5 if centred else 1e-6, True)
 
-    def plain(x: jax.Array, gain: jax.Array, bias: jax.Array, later: jax.Array) -> Two:
+    def plain(x: jax.Array, gain: jax.Array, bias: jax.Array, stream_bias: jax.Array) -> Two:
         y = layers.layer_norm(x, gain, bias) if centred else layers.rms_norm(x, gain)
-        return layers.tracked(x, later if tracks else None), y
+        return layers.with_bias_gradient(x, stream_bias if with_bias else None), y
 
     found, wanted = (
-        quick_jit(lambda *a, f=f: (f(*a), jax.vjp(f, *a)[1]((beside, out))))(x, gain, bias, later)
+        quick_jit(lambda *a, f=f: (f(*a), jax.vjp(f, *a)[1]((d_stream, out))))(x, gain, bias, stream_bias)
         for f in (kernel, plain)
     )
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
@@ -71,7 +71,7 @@ def test_both_ways_lower_for_a_gpu(width: int) -> None:
     x, gain = jax.ShapeDtypeStruct((2, 512, width), jnp.bfloat16), jax.ShapeDtypeStruct((width,), jnp.float32)
 
     def both_ways(x: jax.Array, gain: jax.Array) -> jax.Array:
-        y, pull = jax.vjp(lambda x: norm.norm_beside(x, gain, gain, gain, 1e-5, False), x)
+        y, pull = jax.vjp(lambda x: norm.norm_with_stream(x, gain, gain, gain, 1e-5, False), x)
         return pull(y)
 
     assert lower_for_h100(both_ways, x, gain).count(TRITON_CALL) == 2

@@ -71,15 +71,15 @@ def test_kernels_change_neither_values_nor_gradients(knobs: dict[str, Any]) -> N
 def test_biases_have_their_gradients_from_the_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     """And that of keys none at all, instead of a sum over all rows that is zero but for rounding."""
     config = tiny_config("mha", **{"model.block": "gpt", "model.position": "learned", "model.n_layers": 1})
-    kernel, tracked = norm.norm_beside, []
+    kernel, given = norm.norm_with_stream, []
 
-    def recorded(x: jax.Array, gain: jax.Array, bias: Any, later: Any, *more: Any) -> tuple[jax.Array, jax.Array]:
-        tracked.append(later is not None)
-        return kernel(x, gain, bias, later, *more)
+    def recorded(x: jax.Array, gain: jax.Array, bias: Any, stream_bias: Any, *more: Any) -> tuple:
+        given.append(stream_bias is not None)
+        return kernel(x, gain, bias, stream_bias, *more)
 
-    monkeypatch.setattr(norm, "norm_beside", recorded)
+    monkeypatch.setattr(norm, "norm_with_stream", recorded)
     found, plain = (value_and_gradient(config, backend)[1]["layer_0"] for backend in (KERNELS, REFERENCE))
-    assert len(tracked) >= 2 and all(tracked)
+    assert len(given) >= 2 and all(given)
     assert not jnp.any(found["attention"]["b_k"]) and jnp.any(plain["attention"]["b_k"])
     for part, name in (("attention", "b_q"), ("attention", "b_v"), ("attention", "b_o"), ("ffn", "b_out")):
         assert jnp.any(found[part][name])

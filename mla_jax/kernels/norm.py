@@ -2,8 +2,8 @@
 
 XLA reads a row once for its statistics and once more to scale it, and in the backward pass adds the stream's own
 gradient in a third pass. Here a program holds whole rows: forward reads x and writes y; backward reads x, dy and the
-gradient of what goes on beside the norm, writes their sum, and sums that gradient's columns: the gradient of a bias
-that is added to the stream later, for which XLA reads it once more.
+gradient of the stream that passes the norm by, writes their sum, and sums that gradient's columns: the gradient of a
+bias that is added to the stream further on, for which XLA reads it once more (model/layers.py, `Norm`).
 """
 
 import functools
@@ -37,7 +37,7 @@ _LEAST = 64  # columns of a row's second piece
 
 def backward_blocks(width: int) -> Blocks:
     """Measured on an H200 in bfloat16 (launch/elementwise_tuning.py): [65536, 512] takes 105 us, by XLA 169;
-    [32768, 768] with a later bias 96 us, 131 by BACKWARD and 158 by XLA. Wider ones are not measured: a warp holds as
+    [32768, 768] with a stream bias 96 us, 131 by BACKWARD and 158 by XLA. Wider ones are not measured: a warp holds as
     many numbers of a row as BACKWARD's."""
     if 512 < width <= 768:
         return _WIDE
@@ -54,29 +54,28 @@ def applies(shape: tuple[int, ...]) -> bool:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def norm_beside(
-    x: jax.Array, gain: jax.Array, bias: jax.Array | None, later: jax.Array | None, eps: float, interpret: bool
+def norm_with_stream(
+    x: jax.Array, gain: jax.Array, bias: jax.Array | None, stream_bias: jax.Array | None, eps: float, interpret: bool
 ) -> tuple[jax.Array, jax.Array]:
     """x [..., D] -> x itself, and its norm times gain [D]: LayerNorm plus bias [D], or without a bias RMSNorm.
 
     In float32 inside; y in x's dtype. Whoever goes on with the x that comes back has its gradient added to the norm's
-    in the kernel. later [D] or None: a bias that is added to that x further on, without a gradient
-    (`stop_gradient(later)`); it gets its gradient here. The plain twins are layers.layer_norm and layers.rms_norm with
-    `layers.tracked`.
+    in the kernel. stream_bias [D] or None: a bias that is added to that x further on, under stop_gradient; it gets its
+    gradient here. The plain twins are layers.layer_norm and layers.rms_norm with `layers.with_bias_gradient`.
     """
-    return forward(x, gain, bias, later, eps, interpret)[0]
+    return forward(x, gain, bias, stream_bias, eps, interpret)[0]
 
 
 def forward(
     x: jax.Array,
     gain: jax.Array,
     bias: jax.Array | None,
-    later: jax.Array | None,
+    stream_bias: jax.Array | None,
     eps: float,
     interpret: bool,
     blocks: Blocks = FORWARD,
 ) -> tuple[tuple, tuple]:
-    """What `norm_beside` returns, and what it keeps for the gradient."""
+    """What `norm_with_stream` returns, and what it keeps for the gradient."""
     width = x.shape[-1]
     rows = x.reshape(-1, width)
     given = [gain] if bias is None else [gain, bias]
@@ -88,21 +87,23 @@ def forward(
         interpret=interpret,
         name="norm",
     )(rows, *given)
-    return (x, y.reshape(x.shape)), (x, gain, bias, later)
+    return (x, y.reshape(x.shape)), (x, gain, bias, stream_bias)
 
 
 def backward(eps: float, interpret: bool, residuals: tuple, cotangents: tuple, blocks: Blocks | None = None) -> tuple:
-    """Of what `forward` keeps and cotangents [..., D] of both results: gradients of x [..., D] and of gain, bias and
-    later [D], None where there is none."""
+    """Of what `forward` keeps and cotangents [..., D] of both results: gradients of x [..., D] and of gain, bias
+    and stream_bias [D], None where there is none."""
     x, gain, *others = residuals
     width = x.shape[-1]
     blocks = blocks or backward_blocks(width)
-    rows, beside, dy = (a.reshape(-1, width) for a in (x, *cotangents))
+    rows, d_stream, dy = (a.reshape(-1, width) for a in (x, *cotangents))
     programs = rows.shape[0] // (blocks.rows * blocks.steps)
-    bias, later = (vector is not None for vector in others)
-    n_vectors = 1 + bias + later
+    bias, stream_bias = (vector is not None for vector in others)
+    n_vectors = 1 + bias + stream_bias
     d_x, parts = pl.pallas_call(
-        functools.partial(_backward_program, width=width, eps=eps, centred=bias, sums_beside=later, blocks=blocks),
+        functools.partial(
+            _backward_program, width=width, eps=eps, centred=bias, sums_stream=stream_bias, blocks=blocks
+        ),
         out_shape=(
             jax.ShapeDtypeStruct(rows.shape, x.dtype),
             jax.ShapeDtypeStruct((programs * n_vectors, width), jnp.float32),
@@ -111,13 +112,13 @@ def backward(eps: float, interpret: bool, residuals: tuple, cotangents: tuple, b
         compiler_params=blocks.params(),
         interpret=interpret,
         name="norm_backward",
-    )(rows, gain, beside, dy)
+    )(rows, gain, d_stream, dy)
     sums = iter(jnp.sum(parts.reshape(programs, n_vectors, width), axis=0))
     vectors = [None if vector is None else next(sums).astype(vector.dtype) for vector in (gain, *others)]
     return d_x.reshape(x.shape), *vectors
 
 
-norm_beside.defvjp(forward, backward)
+norm_with_stream.defvjp(forward, backward)
 
 
 Row = list[jax.Array]  # pieces of a row, or of several
@@ -183,7 +184,7 @@ def _forward_program(x_ref: Any, gain_ref: Any, *refs: Any, width: int, eps: flo
 def _backward_program(
     x_ref: Any,
     gain_ref: Any,
-    beside_ref: Any,
+    d_stream_ref: Any,
     dy_ref: Any,
     dx_ref: Any,
     parts_ref: Any,
@@ -191,18 +192,18 @@ def _backward_program(
     width: int,
     eps: float,
     centred: bool,
-    sums_beside: bool,
+    sums_stream: bool,
     blocks: Blocks,
 ) -> None:
     """With n the normed row, s its inverse deviation, g = dy gain: dx = s (g - n mean(g n) - mean(g))."""
     program, columns = pl.program_id(0), _Columns(width)
     gain = columns.load(gain_ref)
-    n_vectors = 1 + centred + sums_beside
+    n_vectors = 1 + centred + sums_stream
 
     def step(index: jax.Array, sums: list[Row]) -> list[Row]:
         rows = pl.ds((program * blocks.steps + index) * blocks.rows, blocks.rows)
         # Triton keeps loads and sums over warps in order: loads that come first wait for memory once, not three times.
-        x, dy, beside = (columns.load(ref, rows) for ref in (x_ref, dy_ref, beside_ref))
+        x, dy, d_stream = (columns.load(ref, rows) for ref in (x_ref, dy_ref, d_stream_ref))
         n, inverse = _normed(x, columns, width, eps, centred)
         g = _each(lambda dy, gain: dy * gain[None, :], dy, gain)
         along = _sums(_each(jnp.multiply, g, n)) / width
@@ -210,8 +211,8 @@ def _backward_program(
         if centred:
             mean = _sums(g) / width
             dx = _each(lambda dx: dx - mean, dx)
-        columns.store(dx_ref, rows, _each(lambda beside, dx: beside + dx * inverse, beside, dx))
-        summands = [_each(jnp.multiply, dy, n), *([dy] if centred else []), *([beside] if sums_beside else [])]
+        columns.store(dx_ref, rows, _each(lambda d_stream, dx: d_stream + dx * inverse, d_stream, dx))
+        summands = [_each(jnp.multiply, dy, n), *([dy] if centred else []), *([d_stream] if sums_stream else [])]
         return [
             _each(lambda total, row: total + jnp.sum(row, axis=0), total, rows)
             for total, rows in zip(sums, summands, strict=True)

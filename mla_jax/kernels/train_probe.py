@@ -72,19 +72,19 @@ def _error(kernel: Callable, plain: Callable, arguments: Sequence[jax.Array], gr
 
 
 def check_norm(interpret: bool) -> jax.Array:
-    """LayerNorm, with what goes on beside it and the bias of that: rows that are padded, and rows in two pieces."""
+    """LayerNorm, with the stream that passes it by and a bias of that: rows that are padded, and rows in two pieces."""
     return jnp.maximum(*(_check_norm(width, interpret) for width in (80, 768)))
 
 
 def _check_norm(width: int, interpret: bool) -> jax.Array:
     x, gain = _draw(0, 128, width), _gain(width)
 
-    def plain(x: jax.Array, gain: jax.Array, bias: jax.Array, later: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return layers.tracked(x, later), layers.layer_norm(x, gain, bias)
+    def plain(x: jax.Array, gain: jax.Array, bias: jax.Array, stream_bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return layers.with_bias_gradient(x, stream_bias), layers.layer_norm(x, gain, bias)
 
     gradients = _draw(1, 128, width), _draw(2, 128, width)
     arguments = (x, gain, gain - 1, gain - 1)
-    return _error(lambda *a: norm.norm_beside(*a, 1e-5, interpret), plain, arguments, gradients)
+    return _error(lambda *a: norm.norm_with_stream(*a, 1e-5, interpret), plain, arguments, gradients)
 
 
 def check_gelu(interpret: bool) -> jax.Array:

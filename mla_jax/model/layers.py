@@ -40,52 +40,64 @@ def layer_norm(x: jax.Array, gain: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 class Norm(nn.Module):
-    """The block's norm: RMSNorm, or LayerNorm with block=gpt."""
+    """The block's norm: RMSNorm, or LayerNorm with block=gpt.
+
+    Stream biases. A bias [D] that a sublayer adds to the residual stream has as its gradient the stream's gradient,
+    summed over all rows; XLA reads that gradient once more for it. The backward kernel of the norm before the sublayer
+    reads it anyway, since the stream that passes the sublayer by has the same gradient, and sums its columns on the
+    way. So the bias is given to the norm (`with_stream`), which computes its gradient, and the sublayer adds it under
+    stop_gradient (`add_bias`). The plain twin of the norm's part is `with_bias_gradient`.
+    """
 
     block: str
     backend: Backend | None = None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.beside(x)[1]
+        return self.with_stream(x)[1]
 
-    def tracks(self, x: jax.Array) -> bool:
-        """Whether `beside` computes the gradient of a later bias on the way, for x [B, T, D]: where the kernel runs."""
+    def gives_bias_gradient(self, x: jax.Array) -> bool:
+        """Whether `with_stream` computes a stream bias' gradient at no cost, for x [B, T, D]: where the kernel runs."""
         return self.backend is not None and in_one_pass(x.shape, self.backend, norm.applies)
 
     @nn.compact
-    def beside(self, x: jax.Array, later: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """x [..., D], for what goes on beside the norm, and its norm [..., D].
+    def with_stream(self, x: jax.Array, stream_bias: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """x [..., D], for the stream to go on with, and its norm [..., D], both in x's dtype.
 
-        Their gradients are added where the norm's is computed.
+        The gradients of the two are added where the norm's is computed.
 
-        later [D] float32: a bias that will be added to that x without a gradient, and has it from here (`tracked`).
+        stream_bias [D] float32: a bias that will be added to the stream under stop_gradient; its gradient comes from
+        here.
         """
         gain = self.param("gain", initial.ONES, (x.shape[-1],))
         bias = self.param("bias", initial.ZEROS, (x.shape[-1],)) if self.block == "gpt" else None
         backend = self.backend
-        if not self.tracks(x):
-            return tracked(x, later), rms_norm(x, gain) if bias is None else layer_norm(x, gain, bias)
+        if not self.gives_bias_gradient(x):
+            normed = rms_norm(x, gain) if bias is None else layer_norm(x, gain, bias)
+            return with_bias_gradient(x, stream_bias), normed
         eps = RMS_EPS if bias is None else LAYER_NORM_EPS
-        given = [vector for vector in (gain, bias, later) if vector is not None]
+        given = [vector for vector in (gain, bias, stream_bias) if vector is not None]
 
         def kernel(x: jax.Array, gain: jax.Array, *more: jax.Array) -> tuple[jax.Array, jax.Array]:
             optional = iter(more)
-            vectors = [None if vector is None else next(optional) for vector in (bias, later)]
-            return norm.norm_beside(x, gain, *vectors, eps, backend.interpret)
+            vectors = [None if vector is None else next(optional) for vector in (bias, stream_bias)]
+            return norm.norm_with_stream(x, gain, *vectors, eps, backend.interpret)
 
         return mesh.by_rows(kernel, backend.mesh, [x], given)
 
 
-def tracked(x: jax.Array, later: jax.Array | None) -> jax.Array:
-    """x [..., D], from whose gradient the bias `later` [D] has its own; `stop_gradient(later)` is added further on."""
-    return x if later is None else x + (later - jax.lax.stop_gradient(later)).astype(x.dtype)
+def with_bias_gradient(x: jax.Array, stream_bias: jax.Array | None) -> jax.Array:
+    """x [..., D] plus a zero whose gradient is the bias' [D]: the sum of x's over all rows. None: x as it is."""
+    return x if stream_bias is None else x + (stream_bias - jax.lax.stop_gradient(stream_bias)).astype(x.dtype)
 
 
-def shifted(y: jax.Array, bias: jax.Array | None, constant: jax.Array | None) -> jax.Array:
-    """y [..., D] + bias [D], if there is one; + `constant` in its place, without a gradient, if that is `tracked`."""
+def add_bias(y: jax.Array, bias: jax.Array | None, stream_bias: jax.Array | None) -> jax.Array:
+    """A sublayer's output y [..., D] + bias [D], if it has one.
+
+    stream_bias [D], if the norm has been given it: added in place of `bias`, without a gradient.
+    """
     if bias is None:
         return y
-    return y + (bias if constant is None else jax.lax.stop_gradient(constant)).astype(y.dtype)
+    return y + (bias if stream_bias is None else jax.lax.stop_gradient(stream_bias)).astype(y.dtype)
 
 
 def in_one_pass(shape: tuple[int, ...], backend: Backend, applies: Callable[[tuple[int, ...]], bool]) -> bool:
@@ -271,16 +283,16 @@ class FeedForward(nn.Module):
     backend: Backend
     hidden: int  # F
 
-    def __call__(self, x: jax.Array, constant: jax.Array | None = None) -> jax.Array:
-        """x [B, T, D] -> [B, T, D]. constant: `self.constant()`, if its gradient is computed elsewhere (`tracked`)."""
+    def __call__(self, x: jax.Array, stream_bias: jax.Array | None = None) -> jax.Array:
+        """x [B, T, D] -> [B, T, D]. stream_bias: `self.stream_bias()`, if the norm computes its gradient (`Norm`)."""
         dtype, w = self.backend.jnp_dtype, self.weights()
         if w.w_gate is None:
             h = hidden_units(x @ w.w_up.astype(dtype), w.b_up, self.backend)
-            return shifted(h @ w.w_down.astype(dtype), w.b_down, constant)
+            return add_bias(h @ w.w_down.astype(dtype), w.b_down, stream_bias)
         h = jax.nn.silu(x @ w.w_gate.astype(dtype)) * (x @ w.w_up.astype(dtype))
         return h @ w.w_down.astype(dtype)
 
-    def constant(self) -> jax.Array | None:
+    def stream_bias(self) -> jax.Array | None:
         """What a call adds to every row: the second layer's bias [D] float32, or None."""
         return self.weights().b_down
 

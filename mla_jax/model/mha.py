@@ -38,16 +38,16 @@ class MultiHeadAttention(nn.Module):
     def scale(self) -> float:
         return self.cfg.head_dim**-0.5
 
-    def __call__(self, x: jax.Array, where: Where, constant: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, where: Where, stream_bias: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Self-attention over x -> (output [B, T, D], largest attention logit of each head [H]).
 
-        constant: `self.constant()` where its gradient is computed elsewhere (`layers.tracked`).
+        stream_bias: `self.stream_bias()`, if the norm computes its gradient (`layers.Norm`).
         """
-        q, k, v = self._project(x, where, constant is not None)
+        q, k, v = self._project(x, where, stream_bias is not None)
         out = attention.attend(q, k, v, where, self.scale, self.backend)
-        return self._output(out, constant), attention.largest_logit(q, k, where, self.scale)
+        return self._output(out, stream_bias), attention.largest_logit(q, k, where, self.scale)
 
-    def constant(self) -> jax.Array | None:
+    def stream_bias(self) -> jax.Array | None:
         """What a call adds to every row whatever it attends to, [D] float32: b_o + b_v w_o, since weights sum to 1."""
         if self.cfg.block != "gpt":
             return None
@@ -75,11 +75,11 @@ class MultiHeadAttention(nn.Module):
         return self._output(out), store
 
     def _project(
-        self, x: jax.Array, where: Where, constant_apart: bool = False
+        self, x: jax.Array, where: Where, v_without_bias: bool = False
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """q, k, v of x [B, T, D]. constant_apart: v is without its bias, which is a part of `constant`."""
+        """q, k, v of x [B, T, D]. v_without_bias: v's bias is a part of the stream bias."""
         cfg, dtype = self.cfg, self.backend.jnp_dtype
-        biases = self._biases(constant_apart)
+        biases = self._biases(v_without_bias)
         if layers.rotates_in_one_pass(x, where.positions, cfg, self.backend):
             return self._project_in_one_pass(x, biases)
         matrices = (self.w_q, self.w_k, self.w_v)
@@ -92,11 +92,11 @@ class MultiHeadAttention(nn.Module):
             q, k = layers.apply_rope(q, cos, sin), layers.apply_rope(k, cos, sin)
         return q, k, v
 
-    def _biases(self, constant_apart: bool) -> tuple[jax.Array | None, ...]:
+    def _biases(self, v_without_bias: bool) -> tuple[jax.Array | None, ...]:
         """Of q, k and v. Softmax ignores what all keys share, unless they are rotated: no gradient, not a sum of 0."""
         if self.cfg.block != "gpt":
             return None, None, None
-        if not constant_apart:
+        if not v_without_bias:
             return self.b_q, self.b_k, self.b_v
         shared = self.cfg.position != "rope" and not self.cfg.qk_norm
         return self.b_q, jax.lax.stop_gradient(self.b_k) if shared else self.b_k, None
@@ -117,6 +117,6 @@ class MultiHeadAttention(nn.Module):
         weights = (self.w_q, self.w_k, self.w_v)
         return tuple(layers.heads_of(y, w, None) for y, w in zip((q, k, v), weights, strict=True))
 
-    def _output(self, out: jax.Array, constant: jax.Array | None = None) -> jax.Array:
+    def _output(self, out: jax.Array, stream_bias: jax.Array | None = None) -> jax.Array:
         y = layers.joined_heads(out, self.w_o)
-        return layers.shifted(y, self.b_o if self.cfg.block == "gpt" else None, constant)
+        return layers.add_bias(y, self.b_o if self.cfg.block == "gpt" else None, stream_bias)

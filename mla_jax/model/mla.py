@@ -86,16 +86,16 @@ class LatentAttention(nn.Module):
     def scale(self) -> float:
         return self.cfg.qk_head_dim**-0.5
 
-    def __call__(self, x: jax.Array, where: Where, constant: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, where: Where, stream_bias: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Expanded form: self-attention over x -> (output [B, T, D], largest attention logit of each head [H]).
 
-        constant: `self.constant()` where its gradient is computed elsewhere (`layers.tracked`).
+        stream_bias: `self.stream_bias()`, if the norm computes its gradient (`layers.Norm`).
         """
         q, k, v, _ = self._expanded(x, where)
         out = attention.attend(q, k, v, where, self.scale, self.backend)
-        return self._output(out, constant), attention.largest_logit(q, k, where, self.scale)
+        return self._output(out, stream_bias), attention.largest_logit(q, k, where, self.scale)
 
-    def constant(self) -> jax.Array | None:
+    def stream_bias(self) -> jax.Array | None:
         """What a call adds to every row whatever it attends to: b_o [D] float32."""
         return self.b_o if self.cfg.block == "gpt" else None
 
@@ -186,12 +186,12 @@ class LatentAttention(nn.Module):
     def _angles(self, where: Where, x: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
         return layers.rope_angles(where.at(x.shape[1]), width, self.cfg.rope_theta)
 
-    def _output(self, out: jax.Array, constant: jax.Array | None = None) -> jax.Array:
+    def _output(self, out: jax.Array, stream_bias: jax.Array | None = None) -> jax.Array:
         w_o = self.w_o
         if out.shape[-1] > self.cfg.v_head_dim:  # v was padded, and so is out: rows of zeros cut it
             w_o = jnp.pad(w_o, ((0, 0), (0, out.shape[-1] - self.cfg.v_head_dim), (0, 0)))
         y = layers.joined_heads(out, w_o)
-        return layers.shifted(y, self.b_o if self.cfg.block == "gpt" else None, constant)
+        return layers.add_bias(y, self.b_o if self.cfg.block == "gpt" else None, stream_bias)
 
 
 def _join(q_nope: jax.Array, q_rope: jax.Array | None) -> jax.Array:

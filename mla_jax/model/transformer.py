@@ -74,23 +74,24 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, Aux]:
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         x = layers.residual(x, self.backend)
-        tracks = self.attention_norm.tracks(x) and (dropout_key is None or self.cfg.dropout == 0)
+        # Dropout would come between the bias and the stream.
+        by_norm = self.attention_norm.gives_bias_gradient(x) and (dropout_key is None or self.cfg.dropout == 0)
         with jax.named_scope("attention"):
-            constant = self.attention.constant() if tracks else None
-            x, normed = self.attention_norm.beside(x, constant)
-            out, logit_max = self.attention(normed, where, constant)
+            stream_bias = self.attention.stream_bias() if by_norm else None
+            x, normed = self.attention_norm.with_stream(x, stream_bias)
+            out, logit_max = self.attention(normed, where, stream_bias)
             x = layers.added(x, layers.dropout(out, self.cfg.dropout, keys[0]))
         with jax.named_scope("ffn"):
-            constant = self.ffn.constant() if tracks and not self.moe else None
-            x, normed = self.ffn_norm.beside(x, constant)
-            out, router = self._ffn(normed, router_bias, constant)
+            stream_bias = self.ffn.stream_bias() if by_norm and not self.moe else None
+            x, normed = self.ffn_norm.with_stream(x, stream_bias)
+            out, router = self._ffn(normed, router_bias, stream_bias)
             x = layers.added(x, layers.dropout(out, self.cfg.dropout, keys[1]))
         return x, Aux(logit_max, router)
 
     def _ffn(
-        self, normed: jax.Array, router_bias: jax.Array | None, constant: jax.Array | None = None
+        self, normed: jax.Array, router_bias: jax.Array | None, stream_bias: jax.Array | None = None
     ) -> tuple[jax.Array, RouterAux | None]:
-        return self.ffn(normed, router_bias) if self.moe else (self.ffn(normed, constant), None)
+        return self.ffn(normed, router_bias) if self.moe else (self.ffn(normed, stream_bias), None)
 
     def feed_forward(self, x: jax.Array, router_bias: jax.Array | None) -> jax.Array:
         """What the second half of the block adds to x."""

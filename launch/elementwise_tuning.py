@@ -26,8 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mla_jax import rows
 from mla_jax.kernels import best_experts, gelu, masked_hidden, norm
-from mla_jax.model import layers, moe_paths
-from mla_jax.model.experts import activation
+from mla_jax.model import functions, moe_paths
 from mla_jax.model.moe_router import top_choices
 
 HIDDEN = 2048  # of the feed-forward
@@ -37,7 +36,7 @@ COPIES = (
 )
 CALLS, REPEATS = 5, 7
 TOLERANCE = 2e-2  # of the largest value, or of 1
-EPS = layers.LAYER_NORM_EPS
+EPS = functions.LAYER_NORM_EPS
 INTERPRET = jax.default_backend() != "gpu"
 
 Choice = tuple[str, Callable[..., Any]]  # its name, and a function of one set of arrays
@@ -87,7 +86,7 @@ def groups(n_tokens: int, width: int) -> dict[str, tuple[int, list[tuple], Calla
         gate = moe_paths.combine_weights(idx.astype(jnp.int32), weight, EXPERTS)
         gate = jnp.pad(gate, ((0, 0), (0, SHARED)), constant_values=1.0).astype(pre.dtype)
         bias = jnp.pad(bias, ((EXPERTS, 0), (0, 0))).astype(pre.dtype)
-        return activation(None, pre + bias) * gate[..., None]
+        return functions.activation(None, pre + bias) * gate[..., None]
 
     def plain_masked_backward(
         pre: jax.Array, bias: jax.Array, idx: jax.Array, weight: jax.Array, dh: jax.Array
@@ -107,7 +106,7 @@ def groups(n_tokens: int, width: int) -> dict[str, tuple[int, list[tuple], Calla
         return [(*(draw(i + k, n_tokens, width) for k in (0, 100, 200)), gain, bias) for i in range(COPIES)]
 
     def with_stream(x: jax.Array, gain: jax.Array, bias: jax.Array, stream_bias: jax.Array) -> tuple:
-        return layers.with_bias_gradient(x, stream_bias), layers.layer_norm(x, gain, bias)
+        return functions.with_bias_gradient(x, stream_bias), functions.layer_norm(x, gain, bias)
 
     def norm_backward(b: norm.Blocks) -> Callable[..., Any]:
         return lambda x, dx, dy, g, c: norm.backward(EPS, INTERPRET, (x, g, c, c), (dx, dy), b)
@@ -125,13 +124,13 @@ def groups(n_tokens: int, width: int) -> dict[str, tuple[int, list[tuple], Calla
         "gelu_forward": (
             2 * one,
             hidden,
-            lambda x, b, dh: layers.bias_gelu(x, b.astype(x.dtype)),
+            lambda x, b, dh: functions.bias_gelu(x, b.astype(x.dtype)),
             [(str(k), lambda x, b, dh, k=k: gelu.forward(x, b, INTERPRET, k)) for k in forward],
         ),
         "gelu_backward": (
             3 * one,
             hidden,
-            lambda x, b, dh: jax.vjp(layers.bias_gelu, x, b.astype(x.dtype))[1](dh),
+            lambda x, b, dh: jax.vjp(functions.bias_gelu, x, b.astype(x.dtype))[1](dh),
             [(str(k), lambda x, b, dh, k=k: gelu.backward(x, b, dh, INTERPRET, k)) for k in backward],
         ),
         "masked_forward": (
@@ -158,7 +157,7 @@ def groups(n_tokens: int, width: int) -> dict[str, tuple[int, list[tuple], Calla
         "norm_forward": (
             2 * other,
             stream,
-            lambda x, dx, dy, g, b: layers.layer_norm(x, g, b),
+            lambda x, dx, dy, g, b: functions.layer_norm(x, g, b),
             [
                 (str(k), lambda x, dx, dy, g, b, k=k: norm.forward(x, g, b, None, EPS, INTERPRET, k)[0][1])
                 for k in singles

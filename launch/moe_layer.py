@@ -25,7 +25,8 @@ from mla_jax.config import ModelConfig
 from mla_jax.config_files import load_config
 from mla_jax.model import moe_paths
 from mla_jax.model.backend import Backend, choose
-from mla_jax.model.experts import Experts, activation
+from mla_jax.model.experts import Experts
+from mla_jax.model.functions import activation
 from mla_jax.model.moe import route
 
 REPEATS = 20

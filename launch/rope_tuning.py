@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mla_jax import rows
 from mla_jax.kernels import rotate_heads, rotate_in_place
 from mla_jax.kernels.rotate_heads import Blocks, Part
-from mla_jax.model import layers
+from mla_jax.model import functions
 
 CALLS, REPEATS, ROUNDS = 6, 5, 3  # calls a program, its runs timed together, such timings
 SIZES = {
@@ -114,11 +114,11 @@ def form(
     """(y, gain) -> parts, by XLA without blocks."""
     parts = SIZES[size]
     if blocks is None:
-        return lambda y, gain: rotate_heads.plain(y, *angles, gain, parts, layers.RMS_EPS)
+        return lambda y, gain: rotate_heads.plain(y, *angles, gain, parts, functions.RMS_EPS)
     if size == "queries":
         return lambda y, gain: (rotate_in_place.turned(y, *angles, parts[0], interpret, blocks),)
     both = blocks, blocks
-    return lambda y, gain: rotate_heads.split_and_rotate(y, *angles, gain, parts, layers.RMS_EPS, interpret, both)
+    return lambda y, gain: rotate_heads.split_and_rotate(y, *angles, gain, parts, functions.RMS_EPS, interpret, both)
 
 
 def main() -> None:
@@ -134,7 +134,7 @@ def main() -> None:
     begun = time.monotonic()
     for size in given.only:
         parts = SIZES[size]
-        angles = layers.rope_angles(jnp.arange(given.length), parts[0].rotary, 10_000.0)
+        angles = functions.rope_angles(jnp.arange(given.length), parts[0].rotary, 10_000.0)
         gain = jnp.linspace(0.5, 1.5, parts[-1].latent) if parts[-1].latent else None
         for way, (compute, sets, n_bytes) in work(size, given.batch, given.length).items():
             wanted = None

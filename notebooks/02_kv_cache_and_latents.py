@@ -55,7 +55,7 @@ print("latents, a row a token:\n", np.round(np.asarray(c_kv[0]), 2))
 # distance between two tokens alone. Turned keys would put a rotation between the query and $W_{UK}$, in the way of step 4;
 # so a few numbers beside the latent carry the position: $k^R_t = \mathrm{RoPE}(x_t W_{KR})$, one key for all heads.
 # %%
-from mla_jax.model.layers import apply_rope, rope_angles
+from mla_jax.model.functions import apply_rope, rope_angles
 
 cos, sin = rope_angles(jnp.arange(T)[None], R, 10000.0)
 k_rope = apply_rope((x @ w_kr)[:, :, None], cos, sin)[:, :, 0]  # ... and this, after its rotation

@@ -10,7 +10,7 @@ from tiny import GRID, REFERENCE, grid_config, quick_jit, random_params, referen
 
 from mla_jax import accounting
 from mla_jax.config import ModelConfig, replace
-from mla_jax.model import layers
+from mla_jax.model import functions
 from mla_jax.model.attention import MASKED, Where, attend_reference, causal_mask, visible
 from mla_jax.model.cache import init_cache
 from mla_jax.model.transformer import attention_module
@@ -168,8 +168,8 @@ def test_masks() -> None:
 
 
 def rotate(x: np.ndarray, position: int, theta: float = 10_000.0) -> np.ndarray:
-    cos, sin = layers.rope_angles(jnp.asarray([position]), x.shape[-1], theta)
-    return np.asarray(layers.apply_rope(jnp.asarray(x, jnp.float32)[None, None, None], cos, sin))[0, 0, 0]
+    cos, sin = functions.rope_angles(jnp.asarray([position]), x.shape[-1], theta)
+    return np.asarray(functions.apply_rope(jnp.asarray(x, jnp.float32)[None, None, None], cos, sin))[0, 0, 0]
 
 
 def test_rope_is_relative() -> None:
@@ -193,7 +193,7 @@ def test_rope_rotates_half_split_pairs() -> None:
 def test_rope_positions_may_differ_by_row() -> None:
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 1, 4)), jnp.float32)
     positions = jnp.asarray([[0, 1, 2], [7, 8, 9]])
-    rotated = layers.apply_rope(x, *layers.rope_angles(positions, 4, 10_000.0))
+    rotated = functions.apply_rope(x, *functions.rope_angles(positions, 4, 10_000.0))
     for row, column in np.ndindex(2, 3):
         alone = rotate(np.asarray(x[row, column, 0]), int(positions[row, column]))
         np.testing.assert_allclose(rotated[row, column, 0], alone, atol=1e-6)
@@ -202,8 +202,8 @@ def test_rope_positions_may_differ_by_row() -> None:
 def test_rope_far_away_keeps_its_precision_in_bfloat16() -> None:
     """Angles are computed in float32 whatever the dtype of the rows."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 1, 1, 8)), jnp.bfloat16)
-    angles = layers.rope_angles(jnp.asarray([4001]), 8, 10_000.0)
-    half, full = layers.apply_rope(x, *angles), layers.apply_rope(x.astype(jnp.float32), *angles)
+    angles = functions.rope_angles(jnp.asarray([4001]), 8, 10_000.0)
+    half, full = functions.apply_rope(x, *angles), functions.apply_rope(x.astype(jnp.float32), *angles)
     assert half.dtype == jnp.bfloat16
     assert {a.dtype for a in angles} == {jnp.dtype(jnp.float32)}
     np.testing.assert_allclose(half.astype(jnp.float32), full, rtol=2**-8)

@@ -10,7 +10,7 @@ from gpu_lowering import TRITON_CALL, lower_for_h100
 from tiny import quick_jit
 
 from mla_jax.kernels import gelu
-from mla_jax.model import layers
+from mla_jax.model import functions
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
@@ -34,7 +34,7 @@ def test_bias_gelu_is_the_plain_one(shape: tuple[int, ...], dtype: Any, toleranc
     rng = np.random.default_rng(0)
     x, bias, dh = (jnp.asarray(rng.standard_normal(s), dtype) for s in (shape, shape[-1:], shape))
     found = both_ways(kernel, 2 * x, bias, dh)
-    wanted = both_ways(layers.bias_gelu, *(a.astype(jnp.float32) for a in (2 * x, bias, dh)))
+    wanted = both_ways(functions.bias_gelu, *(a.astype(jnp.float32) for a in (2 * x, bias, dh)))
     for a, b in zip(found, wanted, strict=True):
         assert a.dtype == dtype
         np.testing.assert_allclose(a.astype(jnp.float32), b, atol=tolerance * max(1.0, float(jnp.abs(b).max())))

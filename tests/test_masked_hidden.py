@@ -12,7 +12,8 @@ from tiny import REFERENCE, quick_jit, tiny_config
 
 from mla_jax.kernels import masked_hidden
 from mla_jax.model import moe_paths
-from mla_jax.model.experts import Experts, FeedForwardWeights, activation
+from mla_jax.model.experts import Experts, FeedForwardWeights
+from mla_jax.model.functions import activation
 from mla_jax.model.moe import MoE
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")

@@ -25,7 +25,7 @@ from tiny import (
 from mla_jax import accounting
 from mla_jax.config import Config
 from mla_jax.config_files import load_config
-from mla_jax.model import layers
+from mla_jax.model import stream
 from mla_jax.model.attention import Where
 from mla_jax.model.backend import Backend
 from mla_jax.model.cache import init_cache
@@ -261,17 +261,17 @@ def test_dropout_is_a_function_of_its_key(dropping: Any) -> None:
 
 def test_dropout_keeps_the_mean_and_drops_the_rate() -> None:
     x = jnp.ones((200, 200))
-    y = np.asarray(layers.dropout(x, 0.2, jax.random.key(0)))
+    y = np.asarray(stream.dropout(x, 0.2, jax.random.key(0)))
     np.testing.assert_allclose(y[y != 0], 1 / 0.8, rtol=1e-5)
     assert abs((y == 0).mean() - 0.2) < 0.01  # 5 standard deviations
-    np.testing.assert_array_equal(layers.dropout(x, 0.0, jax.random.key(0)), x)
-    np.testing.assert_array_equal(layers.dropout(x, 0.2, None), x)
+    np.testing.assert_array_equal(stream.dropout(x, 0.0, jax.random.key(0)), x)
+    np.testing.assert_array_equal(stream.dropout(x, 0.2, None), x)
 
 
 def test_every_place_of_dropout_has_a_key_of_its_own() -> None:
     """With all blocks alike, one key for two places would drop the same entries twice."""
     seen: list[bytes] = []
-    original = layers.dropout
+    original = stream.dropout
 
     def watched(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
         seen.append(np.asarray(jax.random.key_data(key)).tobytes())
@@ -280,7 +280,7 @@ def test_every_place_of_dropout_has_a_key_of_its_own() -> None:
     config = tiny_config("mha", **{"model.dropout": 0.2})
     model, params = model_and_params(config)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layers, "dropout", watched)
+        patch.setattr(stream, "dropout", watched)
         model.apply({"params": params}, random_tokens(config, 1, 4), dropout_key=jax.random.key(0))
     assert len(seen) == len(set(seen)) == 1 + 2 * config.model.n_layers
 

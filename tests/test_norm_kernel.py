@@ -8,7 +8,7 @@ from gpu_lowering import TRITON_CALL, lower_for_h100
 from tiny import quick_jit
 
 from mla_jax.kernels import norm
-from mla_jax.model import layers
+from mla_jax.model import functions
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
@@ -35,8 +35,8 @@ def test_norm_with_stream_is_the_plain_norm(with_bias: bool, centred: bool, widt
         return norm.norm_with_stream(x, gain, *vectors, 1e-5 if centred else 1e-6, True)
 
     def plain(x: jax.Array, gain: jax.Array, bias: jax.Array, stream_bias: jax.Array) -> Two:
-        y = layers.layer_norm(x, gain, bias) if centred else layers.rms_norm(x, gain)
-        return layers.with_bias_gradient(x, stream_bias if with_bias else None), y
+        y = functions.layer_norm(x, gain, bias) if centred else functions.rms_norm(x, gain)
+        return functions.with_bias_gradient(x, stream_bias if with_bias else None), y
 
     found, wanted = (
         quick_jit(lambda *a, f=f: (f(*a), jax.vjp(f, *a)[1]((d_stream, out))))(x, gain, bias, stream_bias)

@@ -9,7 +9,7 @@ from tiny import quick_jit
 
 from mla_jax.kernels import rotate_heads, rotate_in_place
 from mla_jax.kernels.rotate_heads import BLOCKS, Blocks, Part
-from mla_jax.model import layers
+from mla_jax.model import functions
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
@@ -37,7 +37,7 @@ def test_it_is_the_plain_form(case: str) -> None:
     columns = [part.columns for part in parts]
     y, gain = draw(4, 32, sum(columns)), draw(parts[-1].latent) if normed else None
     gradients = tuple(draw(4, 32, n) for n in columns)
-    cos, sin = layers.rope_angles(jnp.arange(32), parts[0].rotary, 10_000.0)
+    cos, sin = functions.rope_angles(jnp.arange(32), parts[0].rotary, 10_000.0)
 
     def kernel(y: jax.Array, gain: jax.Array | None) -> tuple[jax.Array, ...]:
         return rotate_heads.split_and_rotate(y, cos, sin, gain, parts, 1e-6, True, blocks)
@@ -53,13 +53,13 @@ def test_it_is_the_plain_form(case: str) -> None:
 def test_the_plain_form_is_what_the_layers_compute() -> None:
     rng = np.random.default_rng(1)
     y, gain = jnp.asarray(rng.standard_normal((2, 8, 40)), jnp.float32), jnp.linspace(0.5, 1.5, 16)
-    cos, sin = layers.rope_angles(jnp.arange(8), 4, 10_000.0)
-    q, joined = rotate_heads.plain(y, cos, sin, gain, (Part(2, 10, 4), Part(1, 4, 4, latent=16)), layers.RMS_EPS)
+    cos, sin = functions.rope_angles(jnp.arange(8), 4, 10_000.0)
+    q, joined = rotate_heads.plain(y, cos, sin, gain, (Part(2, 10, 4), Part(1, 4, 4, latent=16)), functions.RMS_EPS)
     q, heads = q.reshape(2, 8, 2, 10), y[..., :20].reshape(2, 8, 2, 10)
     np.testing.assert_array_equal(q[..., :6], heads[..., :6])
-    np.testing.assert_allclose(q[..., 6:], layers.apply_rope(heads[..., 6:], cos, sin), atol=1e-6)
-    np.testing.assert_allclose(joined[..., :16], layers.rms_norm(y[..., 20:36], gain), atol=1e-6)
-    np.testing.assert_allclose(joined[..., 16:], layers.apply_rope(y[:, :, None, 36:], cos, sin)[:, :, 0], atol=1e-6)
+    np.testing.assert_allclose(q[..., 6:], functions.apply_rope(heads[..., 6:], cos, sin), atol=1e-6)
+    np.testing.assert_allclose(joined[..., :16], functions.rms_norm(y[..., 20:36], gain), atol=1e-6)
+    np.testing.assert_allclose(joined[..., 16:], functions.apply_rope(y[:, :, None, 36:], cos, sin)[:, :, 0], atol=1e-6)
 
 
 def test_only_shapes_that_the_programs_divide_are_taken() -> None:
@@ -94,7 +94,7 @@ def in_place(y: jax.Array, cos: jax.Array, sin: jax.Array, interpret: bool) -> t
 @pytest.mark.parametrize("length", [48, 64])  # blocks of 16 rows, and of 32
 def test_heads_turned_in_place_are_those_of_the_plain_form(length: int) -> None:
     y = jnp.asarray(np.random.default_rng(2).standard_normal((2, length, 72)), jnp.float32)
-    cos, sin = layers.rope_angles(jnp.arange(length), 8, 10_000.0)
+    cos, sin = functions.rope_angles(jnp.arange(length), 8, 10_000.0)
     (wanted,), pull = jax.vjp(lambda y: rotate_heads.plain(y, cos, sin, None, (Part(3, 24, 8),), 1e-6), y)
     found, gradient = quick_jit(lambda y: in_place(y, cos, sin, True))(y)
     np.testing.assert_allclose(found, wanted, atol=1e-5)

@@ -14,7 +14,7 @@ from mla_jax.config import ModelConfig
 from mla_jax.kernels import row_experts, row_linear
 from mla_jax.kernels.row_experts import ExpertBlocks
 from mla_jax.kernels.row_linear import NormWeights, RowBlocks
-from mla_jax.model import layers, moe, serving
+from mla_jax.model import moe, norms, serving
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
@@ -61,7 +61,7 @@ def operands(cfg: ModelConfig, rows: int) -> tuple[Any, jax.Array, jax.Array]:
 
 def by_the_layer(cfg: ModelConfig, params: Any, x: jax.Array, bias: jax.Array) -> jax.Array:
     def run(params: Any, x: jax.Array, bias: jax.Array) -> jax.Array:
-        normed = layers.Norm(cfg.block).apply({"params": params["ffn_norm"]}, x[:, None])
+        normed = norms.Norm(cfg.block).apply({"params": params["ffn_norm"]}, x[:, None])
         return x + moe.MoE(cfg, REFERENCE).apply({"params": params["ffn"]}, normed, bias)[0][:, 0]
 
     return quick_jit(run)(params, x, bias)

@@ -11,7 +11,7 @@ from tiny import quick_jit
 
 from mla_jax.kernels import flash_decode, row_linear
 from mla_jax.kernels.row_linear import Linear, NormWeights, RowBlocks
-from mla_jax.model import layers
+from mla_jax.model import functions
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
@@ -72,9 +72,9 @@ def test_the_kernels_norms_are_those_of_the_model() -> None:
     def normed(norm: NormWeights) -> jax.Array:
         return quick_jit(lambda x, norm: row_linear.row_linear(x, Linear(jnp.eye(32)), norm, interpret=True))(x, norm)
 
-    np.testing.assert_allclose(normed(NormWeights(gain)), layers.rms_norm(x, gain), atol=1e-5)
-    np.testing.assert_allclose(normed(NormWeights(None)) * gain, layers.rms_norm(x, gain), atol=1e-5)
-    np.testing.assert_allclose(normed(NormWeights(gain, bias)), layers.layer_norm(x, gain, bias), atol=1e-5)
+    np.testing.assert_allclose(normed(NormWeights(gain)), functions.rms_norm(x, gain), atol=1e-5)
+    np.testing.assert_allclose(normed(NormWeights(None)) * gain, functions.rms_norm(x, gain), atol=1e-5)
+    np.testing.assert_allclose(normed(NormWeights(gain, bias)), functions.layer_norm(x, gain, bias), atol=1e-5)
 
 
 def test_too_many_rows_are_refused() -> None:

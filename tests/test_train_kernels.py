@@ -13,7 +13,7 @@ from tiny import REFERENCE, quick_jit, random_params, random_tokens, reference_m
 
 from mla_jax.errors import UserError
 from mla_jax.kernels import norm
-from mla_jax.model import attention, backend, layers
+from mla_jax.model import attention, backend, one_pass, products, rotary
 from mla_jax.model.moe import initial_router_bias
 from mla_jax.model.transformer import Transformer, variables_of
 from mla_jax.train.loss import cross_entropy_reference
@@ -111,10 +111,10 @@ def test_rows_with_positions_of_their_own_do_not_go_through_the_rope_kernel(atte
     """Documents kept apart have a table of angles for every row."""
     model = tiny_config("mla_rope", **{"model.attention": attention}).model
     x = jnp.zeros((8, 16, 32))
-    assert layers.rotates_in_one_pass(x, None, model, KERNELS)
-    assert not layers.rotates_in_one_pass(x, jnp.zeros((8, 16), jnp.int32), model, KERNELS)
-    assert not layers.rotates_in_one_pass(x[:, :15], None, model, KERNELS)
-    assert not layers.rotates_in_one_pass(x, None, model, REFERENCE)
+    assert rotary.rotates_in_one_pass(x, None, model, KERNELS)
+    assert not rotary.rotates_in_one_pass(x, jnp.zeros((8, 16), jnp.int32), model, KERNELS)
+    assert not rotary.rotates_in_one_pass(x[:, :15], None, model, KERNELS)
+    assert not rotary.rotates_in_one_pass(x, None, model, REFERENCE)
 
 
 def program(config: Any, backend: Any) -> str:
@@ -193,7 +193,7 @@ def test_on_a_mesh_rows_decide(shape: tuple[int, ...], taken: bool) -> None:
     """Each device takes rows of its own; where heads or hidden units are split, or rows do not divide, XLA does it."""
     mesh = jax.sharding.AbstractMesh(shape, ("data", "fsdp", "expert", "tensor"))
     other = dataclasses.replace(KERNELS, mesh=mesh)
-    assert layers.in_one_pass((8, 16, 32), other, lambda own: own == (4, 16, 32)) == taken
+    assert one_pass.in_one_pass((8, 16, 32), other, lambda own: own == (4, 16, 32)) == taken
 
 
 def test_products_of_one_input_and_their_gradients_are_those_of_single_ones() -> None:
@@ -202,7 +202,7 @@ def test_products_of_one_input_and_their_gradients_are_those_of_single_ones() ->
     weights = [jnp.asarray(rng.standard_normal((8, *shape)), jnp.float32) for shape in ((2, 3), (4,), (2, 2))]
 
     def together(x: jax.Array, weights: list[jax.Array]) -> list[jax.Array]:
-        return [jnp.sin(y) for y in layers.products(x, weights, jnp.float32)]
+        return [jnp.sin(y) for y in products.of_one_input(x, weights, jnp.float32)]
 
     def single(x: jax.Array, weights: list[jax.Array]) -> list[jax.Array]:
         return [jnp.sin(x @ w.reshape(8, -1)) for w in weights]

@@ -26,7 +26,7 @@ def test_all_of_them_are_one_program_on_a_gpu() -> None:
 def test_a_wrong_gradient_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     @jax.custom_vjp
     def wrong(x: jax.Array, bias: jax.Array) -> jax.Array:
-        return train_probe.layers.bias_gelu(x, bias.astype(x.dtype))
+        return train_probe.functions.bias_gelu(x, bias.astype(x.dtype))
 
     wrong.defvjp(lambda x, bias: (wrong(x, bias), (x, bias)), lambda kept, g: (1.1 * g, jnp.zeros_like(kept[1])))
     monkeypatch.setattr(train_probe.gelu, "bias_gelu", lambda x, bias, _: wrong(x, bias))

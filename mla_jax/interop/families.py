@@ -11,7 +11,7 @@ from typing import Any
 
 from mla_jax.config import ModelConfig
 from mla_jax.errors import UserError
-from mla_jax.model.layers import LAYER_NORM_EPS, RMS_EPS
+from mla_jax.model.functions import LAYER_NORM_EPS, RMS_EPS
 
 DEEPSEEK, LLAMA, GPT2 = "DeepseekV3ForCausalLM", "LlamaForCausalLM", "GPT2LMHeadModel"
 MODEL_TYPES = {DEEPSEEK: "deepseek_v3", LLAMA: "llama", GPT2: "gpt2"}

@@ -8,7 +8,7 @@ from typing import Any
 from mla_jax.errors import UserError
 from mla_jax.interop import families
 from mla_jax.interop.families import DEEPSEEK, GPT2, LLAMA
-from mla_jax.model.layers import LAYER_NORM_EPS, RMS_EPS
+from mla_jax.model.functions import LAYER_NORM_EPS, RMS_EPS
 
 LARGEST = 2**24  # of any size: what is larger is a lie, and would only fail later, for want of memory
 _MISSING = object()

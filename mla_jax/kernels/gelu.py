@@ -44,7 +44,7 @@ def applies(shape: tuple[int, ...]) -> bool:
 def bias_gelu(x: jax.Array, bias: jax.Array, interpret: bool) -> jax.Array:
     """tanh-GELU of x [..., F] + bias [F], in float32 inside and x's dtype outside; x alone is kept for the gradient.
 
-    The plain twin is layers.bias_gelu, for shapes too that `applies` does not take.
+    The plain twin is functions.bias_gelu, for shapes too that `applies` does not take.
     """
     return forward(x, bias, interpret)
 

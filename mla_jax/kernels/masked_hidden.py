@@ -62,7 +62,7 @@ def masked_hidden(
     n_shared: int,
     interpret: bool,
 ) -> jax.Array:
-    """pre, of up or of gate and up, each [N, E + S, F] -> hidden units [N, E + S, F]: `experts.activation` of them.
+    """pre, of up or of gate and up, each [N, E + S, F] -> hidden units [N, E + S, F]: `functions.activation`.
 
     expert_idx [N, K]: different ones of 0..E-1, whose units are multiplied by expert_weight [N, K] float32; E is no
     expert, and its weight has no gradient. bias [S, F] is added to `pre` of the S shared experts, whose weight is 1;

@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from mla_jax.kernels.operands import Entry, Layout, Operands, Raw, pieces
-from mla_jax.model.layers import RMS_EPS
+from mla_jax.model.functions import RMS_EPS
 
 
 def rotary_pieces(width: int) -> list[tuple[int, int]]:

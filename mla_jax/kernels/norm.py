@@ -3,7 +3,7 @@
 XLA reads a row once for its statistics and once more to scale it, and in the backward pass adds the stream's own
 gradient in a third pass. Here a program holds whole rows: forward reads x and writes y; backward reads x, dy and the
 gradient of the stream that passes the norm by, writes their sum, and sums that gradient's columns: the gradient of a
-bias that is added to the stream further on, for which XLA reads it once more (model/layers.py, `Norm`).
+bias that is added to the stream further on, for which XLA reads it once more (model/norms.py).
 """
 
 import functools
@@ -61,7 +61,7 @@ def norm_with_stream(
 
     In float32 inside; y in x's dtype. Whoever goes on with the x that comes back has its gradient added to the norm's
     in the kernel. stream_bias [D] or None: a bias that is added to that x further on, under stop_gradient; it gets its
-    gradient here. The plain twins are layers.layer_norm and layers.rms_norm with `layers.with_bias_gradient`.
+    gradient here. The plain twins are functions.layer_norm and functions.rms_norm with `functions.with_bias_gradient`.
     """
     return forward(x, gain, bias, stream_bias, eps, interpret)[0]
 

@@ -17,7 +17,7 @@ from mla_jax.kernels.operands import Entry, Layout, Operands, Raw
 from mla_jax.kernels.row_draw import row_draw
 from mla_jax.kernels.row_experts import ExpertWeights, Rule, row_experts, row_experts_reference
 from mla_jax.kernels.row_linear import Linear, NormWeights, row_linear, row_linear_reference
-from mla_jax.model import layers
+from mla_jax.model import functions
 
 _TOLERANCE = 0.03  # of bfloat16 results of size 1
 SCALE = 0.1
@@ -80,8 +80,8 @@ def check_raw(interpret: bool = False) -> float:
         return flash_decode(operands, SCALE, chosen, layout, interpret, Entry(latents, None, rotary), raw)
 
     parts, cache = run(latents, rotary, c_kv, k_rope)
-    turned = layers.apply_rope(rotary[:, None], cos[:, None], sin[:, None])[:, 0]
-    newest = layers.rms_norm(latents[:, heads], gain)
+    turned = functions.apply_rope(rotary[:, None], cos[:, None], sin[:, None])[:, 0]
+    newest = functions.rms_norm(latents[:, heads], gain)
     c_kv, k_rope = c_kv.at[:, length].set(newest), k_rope.at[:, length].set(turned[:, heads])
     lengths = jnp.asarray([length + 1])
     expected = latent_decode_reference(latents[:, :heads], turned[:, :heads], c_kv, k_rope, lengths, SCALE)
@@ -114,7 +114,7 @@ def check_heads(interpret: bool = False) -> float:
         return combine(*parts).reshape(1, heads, width), cache, apart, once
 
     out, cache, apart, once = run(rows, k, v)
-    turned = layers.apply_rope(rows[:, None, : heads + groups], cos[:, None], sin[:, None])[:, 0]
+    turned = functions.apply_rope(rows[:, None, : heads + groups], cos[:, None], sin[:, None])[:, 0]
     k, v = k.at[:, length].set(turned[:, heads:]), v.at[:, length].set(rows[:, heads + groups :])
     plain = (
         head_decode_reference(turned[:, :heads], k, v, lengths + 1, scale),

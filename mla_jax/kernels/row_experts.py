@@ -32,7 +32,7 @@ from mla_jax.kernels.row_linear import (
     normalise_reference,
     row_linear,
 )
-from mla_jax.model import experts, moe_router
+from mla_jax.model import functions, moe_router
 
 MAX_ROUTED = 1024  # experts whose scores a warp holds
 MAX_CHOICES = 32  # experts that a row goes to, shared ones included: loops over them are unrolled
@@ -150,7 +150,7 @@ def row_experts_reference(
     pre = jnp.einsum("bd,...efd->...bef", normed.astype(x.dtype), weights.up)
     if weights.up_bias is not None:
         pre = pre + weights.up_bias.astype(pre.dtype)
-    units = experts.activation(pre[0], pre[1]) if weights.up.ndim == 4 else experts.activation(None, pre)
+    units = functions.activation(pre[0], pre[1]) if weights.up.ndim == 4 else functions.activation(None, pre)
     y = x + jnp.einsum("bef,edf->bd", units * weight[..., None].astype(units.dtype), weights.down)
     return y if weights.down_bias is None else y + weights.down_bias.astype(y.dtype)
 

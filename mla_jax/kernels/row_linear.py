@@ -18,8 +18,8 @@ from jax.experimental.pallas import triton as plgpu
 
 from mla_jax.kernels.flash_decode import combine
 from mla_jax.kernels.operands import pieces
-from mla_jax.model import layers
-from mla_jax.model.layers import LAYER_NORM_EPS, RMS_EPS
+from mla_jax.model import functions
+from mla_jax.model.functions import LAYER_NORM_EPS, RMS_EPS
 
 MAX_ROWS = 8
 _WHOLE_HEAD = 128  # values of a head from which it is a piece of its own: a join's weights are then few
@@ -140,7 +140,7 @@ def row_linear_reference(
 
 def normalise_reference(x: jax.Array, norm: NormWeights) -> jax.Array:
     gain = jnp.ones(x.shape[-1]) if norm.gain is None else norm.gain
-    return layers.rms_norm(x, gain) if norm.bias is None else layers.layer_norm(x, gain, norm.bias)
+    return functions.rms_norm(x, gain) if norm.bias is None else functions.layer_norm(x, gain, norm.bias)
 
 
 def _program(

@@ -22,8 +22,7 @@ from mla_jax.kernels import (
     rotate_heads,
     rotate_in_place,
 )
-from mla_jax.model import layers
-from mla_jax.model.experts import activation
+from mla_jax.model import functions
 
 TOLERANCE = 0.03  # of the largest number of a result, or of 1
 
@@ -80,7 +79,7 @@ def _check_norm(width: int, interpret: bool) -> jax.Array:
     x, gain = _draw(0, 128, width), _gain(width)
 
     def plain(x: jax.Array, gain: jax.Array, bias: jax.Array, stream_bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return layers.with_bias_gradient(x, stream_bias), layers.layer_norm(x, gain, bias)
+        return functions.with_bias_gradient(x, stream_bias), functions.layer_norm(x, gain, bias)
 
     gradients = _draw(1, 128, width), _draw(2, 128, width)
     arguments = (x, gain, gain - 1, gain - 1)
@@ -89,11 +88,11 @@ def _check_norm(width: int, interpret: bool) -> jax.Array:
 
 def check_gelu(interpret: bool) -> jax.Array:
     arguments = 3 * _draw(3, 128, 96), _gain(96)
-    return _error(lambda *a: gelu.bias_gelu(*a, interpret), layers.bias_gelu, arguments, _draw(4, 128, 96))
+    return _error(lambda *a: gelu.bias_gelu(*a, interpret), functions.bias_gelu, arguments, _draw(4, 128, 96))
 
 
 def _angles(length: int, rotary: int) -> tuple[jax.Array, jax.Array]:
-    return layers.rope_angles(jnp.arange(length), rotary, 10_000.0)
+    return functions.rope_angles(jnp.arange(length), rotary, 10_000.0)
 
 
 def check_rotate_heads(interpret: bool) -> jax.Array:
@@ -164,7 +163,7 @@ def check_masked_hidden(interpret: bool) -> jax.Array:
         one_hot = jax.nn.one_hot(expert_idx, experts, dtype=jnp.float32)
         routed = jnp.sum(one_hot * weight[..., None], axis=1)
         factor = jnp.concatenate([routed, jnp.ones((rows, shared))], axis=1)
-        return activation(None, pre.at[:, experts:].add(bias)) * factor[..., None]
+        return functions.activation(None, pre.at[:, experts:].add(bias)) * factor[..., None]
 
     def kernel(pre: jax.Array, bias: jax.Array, weight: jax.Array) -> jax.Array:
         return masked_hidden.masked_hidden((pre,), bias, expert_idx, weight, shared, interpret)

@@ -1,4 +1,4 @@
-"""The matrices of experts, and what a hidden unit is."""
+"""The matrices of experts, and of the dense feed-forward that shared experts are."""
 
 from typing import NamedTuple
 
@@ -21,8 +21,3 @@ class FeedForwardWeights(NamedTuple):
     w_down: jax.Array
     b_up: jax.Array | None = None
     b_down: jax.Array | None = None
-
-
-def activation(gate: jax.Array | None, up: jax.Array) -> jax.Array:
-    """The hidden units of pre-activations: silu(gate) * up, or tanh-GELU of up where there is no gate."""
-    return jax.nn.gelu(up, approximate=True) if gate is None else jax.nn.silu(gate) * up

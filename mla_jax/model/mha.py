@@ -6,7 +6,7 @@ from flax import linen as nn
 
 from mla_jax.config import ModelConfig
 from mla_jax.kernels.rotate_heads import Part
-from mla_jax.model import attention, cache, decode_attention, initial, layers
+from mla_jax.model import attention, cache, decode_attention, functions, initial, norms, products, rotary, stds
 from mla_jax.model.attention import Where
 from mla_jax.model.backend import Backend
 
@@ -24,7 +24,7 @@ class MultiHeadAttention(nn.Module):
         self.w_q = self.param("w_q", init, (width, heads, head_dim))
         self.w_k = self.param("w_k", init, (width, groups, head_dim))
         self.w_v = self.param("w_v", init, (width, groups, head_dim))
-        self.w_o = self.param("w_o", initial.normal(layers.residual_std(cfg)), (heads, head_dim, width))
+        self.w_o = self.param("w_o", initial.normal(stds.residual_std(cfg)), (heads, head_dim, width))
         if cfg.block == "gpt":
             self.b_q = self.param("b_q", zeros, (heads, head_dim))
             self.b_k = self.param("b_k", zeros, (groups, head_dim))
@@ -41,7 +41,7 @@ class MultiHeadAttention(nn.Module):
     def __call__(self, x: jax.Array, where: Where, stream_bias: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Self-attention over x -> (output [B, T, D], largest attention logit of each head [H]).
 
-        stream_bias: `self.stream_bias()`, if the norm computes its gradient (`layers.Norm`).
+        stream_bias: `self.stream_bias()`, if the norm computes its gradient (`norms.Norm`).
         """
         q, k, v = self._project(x, where, stream_bias is not None)
         out = attention.attend(q, k, v, where, self.scale, self.backend)
@@ -80,16 +80,16 @@ class MultiHeadAttention(nn.Module):
         """q, k, v of x [B, T, D]. v_without_bias: v's bias is a part of the stream bias."""
         cfg, dtype = self.cfg, self.backend.jnp_dtype
         biases = self._biases(v_without_bias)
-        if layers.rotates_in_one_pass(x, where.positions, cfg, self.backend):
+        if rotary.rotates_in_one_pass(x, where.positions, cfg, self.backend):
             return self._project_in_one_pass(x, biases)
         matrices = (self.w_q, self.w_k, self.w_v)
-        flat = layers.products(x, matrices, dtype)
-        q, k, v = (layers.heads_of(y, w, b) for y, w, b in zip(flat, matrices, biases, strict=True))
+        flat = products.of_one_input(x, matrices, dtype)
+        q, k, v = (products.heads_of(y, w, b) for y, w, b in zip(flat, matrices, biases, strict=True))
         if cfg.qk_norm:
-            q, k = layers.rms_norm(q, self.q_gain), layers.rms_norm(k, self.k_gain)
+            q, k = functions.rms_norm(q, self.q_gain), functions.rms_norm(k, self.k_gain)
         if cfg.position == "rope":
-            cos, sin = layers.rope_angles(where.at(x.shape[1]), cfg.head_dim, cfg.rope_theta)
-            q, k = layers.apply_rope(q, cos, sin), layers.apply_rope(k, cos, sin)
+            cos, sin = functions.rope_angles(where.at(x.shape[1]), cfg.head_dim, cfg.rope_theta)
+            q, k = functions.apply_rope(q, cos, sin), functions.apply_rope(k, cos, sin)
         return q, k, v
 
     def _biases(self, v_without_bias: bool) -> tuple[jax.Array | None, ...]:
@@ -106,17 +106,17 @@ class MultiHeadAttention(nn.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         # v has a product of its own: attention takes it, and gives its gradient, without a copy.
         cfg, dtype, backend = self.cfg, self.backend.jnp_dtype, self.backend
-        qk, v = layers.products(x, (layers.side_by_side((self.w_q, self.w_k), dtype), self.w_v), dtype)
+        qk, v = products.of_one_input(x, (products.side_by_side((self.w_q, self.w_k), dtype), self.w_v), dtype)
         b_q, b_k, b_v = biases
         if b_q is not None:
             qk += jnp.concatenate([b_q.reshape(-1), b_k.reshape(-1)]).astype(dtype)
         if b_v is not None:
             v += b_v.reshape(-1).astype(dtype)
         parts = [Part(heads, cfg.head_dim, cfg.head_dim) for heads in (cfg.n_heads, cfg.n_kv_heads)]
-        q, k = layers.split_and_rotate(qk, parts, None, cfg, backend)
+        q, k = rotary.split_and_rotate(qk, parts, None, cfg, backend)
         weights = (self.w_q, self.w_k, self.w_v)
-        return tuple(layers.heads_of(y, w, None) for y, w in zip((q, k, v), weights, strict=True))
+        return tuple(products.heads_of(y, w, None) for y, w in zip((q, k, v), weights, strict=True))
 
     def _output(self, out: jax.Array, stream_bias: jax.Array | None = None) -> jax.Array:
-        y = layers.joined_heads(out, self.w_o)
-        return layers.add_bias(y, self.b_o if self.cfg.block == "gpt" else None, stream_bias)
+        y = products.joined_heads(out, self.w_o)
+        return norms.add_bias(y, self.b_o if self.cfg.block == "gpt" else None, stream_bias)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mla_jax.config import ModelConfig
-from mla_jax.model import attention, cache, decode_attention, initial, layers
+from mla_jax.model import attention, cache, decode_attention, functions, initial, norms, products, stds
 from mla_jax.model.attention import Where
 from mla_jax.model.backend import Backend
 
@@ -30,7 +30,7 @@ class LatentAttention(nn.Module):
         width, heads = cfg.d_model, cfg.n_heads
         init, zeros, ones = initial.normal(cfg.init_std), initial.ZEROS, initial.ONES
         if cfg.q_lora_rank:
-            down, up = layers.factor_stds(cfg, cfg.q_lora_rank, normed=cfg.latent_norm == "rms")
+            down, up = stds.factor_stds(cfg, cfg.q_lora_rank, normed=cfg.latent_norm == "rms")
             self.w_dq = self.param("w_dq", initial.normal(down), (width, cfg.q_lora_rank))
             self.w_uq = self.param("w_uq", initial.normal(up), (cfg.q_lora_rank, heads, cfg.qk_head_dim))
             if cfg.latent_norm == "rms":
@@ -39,7 +39,7 @@ class LatentAttention(nn.Module):
             self.w_q = self.param("w_q", init, (width, heads, cfg.qk_head_dim))
         if cfg.qk_rope_head_dim:
             self.w_kr = self.param("w_kr", init, (width, cfg.qk_rope_head_dim))
-        self.w_o = self.param("w_o", initial.normal(layers.residual_std(cfg)), (heads, cfg.v_head_dim, width))
+        self.w_o = self.param("w_o", initial.normal(stds.residual_std(cfg)), (heads, cfg.v_head_dim, width))
         if cfg.block == "gpt":
             # No bias on k or v: softmax ignores the one's constant shift, and the other's is a part of b_o.
             self.b_q = self.param("b_q", zeros, (heads, cfg.qk_head_dim))
@@ -89,7 +89,7 @@ class LatentAttention(nn.Module):
     def __call__(self, x: jax.Array, where: Where, stream_bias: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Expanded form: self-attention over x -> (output [B, T, D], largest attention logit of each head [H]).
 
-        stream_bias: `self.stream_bias()`, if the norm computes its gradient (`layers.Norm`).
+        stream_bias: `self.stream_bias()`, if the norm computes its gradient (`norms.Norm`).
         """
         q, k, v, _ = self._expanded(x, where)
         out = attention.attend(q, k, v, where, self.scale, self.backend)
@@ -137,7 +137,7 @@ class LatentAttention(nn.Module):
         cfg = self.cfg
         rotary = (self.w_kr,) if cfg.qk_rope_head_dim else ()
         matrices = (self.w_dq if cfg.q_lora_rank else self.w_q, *self.down, *rotary)
-        q, *rest = layers.products(x, matrices, self.backend.jnp_dtype)
+        q, *rest = products.of_one_input(x, matrices, self.backend.jnp_dtype)
         return q, rest[: len(self.down)], self._rotary_key(rest[-1], where) if rotary else None
 
     def _keys_values(self, entries: cache.LayerCache, where: Where) -> tuple[jax.Array, jax.Array]:
@@ -145,10 +145,10 @@ class LatentAttention(nn.Module):
         cfg = self.cfg
         k, v = self.expand(entries)
         if cfg.qk_norm:
-            k = layers.rms_norm(k, self.k_gain)
+            k = functions.rms_norm(k, self.k_gain)
         if cfg.rope_placement == "decompressed":
-            cos, sin = layers.rope_angles(where.at(k.shape[1]), cfg.qk_nope_head_dim, cfg.rope_theta)
-            k = layers.apply_rope(k, cos, sin)
+            cos, sin = functions.rope_angles(where.at(k.shape[1]), cfg.qk_nope_head_dim, cfg.rope_theta)
+            k = functions.apply_rope(k, cos, sin)
         if cfg.qk_rope_head_dim:
             shared = jnp.broadcast_to(entries.k_rope[:, :, None], (*k.shape[:3], cfg.qk_rope_head_dim))
             k = jnp.concatenate([k, shared.astype(k.dtype)], axis=-1)
@@ -159,7 +159,7 @@ class LatentAttention(nn.Module):
         cfg, dtype = self.cfg, self.backend.jnp_dtype
         if cfg.q_lora_rank:
             if cfg.latent_norm == "rms":
-                q = layers.rms_norm(q, self.q_latent_gain)
+                q = functions.rms_norm(q, self.q_latent_gain)
             q = jnp.einsum("btc,chk->bthk", q, self.w_uq.astype(dtype))
         else:
             q = q.reshape(*q.shape[:2], cfg.n_heads, cfg.qk_head_dim)
@@ -167,31 +167,31 @@ class LatentAttention(nn.Module):
             q = q + self.b_q.astype(dtype)
         q_nope, q_rope = jnp.split(q, [cfg.qk_nope_head_dim], axis=-1)
         if cfg.qk_norm:
-            q_nope = layers.rms_norm(q_nope, self.q_gain)
+            q_nope = functions.rms_norm(q_nope, self.q_gain)
         if cfg.rope_placement == "decompressed":
-            return layers.apply_rope(q_nope, *self._angles(where, q, cfg.qk_nope_head_dim)), None
+            return functions.apply_rope(q_nope, *self._angles(where, q, cfg.qk_nope_head_dim)), None
         if not cfg.qk_rope_head_dim:
             return q_nope, None
         if cfg.qk_norm:
-            q_rope = layers.rms_norm(q_rope, self.q_rope_gain)
-        return q_nope, layers.apply_rope(q_rope, *self._angles(where, q, cfg.qk_rope_head_dim))
+            q_rope = functions.rms_norm(q_rope, self.q_rope_gain)
+        return q_nope, functions.apply_rope(q_rope, *self._angles(where, q, cfg.qk_rope_head_dim))
 
     def _rotary_key(self, k_rope: jax.Array, where: Where) -> jax.Array:
         """The rotary key that all heads share, [B, T, R], normalised and rotated."""
         cfg = self.cfg
         if cfg.qk_norm:
-            k_rope = layers.rms_norm(k_rope, self.k_rope_gain)
-        return layers.apply_rope(k_rope[:, :, None], *self._angles(where, k_rope, cfg.qk_rope_head_dim))[:, :, 0]
+            k_rope = functions.rms_norm(k_rope, self.k_rope_gain)
+        return functions.apply_rope(k_rope[:, :, None], *self._angles(where, k_rope, cfg.qk_rope_head_dim))[:, :, 0]
 
     def _angles(self, where: Where, x: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
-        return layers.rope_angles(where.at(x.shape[1]), width, self.cfg.rope_theta)
+        return functions.rope_angles(where.at(x.shape[1]), width, self.cfg.rope_theta)
 
     def _output(self, out: jax.Array, stream_bias: jax.Array | None = None) -> jax.Array:
         w_o = self.w_o
         if out.shape[-1] > self.cfg.v_head_dim:  # v was padded, and so is out: rows of zeros cut it
             w_o = jnp.pad(w_o, ((0, 0), (0, out.shape[-1] - self.cfg.v_head_dim), (0, 0)))
-        y = layers.joined_heads(out, w_o)
-        return layers.add_bias(y, self.b_o if self.cfg.block == "gpt" else None, stream_bias)
+        y = products.joined_heads(out, w_o)
+        return norms.add_bias(y, self.b_o if self.cfg.block == "gpt" else None, stream_bias)
 
 
 def _join(q_nope: jax.Array, q_rope: jax.Array | None) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mla_jax.kernels.rotate_heads import Part
-from mla_jax.model import attention, cache, decode_attention, initial, layers
+from mla_jax.model import attention, cache, decode_attention, functions, initial, products, rotary, stds
 from mla_jax.model.attention import Where
 from mla_jax.model.mla import LatentAttention, per_token, softmax_over_cache
 
@@ -21,7 +21,7 @@ class JointLatentAttention(LatentAttention):
         super().setup()
         cfg = self.cfg
         rank, heads = cfg.kv_lora_rank, cfg.n_heads
-        down, up = layers.factor_stds(cfg, rank, normed=cfg.latent_norm == "rms")
+        down, up = stds.factor_stds(cfg, rank, normed=cfg.latent_norm == "rms")
         self.w_dkv = self.param("w_dkv", initial.normal(down), (cfg.d_model, rank))
         self.w_uk = self.param("w_uk", initial.normal(up), (rank, heads, cfg.qk_nope_head_dim))
         self.w_uv = self.param("w_uv", initial.normal(up), (rank, heads, cfg.v_head_dim))
@@ -35,27 +35,32 @@ class JointLatentAttention(LatentAttention):
     def latents(self, down: Sequence[jax.Array], k_rope: jax.Array | None) -> cache.LatentCache:
         (c_kv,) = down
         if self.cfg.latent_norm == "rms":
-            c_kv = layers.rms_norm(c_kv, self.latent_gain)
+            c_kv = functions.rms_norm(c_kv, self.latent_gain)
         return cache.LatentCache(c_kv, k_rope)
 
     def _expanded(self, x: jax.Array, where: Where) -> tuple[jax.Array, jax.Array, jax.Array, cache.LayerCache]:
         """As the plain form, in one pass between the product of x and those of the latent."""
         cfg, dtype, backend = self.cfg, self.backend.jnp_dtype, self.backend
         plain = cfg.q_lora_rank or cfg.rope_placement == "decompressed" or not cfg.qk_rope_head_dim
-        if plain or not layers.rotates_in_one_pass(x, where.positions, cfg, backend):
+        if plain or not rotary.rotates_in_one_pass(x, where.positions, cfg, backend):
             return super()._expanded(x, where)
         heads, rank, rope = cfg.n_heads, cfg.kv_lora_rank, cfg.qk_rope_head_dim
-        q, y = layers.products(x, (self.w_q, layers.side_by_side((self.w_dkv, self.w_kr), dtype)), dtype)
+        q, y = products.of_one_input(x, (self.w_q, products.side_by_side((self.w_dkv, self.w_kr), dtype)), dtype)
         if cfg.block == "gpt":
             q = q + self.b_q.reshape(-1).astype(dtype)
-        q = layers.rotate_queries(q, Part(heads, cfg.qk_head_dim, rope), cfg, backend)
+        q = rotary.rotate_queries(q, Part(heads, cfg.qk_head_dim, rope), cfg, backend)
         gain = self.latent_gain if cfg.latent_norm == "rms" else None
-        (joined,) = layers.split_and_rotate(y, [Part(1, rope, rope, latent=rank)], gain, cfg, backend)
+        (joined,) = rotary.split_and_rotate(y, [Part(1, rope, rope, latent=rank)], gain, cfg, backend)
         # Rows of zeros for the rotary key cost v's product R/C more, and its operand no copy.
         w_k, w_v = self._key_matrix(), jnp.pad(self.w_uv.astype(dtype), ((0, rope), (0, 0), (0, 0)))
-        k, v = layers.products(joined, (w_k, w_v), dtype)
+        k, v = products.of_one_input(joined, (w_k, w_v), dtype)
         entries = cache.LatentCache(joined[..., :rank], joined[..., rank:])
-        return layers.heads_of(q, self.w_q, None), layers.heads_of(k, w_k, None), layers.heads_of(v, w_v, None), entries
+        return (
+            products.heads_of(q, self.w_q, None),
+            products.heads_of(k, w_k, None),
+            products.heads_of(v, w_v, None),
+            entries,
+        )
 
     def _key_matrix(self) -> jax.Array:
         """[w_uk 0; 0 1], [C + R, H, N + R]: its unit matrix hands the rotary key to every head, exactly."""

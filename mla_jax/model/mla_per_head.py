@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from mla_jax.model import cache, decode_attention, initial, layers
+from mla_jax.model import cache, decode_attention, functions, initial, stds
 from mla_jax.model.mla import LatentAttention, per_token, softmax_over_cache
 
 
@@ -19,7 +19,7 @@ class PerHeadLatentAttention(LatentAttention):
         super().setup()
         cfg = self.cfg
         width, heads, rank = cfg.d_model, cfg.n_heads, cfg.kv_lora_rank
-        down, up = layers.factor_stds(cfg, rank, normed=cfg.latent_norm == "rms")
+        down, up = stds.factor_stds(cfg, rank, normed=cfg.latent_norm == "rms")
         self.w_dk = self.param("w_dk", initial.normal(down), (width, heads, rank))
         self.w_dv = self.param("w_dv", initial.normal(down), (width, heads, rank))
         self.w_uk = self.param("w_uk", initial.normal(up), (heads, rank, cfg.qk_nope_head_dim))
@@ -36,8 +36,8 @@ class PerHeadLatentAttention(LatentAttention):
         shape = (self.cfg.n_heads, self.cfg.kv_lora_rank)
         k_latent, v_latent = (a.reshape(*a.shape[:2], *shape) for a in down)
         if self.cfg.latent_norm == "rms":
-            k_latent = layers.rms_norm(k_latent, self.k_latent_gain)
-            v_latent = layers.rms_norm(v_latent, self.v_latent_gain)
+            k_latent = functions.rms_norm(k_latent, self.k_latent_gain)
+            v_latent = functions.rms_norm(v_latent, self.v_latent_gain)
         return cache.PerHeadLatentCache(k_latent, v_latent, k_rope)
 
     def expand(self, entries: cache.PerHeadLatentCache) -> tuple[jax.Array, jax.Array]:

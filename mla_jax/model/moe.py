@@ -14,7 +14,7 @@ from flax import struct
 from mla_jax import mesh
 from mla_jax.config import ModelConfig
 from mla_jax.kernels import best_experts
-from mla_jax.model import initial, layers, moe_balance, moe_choice, moe_parallel, moe_router
+from mla_jax.model import feed_forward, initial, moe_balance, moe_choice, moe_parallel, moe_router, one_pass, stds
 from mla_jax.model.backend import Backend
 from mla_jax.model.experts import Experts
 from mla_jax.model.moe_router import exact_product, top_choices
@@ -64,7 +64,7 @@ def route(
 
 def _best(scores: jax.Array, bias: jax.Array, k: int, backend: Backend | None) -> tuple[jax.Array, jax.Array]:
     """The k experts of the largest scores [N, E] + bias [E], and their scores (0 where the bias is -inf): [N, K]."""
-    if backend is not None and layers.in_one_pass(scores.shape, backend, best_experts.applies):
+    if backend is not None and one_pass.in_one_pass(scores.shape, backend, best_experts.applies):
 
         def kernel(scores: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
             return best_experts.best_experts(scores, bias, k, backend.interpret)
@@ -133,7 +133,7 @@ class MoE(nn.Module):
         impl = moe_choice.choose(cfg, moe_parallel.tokens_here(batch, length, self.backend), self.backend).impl
         shared = together = None
         if cfg.n_shared_experts:
-            shared = layers.FeedForward(cfg, self.backend, cfg.n_shared_experts * cfg.d_expert, name="shared")
+            shared = feed_forward.FeedForward(cfg, self.backend, cfg.n_shared_experts * cfg.d_expert, name="shared")
             if moe_parallel.takes_shared(impl, batch, length, cfg, self.backend):
                 together = shared.weights()
         with jax.named_scope("experts"):
@@ -147,7 +147,7 @@ class MoE(nn.Module):
     def _experts(self, width: int, dtype: Any) -> Experts:
         cfg = self.cfg
         shape = (cfg.n_routed_experts, width, cfg.d_expert)
-        into, out_of = initial.normal(cfg.init_std), initial.normal(layers.residual_std(cfg))
+        into, out_of = initial.normal(cfg.init_std), initial.normal(stds.residual_std(cfg))
         gate = self.param("w_gate", into, shape).astype(dtype) if cfg.block == "default" else None
         w_up = self.param("w_up", into, shape).astype(dtype)
         w_down = self.param("w_down", out_of, (shape[0], shape[2], shape[1])).astype(dtype)

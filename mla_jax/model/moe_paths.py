@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from mla_jax.kernels import masked_hidden
-from mla_jax.model import layers, moe_grouped
+from mla_jax.model import moe_grouped, products
 from mla_jax.model.backend import Backend
-from mla_jax.model.experts import Experts, FeedForwardWeights, activation
+from mla_jax.model.experts import Experts, FeedForwardWeights
+from mla_jax.model.functions import activation
 
 
 def combine_weights(expert_idx: jax.Array, expert_weight: jax.Array, n_experts: int) -> jax.Array:
@@ -81,7 +82,7 @@ def _masked_in_one_pass(
     into = [(experts.w_up, None if shared is None else shared.w_up)]
     if experts.w_gate is not None:
         into = [(experts.w_gate, None if shared is None else shared.w_gate), *into]
-    pre = layers.products(x, [beside(*pair) for pair in into], x.dtype)
+    pre = products.of_one_input(x, [beside(*pair) for pair in into], x.dtype)
     pre = tuple(a.reshape(-1, n_experts + n_shared, width) for a in pre)
     bias = None if shared is None or shared.b_up is None else shared.b_up.reshape(n_shared, width)
     hidden = masked_hidden.masked_hidden(pre, bias, expert_idx, expert_weight, n_shared, interpret)

@@ -17,7 +17,7 @@ from mla_jax.kernels import row_experts, row_linear
 from mla_jax.kernels.flash_decode import flash_decode
 from mla_jax.kernels.operands import Entry, Layout, Operands, Raw, rotates
 from mla_jax.kernels.row_linear import Linear, NormWeights
-from mla_jax.model import cache, decode_attention, layers
+from mla_jax.model import cache, decode_attention, functions
 from mla_jax.model.backend import Backend
 from mla_jax.model.serving import ServingLayer, rule
 
@@ -47,7 +47,7 @@ def angles(cfg: ModelConfig, start: jax.Array) -> jax.Array | None:
     """Cosines and sines [B, W] of the position that each row is at; None without RoPE."""
     width = cfg.qk_rope_head_dim if cfg.attention == "mla" else cfg.head_dim
     rotary = bool(width) if cfg.attention == "mla" else cfg.position == "rope"
-    return jnp.concatenate(layers.rope_angles(start, width, cfg.rope_theta), axis=-1) if rotary else None
+    return jnp.concatenate(functions.rope_angles(start, width, cfg.rope_theta), axis=-1) if rotary else None
 
 
 def attention(
@@ -163,4 +163,4 @@ def _over_heads(
 def _turned(x: jax.Array, turn: jax.Array) -> jax.Array:
     """x [B, H, W] by `angles` [B, W], by XLA."""
     cos, sin = jnp.split(turn[:, None], 2, axis=-1)
-    return layers.apply_rope(x[:, None], cos, sin)[:, 0]
+    return functions.apply_rope(x[:, None], cos, sin)[:, 0]

@@ -17,7 +17,7 @@ from flax import struct
 from mla_jax.config import ModelConfig
 from mla_jax.kernels import row_linear
 from mla_jax.kernels.row_linear import Linear
-from mla_jax.model import cache, initial, layers, packed_decode, serving
+from mla_jax.model import cache, feed_forward, initial, norms, packed_decode, serving, stream
 from mla_jax.model.attention import Where
 from mla_jax.model.backend import Backend
 from mla_jax.model.mha import MultiHeadAttention
@@ -63,29 +63,29 @@ class Block(nn.Module):
     moe: bool
 
     def setup(self) -> None:
-        self.attention_norm = layers.Norm(self.cfg.block, self.backend)
+        self.attention_norm = norms.Norm(self.cfg.block, self.backend)
         self.attention = attention_module(self.cfg)(self.cfg, self.backend)
-        self.ffn_norm = layers.Norm(self.cfg.block, self.backend)
-        dense = functools.partial(layers.FeedForward, hidden=self.cfg.d_ff)
+        self.ffn_norm = norms.Norm(self.cfg.block, self.backend)
+        dense = functools.partial(feed_forward.FeedForward, hidden=self.cfg.d_ff)
         self.ffn = (MoE if self.moe else dense)(self.cfg, self.backend)
 
     def __call__(
         self, x: jax.Array, where: Where, dropout_key: jax.Array | None, router_bias: jax.Array | None
     ) -> tuple[jax.Array, Aux]:
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        x = layers.residual(x, self.backend)
+        x = stream.residual(x, self.backend)
         # Dropout would come between the bias and the stream.
         by_norm = self.attention_norm.gives_bias_gradient(x) and (dropout_key is None or self.cfg.dropout == 0)
         with jax.named_scope("attention"):
             stream_bias = self.attention.stream_bias() if by_norm else None
             x, normed = self.attention_norm.with_stream(x, stream_bias)
             out, logit_max = self.attention(normed, where, stream_bias)
-            x = layers.added(x, layers.dropout(out, self.cfg.dropout, keys[0]))
+            x = stream.added(x, stream.dropout(out, self.cfg.dropout, keys[0]))
         with jax.named_scope("ffn"):
             stream_bias = self.ffn.stream_bias() if by_norm and not self.moe else None
             x, normed = self.ffn_norm.with_stream(x, stream_bias)
             out, router = self._ffn(normed, router_bias, stream_bias)
-            x = layers.added(x, layers.dropout(out, self.cfg.dropout, keys[1]))
+            x = stream.added(x, stream.dropout(out, self.cfg.dropout, keys[1]))
         return x, Aux(logit_max, router)
 
     def _ffn(
@@ -147,7 +147,7 @@ class Transformer(nn.Module):
             )
         for i in range(cfg.n_layers):
             setattr(self, f"layer_{i}", Block(cfg, self.backend, self._has_experts(i)))
-        self.final_norm = layers.Norm(cfg.block)
+        self.final_norm = norms.Norm(cfg.block)
 
     def __call__(
         self,
@@ -176,7 +176,7 @@ class Transformer(nn.Module):
         keys: list[jax.Array | None] = [None] * (self.cfg.n_layers + 1)
         if dropout_key is not None and self.cfg.dropout > 0:
             keys = list(jax.random.split(dropout_key, self.cfg.n_layers + 1))
-        x = layers.dropout(self._embed(tokens, where), self.cfg.dropout, keys[-1])
+        x = stream.dropout(self._embed(tokens, where), self.cfg.dropout, keys[-1])
         if self.cfg.scan_layers and not self.is_initializing():
             x, aux = self._scan(x, where, keys[:-1], remat)
         else:
@@ -270,11 +270,11 @@ class Transformer(nn.Module):
     def _embed(self, tokens: jax.Array, where: Where) -> jax.Array:
         # Gather in float32, then cast: the gradient's scatter-add then uses the GPU's float32 atomics. In bfloat16
         # it is a compare-and-swap loop that took a third of the step (21 of 72 ms at size m on an H100).
-        x = layers.whole(self.embedding, self.backend)[tokens]
+        x = stream.whole(self.embedding, self.backend)[tokens]
         if self.cfg.position == "learned":
-            table = layers.whole(self.position_embedding, self.backend)
+            table = stream.whole(self.position_embedding, self.backend)
             x = x + (table[: tokens.shape[1]] if where.positions is None else table[where.positions])
-        return layers.residual(x.astype(self.backend.jnp_dtype), self.backend)
+        return stream.residual(x.astype(self.backend.jnp_dtype), self.backend)
 
     def _logits(self, x: jax.Array) -> jax.Array:
         return self._unembed(self.final_norm(x))

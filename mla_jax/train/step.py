@@ -12,7 +12,7 @@ import optax
 from mla_jax import mesh as mesh_lib
 from mla_jax.config import Config, TrainConfig
 from mla_jax.data.pipeline import shift
-from mla_jax.model import layers
+from mla_jax.model import one_pass
 from mla_jax.model.attention import Where
 from mla_jax.model.moe import router_bias_update
 from mla_jax.model.transformer import Transformer, variables_of
@@ -65,7 +65,7 @@ def _make_loss_sum(model: Transformer, config: Config) -> Callable[..., tuple[ja
         shifted = shift(batch, document_mask)
         params = gathered(params, backend.mesh, config.model, backend.jnp_dtype)
         variables = variables_of(params, router_bias)
-        takes = layers.in_one_pass(shifted["inputs"].shape, backend, lambda own: True)
+        takes = one_pass.in_one_pass(shifted["inputs"].shape, backend, lambda own: True)
         kernel = Kernel(backend.interpret, backend.mesh) if takes else None
         arguments = (shifted["inputs"], where_of(shifted, document_mask), key, config.train.remat)
         mask = shifted["loss_mask"].astype(jnp.float32)

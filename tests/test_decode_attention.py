@@ -13,7 +13,7 @@ from tiny import abstract_params, quick_jit, random_params, random_tokens, tiny_
 
 from mla_jax.config_files import load_config
 from mla_jax.errors import UserError
-from mla_jax.kernels import flash_decode, probe
+from mla_jax.kernels import flash_program, probe
 from mla_jax.kernels.operands import Operands
 from mla_jax.model.backend import Backend, choose
 from mla_jax.model.cache import init_cache
@@ -94,7 +94,7 @@ def test_a_self_check_sees_values_and_scales_that_are_not_read(monkeypatch: pyte
     def no_scales(ref: Any, row: Any, here: Any, valid: jax.Array) -> Any:
         return None if ref is None else 0.01 * valid
 
-    monkeypatch.setattr(flash_decode, "_load_scale", no_scales)
+    monkeypatch.setattr(flash_program, "_load_scale", no_scales)
     assert probe.CHECKS["head_decode"](interpret=True) > probe._TOLERANCE
 
 

@@ -47,10 +47,10 @@ _LARGE = Plan(8192, 16)
 
 def choose(vocab: int) -> Plan:
     """The plan for rows of `vocab` logits."""
-    padded = pl.next_power_of_2(vocab)
-    if padded <= _HELD:
-        return Plan(padded, max(1, padded // _NUMBERS))
-    return _LONG if padded <= _LONGEST else _LARGE
+    columns = pl.next_power_of_2(vocab)
+    if columns <= _HELD:
+        return Plan(columns, max(1, columns // _NUMBERS))
+    return _LONG if columns <= _LONGEST else _LARGE
 
 
 def cross_entropy_and_gradient(
@@ -128,17 +128,46 @@ def _long_program(
     n_tokens: int,
     keep: bool,
 ) -> None:
-    """logits_ref and d_logits_ref are one array: the chosen logit is read before the row's sums, so before a write."""
+    """Two passes over a row, by pieces of `block` columns: its sum of exponentials, then its gradient.
+
+    logits_ref and d_logits_ref are one array: the chosen logit is read before the row's sums, so before a write.
+    """
     row = pl.program_id(0)
     target, weight = plgpu.load(targets_ref.at[row]), plgpu.load(weights_ref.at[row])
     chosen = plgpu.load(logits_ref.at[row, target]).astype(jnp.float32)
-    whole = n_tokens // block  # pieces that need no mask
+    sizes = _Sizes(block, vocab, n_tokens)
     hints = ("evict_last", "evict_first") if keep else (None, None)
+    largest, exp_sum = _sum_pass(logits_ref, row, sizes, hints[0])
+    plgpu.store(nll_ref.at[row], largest - chosen + jnp.log(exp_sum))
+    scale = weight / exp_sum
+
+    def gradient(logits: jax.Array, first: Any, column: jax.Array) -> jax.Array:
+        return _exp(logits - largest) * scale - jnp.where(column == target - first, weight, 0.0)
+
+    _gradient_pass(gradient, logits_ref, d_logits_ref, row, sizes, hints[1])
+
+
+class _Sizes(NamedTuple):
+    """block: columns of a piece; vocab: columns of a row, of which the first n_tokens are tokens."""
+
+    block: int
+    vocab: int
+    n_tokens: int
+
+    @property
+    def whole(self) -> int:
+        """How many pieces hold nothing but tokens: they need no mask."""
+        return self.n_tokens // self.block
+
+
+def _sum_pass(logits_ref: Any, row: jax.Array, sizes: _Sizes, hint: str | None) -> tuple[jax.Array, jax.Array]:
+    """The largest logit of a row, and the sum of exp(logit - largest) over its tokens: [] float32."""
+    block, n_tokens, whole = sizes.block, sizes.n_tokens, sizes.whole
 
     def add(index: jax.Array, carry: tuple, size: int, filled: Any) -> tuple[jax.Array, jax.Array]:
         """One maximum for the piece, but a sum for each of its columns, to be summed at the end."""
         largest, exp_sums = carry
-        logits = _load(logits_ref.at[row, pl.ds(index * block, size)], jnp.arange(size), filled, hints[0])
+        logits = _load(logits_ref.at[row, pl.ds(index * block, size)], jnp.arange(size), filled, hint)
         larger = jnp.maximum(largest, jnp.max(logits))
         return larger, exp_sums * _exp(largest - larger) + _exp(logits - larger)
 
@@ -151,16 +180,21 @@ def _long_program(
 
     begin = (jnp.float32(MASKED), jnp.zeros((block,), jnp.float32))
     largest, exp_sums = _loop(0, whole, lambda index, carry: add(index, carry, block, None), begin)
-    largest, exp_sum = _loop(whole, pl.cdiv(n_tokens, block), add_last, (largest, jnp.sum(exp_sums)))
-    plgpu.store(nll_ref.at[row], largest - chosen + jnp.log(exp_sum))
-    scale = weight / exp_sum
+    return _loop(whole, pl.cdiv(n_tokens, block), add_last, (largest, jnp.sum(exp_sums)))
+
+
+def _gradient_pass(
+    gradient: Callable[..., jax.Array], logits_ref: Any, d_logits_ref: Any, row: jax.Array, sizes: _Sizes, hint: Any
+) -> None:
+    """Writes gradient(logits [size], the piece's first column, columns counted from there [size]) for each piece."""
+    block, vocab, n_tokens = sizes
+    whole = sizes.whole
 
     def write(index: jax.Array, size: int, filled: Any, there: Any) -> None:
         start, column = index * block, jnp.arange(size)
         place = pl.ds(start, size)
-        logits = _load(logits_ref.at[row, place], column, filled, hints[1])
-        d_logits = _exp(logits - largest) * scale - jnp.where(column == target - start, weight, 0.0)
-        _store(d_logits_ref.at[row, place], d_logits, column, there)
+        logits = _load(logits_ref.at[row, place], column, filled, hint)
+        _store(d_logits_ref.at[row, place], gradient(logits, start, column), column, there)
 
     def write_whole(index: jax.Array, carry: tuple) -> tuple:
         write(index, block, None, None)

@@ -44,11 +44,11 @@ def hidden_backward(
     P is a multiple of 128, as the rows of grouped products are.
     """
     n_rows, width = d_hidden.shape
-    padded = pl.next_power_of_2(width)
-    rows = max(1, min(128, _NUMBERS // padded))
+    columns = pl.next_power_of_2(width)
+    rows = max(1, min(128, _NUMBERS // columns))
     like = jax.ShapeDtypeStruct(d_hidden.shape, d_hidden.dtype)
     hidden, *d_pre, d_weight = pl.pallas_call(
-        functools.partial(_program, width=width, block=(rows, padded)),
+        functools.partial(_program, width=width, block=(rows, columns)),
         out_shape=(*[like] * (1 + len(pre)), jax.ShapeDtypeStruct((n_rows,), jnp.float32)),
         grid=(n_rows // rows,),
         compiler_params=plgpu.CompilerParams(num_warps=4),

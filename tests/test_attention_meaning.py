@@ -11,7 +11,7 @@ from tiny import GRID, REFERENCE, grid_config, quick_jit, random_params, referen
 from mla_jax import accounting
 from mla_jax.config import ModelConfig, replace
 from mla_jax.model import functions
-from mla_jax.model.attention import MASKED, Where, attend_reference, causal_mask, visible
+from mla_jax.model.attention import Where, attend_reference, causal_mask, visible
 from mla_jax.model.cache import init_cache
 from mla_jax.model.transformer import attention_module
 
@@ -161,7 +161,7 @@ def test_masks() -> None:
     )
     seen = np.asarray(visible(jnp.asarray([0, 3]), 2, 5)).astype(int)
     np.testing.assert_array_equal(seen, [[[1, 0, 0, 0, 0], [1, 1, 0, 0, 0]], [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]])
-    assert np.isfinite(MASKED)
+    assert np.isfinite(functions.MASKED)
 
 
 # -- RoPE ------------------------------------------------------------------------------------------------------------

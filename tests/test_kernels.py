@@ -14,11 +14,13 @@ from hypothesis import example, given, settings
 from tiny import quick_jit
 
 from mla_jax.kernels import blocks as blocks_lib
-from mla_jax.kernels import flash_program, new_entry
+from mla_jax.kernels import new_entry
 from mla_jax.kernels.flash_decode import combine
 from mla_jax.kernels.head_decode import head_decode, head_decode_reference
 from mla_jax.kernels.latent_decode import latent_decode, latent_decode_reference
-from mla_jax.kernels.operands import Blocks, Entry, pieces
+from mla_jax.kernels.operands import Blocks, Entry
+from mla_jax.kernels.tiles import pieces
+from mla_jax.model.functions import MASKED
 
 SCALE = 0.2
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
@@ -191,11 +193,7 @@ def test_combine_is_one_softmax_over_all_splits() -> None:
     scores, values = draw(0, 3, 8), draw(1, 3, 8, 4)  # 3 splits of 8 positions
     top = scores.max(axis=1)
     weights = jnp.exp2(scores - top[:, None])
-    empty = (
-        jnp.zeros((1, 4)),
-        jnp.full((1,), flash_program.MASKED),
-        jnp.zeros((1,)),
-    )  # a split that had nothing to read
+    empty = (jnp.zeros((1, 4)), jnp.full((1,), MASKED), jnp.zeros((1,)))  # a split that had nothing to read
     total = weights.sum(axis=1)
     parts = (jnp.einsum("ps,psv->pv", weights / total[:, None], values), top, total)
     out = combine(*(jnp.concatenate([a, b]) for a, b in zip(parts, empty, strict=True)))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from mla_jax.kernels.padding import padded
+from mla_jax.kernels.tiles import padded
 
 
 class Blocks(NamedTuple):

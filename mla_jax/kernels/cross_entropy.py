@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from mla_jax.kernels.padding import padded
+from mla_jax.kernels.tiles import padded
+from mla_jax.model.functions import MASKED
 
-MASKED = -1e30  # the logit of what is no token
 _LOG2_E = math.log2(math.e)
 
 

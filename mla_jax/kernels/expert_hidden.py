@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from mla_jax.kernels.padding import padded
+from mla_jax.kernels.tiles import padded
 from mla_jax.model.functions import activation
 
 _NUMBERS = 2048  # of each array that a program holds

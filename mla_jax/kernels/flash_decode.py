@@ -18,7 +18,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from mla_jax.kernels.flash_program import program, value_width
-from mla_jax.kernels.operands import MIN_BLOCK, Blocks, Entry, Layout, Operands, Raw, addressable
+from mla_jax.kernels.operands import Blocks, Entry, Layout, Operands, Raw, addressable
+from mla_jax.kernels.tiles import MIN_BLOCK
 
 
 def flash_decode(

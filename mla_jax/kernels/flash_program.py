@@ -15,9 +15,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from mla_jax.kernels.new_entry import Newest, angles_of, rotary_pieces, rotated
-from mla_jax.kernels.operands import Blocks, Entry, Layout, Operands, Raw, pieces
-
-MASKED = -1e30  # finite, so that a difference of two is not NaN
+from mla_jax.kernels.operands import Blocks, Entry, Layout, Operands, Raw
+from mla_jax.kernels.tiles import dot, pieces
+from mla_jax.model.functions import MASKED
 
 
 def value_width(refs: Operands) -> int:
@@ -180,13 +180,13 @@ def _scores(
     values = keys
     if refs.v is not None:
         values = [load(refs.v, (row, here, group), valid, piece, dtype) for piece in pieces(refs.v.shape[-1])]
-    scores = sum(_dot(a, b, 1) for a, b in zip(queries.q, keys, strict=True))
+    scores = sum(dot(a, b, 1) for a, b in zip(queries.q, keys, strict=True))
     k_scale = _load_scale(refs.k_scale, row, here, valid)
     v_scale = k_scale if refs.v is None else _load_scale(refs.v_scale, row, here, valid)
     if k_scale is not None:
         scores *= k_scale[None, :]
     for a, piece in zip(queries.q_rope, cuts[1], strict=True):
-        scores += _dot(a, load(refs.k_rope, (row, here), valid, piece, a.dtype), 1)
+        scores += dot(a, load(refs.k_rope, (row, here), valid, piece, a.dtype), 1)
     return scores, values, v_scale
 
 
@@ -202,7 +202,7 @@ def _added(
     if v_scale is not None:
         weights *= v_scale[None, :]
     weights = weights.astype(values[0].dtype)
-    acc = tuple(a * shrink[:, None] + _dot(weights, value, 0) for a, value in zip(acc, values, strict=True))
+    acc = tuple(a * shrink[:, None] + dot(weights, value) for a, value in zip(acc, values, strict=True))
     return _Softmax(new_top, total, acc)
 
 
@@ -251,10 +251,3 @@ def _load(
 
 def _load_scale(ref: Any, row: jax.Array, here: Any, valid: jax.Array) -> jax.Array | None:
     return None if ref is None else plgpu.load(ref.at[row, here], mask=valid, other=0.0)
-
-
-def _dot(a: jax.Array, b: jax.Array, contract: int) -> jax.Array:
-    """a [M, K] times b, whose axis `contract` is K -> float32. float32 operands keep float32 precision."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    dims = (((1,), (contract,)), ((), ()))
-    return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from mla_jax.kernels.tiles import dot
+
 ROWS = 128  # of a block, and of a program of `grouped_product`
 
 
@@ -146,8 +148,8 @@ def _product_program(
         along = _Span(index * tiles.depth, tiles.depth, depth)
         a = _load_rows(rows_ref, here, fetched, along)
         if transposed:
-            return acc + _dot(a, _load(w_ref.at[expert, across.slice, along.slice], across, along).T)
-        return acc + _dot(a, _load(w_ref.at[expert, along.slice, across.slice], along, across))
+            return acc + dot(a, _load(w_ref.at[expert, across.slice, along.slice], across, along).T)
+        return acc + dot(a, _load(w_ref.at[expert, along.slice, across.slice], along, across))
 
     acc = jnp.zeros((ROWS, tiles.columns), jnp.float32)
     acc = jax.lax.fori_loop(0, pl.cdiv(depth, tiles.depth), step, acc)
@@ -177,7 +179,7 @@ def _outer_program(
         g_fetched = None if g_source_ref is None else plgpu.load(g_source_ref.at[here])
         a = _load_rows(rows_ref, here, rows_fetched, along)
         b = _load_rows(g_ref, here, g_fetched, across)
-        return acc + _dot(a.T, b)
+        return acc + dot(a.T, b)
 
     acc = jnp.zeros((tiles.down, tiles.columns), jnp.float32)
     acc = jax.lax.fori_loop(first_ref[expert] * steps, first_ref[expert + 1] * steps, step, acc)
@@ -225,9 +227,3 @@ def _load_rows(ref: Any, here: Any, fetched: jax.Array | None, across: _Span) ->
 def _load(ref: Any, down: _Span | None, across: _Span) -> jax.Array:
     mask = _mask(down, across, ref.shape)
     return plgpu.load(ref) if mask is None else plgpu.load(ref, mask=mask, other=0.0)
-
-
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    """[M, K] x [K, N] -> float32. float32 operands keep float32 precision."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return jnp.dot(a, b, precision=precision, preferred_element_type=jnp.float32)

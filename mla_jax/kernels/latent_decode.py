@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from mla_jax.kernels import blocks as blocks_lib
 from mla_jax.kernels.flash_decode import combine, flash_decode
-from mla_jax.kernels.flash_program import MASKED
 from mla_jax.kernels.operands import Blocks, Entry, Layout, Operands
+from mla_jax.model.functions import MASKED
 
 
 def latent_decode(

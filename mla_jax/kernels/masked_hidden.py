@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from mla_jax.kernels import gelu
-from mla_jax.kernels.padding import padded
+from mla_jax.kernels.tiles import padded
 
 
 class Blocks(NamedTuple):

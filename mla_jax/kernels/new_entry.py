@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from mla_jax.kernels.operands import Entry, Layout, Operands, Raw, pieces
+from mla_jax.kernels.operands import Entry, Layout, Operands, Raw
+from mla_jax.kernels.tiles import pieces
 from mla_jax.model.functions import RMS_EPS
 
 

@@ -1,7 +1,4 @@
-"""What the decode kernels read: operands, how they lie in memory, how the work is cut, and which sizes can be had.
-
-Triton takes blocks whose sizes are powers of two, so widths are cut into such pieces of at least 16 (`pieces`).
-"""
+"""What the decode kernels read: operands, how they lie in memory, how the work is cut, and which sizes can be had."""
 
 import dataclasses
 import math
@@ -10,7 +7,8 @@ from typing import Any
 import jax
 from flax import struct
 
-MIN_BLOCK = 16  # the smallest side of a tensor-core product
+from mla_jax.kernels.tiles import MIN_BLOCK
+
 _REACH_32 = 2**31  # elements that signed 32 bits count, from 0 on
 
 
@@ -82,16 +80,6 @@ class Raw:
 
     turn: jax.Array | None = None
     gain: jax.Array | None = None
-
-
-def pieces(width: int) -> list[tuple[int, int]]:
-    """`width` as [(offset, size)]: sizes are powers of two, none below 16. Only the last may reach past the width."""
-    found, offset = [], 0
-    while offset < width:
-        size = max(MIN_BLOCK, 1 << ((width - offset).bit_length() - 1))
-        found.append((offset, size))
-        offset += size
-    return found
 
 
 def addressable(arrays: Any) -> bool:

@@ -8,13 +8,15 @@ rather turned where they lie (rotate_in_place.py): the columns before it are nei
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
+
+from mla_jax.kernels.tiles import pieces
 
 
 class Part(NamedTuple):
@@ -190,7 +192,7 @@ def _backward_program(*refs: Any, parts: tuple, eps: float, blocks: Blocks) -> N
                 _store(At(dy_ref, rows, start), part.latent, d)
         return sums
 
-    nothing = [] if gain_ref is None else [jnp.zeros((size,), jnp.float32) for _, size in _pieces(gain_ref.shape[0])]
+    nothing = [] if gain_ref is None else [jnp.zeros((size,), jnp.float32) for _, size in pieces(gain_ref.shape[0], 1)]
     sums = jax.lax.fori_loop(0, blocks.steps, step, nothing)
     if gain_ref is not None:
         _store(At(d_gain_ref, pl.ds(program, 1), 0), gain_ref.shape[0], [a[None, :] for a in sums])
@@ -215,26 +217,17 @@ class At(NamedTuple):
         return self.ref.at[self.rows, pl.ds(self.column + first, size)]
 
 
-def _pieces(width: int) -> Iterator[tuple[int, int]]:
-    """`width` columns as (first, size), sizes being powers of two, which is all that Triton holds."""
-    first = 0
-    while first < width:
-        size = 1 << ((width - first).bit_length() - 1)
-        yield first, size
-        first += size
-
-
 def _load(at: At, width: int) -> list[jax.Array]:
-    return [plgpu.load(at.piece(*piece)).astype(jnp.float32) for piece in _pieces(width)]
+    return [plgpu.load(at.piece(*piece)).astype(jnp.float32) for piece in pieces(width, 1)]
 
 
 def _store(at: At, width: int, values: list[jax.Array]) -> None:
-    for piece, value in zip(_pieces(width), values, strict=True):
+    for piece, value in zip(pieces(width, 1), values, strict=True):
         plgpu.store(at.piece(*piece), value.astype(at.ref.dtype))
 
 
 def _row(ref: Any) -> list[jax.Array]:
-    return [plgpu.load(ref.at[pl.ds(*piece)]).astype(jnp.float32)[None, :] for piece in _pieces(ref.shape[0])]
+    return [plgpu.load(ref.at[pl.ds(*piece)]).astype(jnp.float32)[None, :] for piece in pieces(ref.shape[0], 1)]
 
 
 def row_angles(cos_ref: Any, sin_ref: Any, first: jax.Array, blocks: Blocks) -> list[tuple[jax.Array, jax.Array]]:
@@ -268,9 +261,9 @@ def _normed(x: list[jax.Array], width: int, eps: float) -> tuple[list[jax.Array]
     return [a * inverse for a in x], inverse
 
 
-def _sum(pieces: list[jax.Array]) -> jax.Array:
+def _sum(parts: list[jax.Array]) -> jax.Array:
     """Over the columns -> [R, 1]."""
-    return sum(jnp.sum(a, axis=1, keepdims=True) for a in pieces)
+    return sum(jnp.sum(a, axis=1, keepdims=True) for a in parts)
 
 
 def _starts(parts: Sequence[Part]) -> list[int]:

@@ -12,6 +12,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from mla_jax.kernels.tiles import ordered
+from mla_jax.model.functions import MASKED
+
 MAX_VOCAB = 2**15  # what registers hold: 32 numbers a thread of the largest program
 
 
@@ -66,7 +69,7 @@ def _program(
     index = jnp.arange(size)
     inside = index < n_tokens
     here = pl.ds(row * 0, size)
-    x = plgpu.load(logits.at[row, here], mask=inside, other=jnp.asarray(-1e30, logits.dtype))
+    x = plgpu.load(logits.at[row, here], mask=inside, other=jnp.asarray(MASKED, logits.dtype))
     keys, bits = _keys(x)
     x = x.astype(jnp.float32)
     temperature = temperature_ref[0]
@@ -89,10 +92,7 @@ def _program(
 def _keys(x: jax.Array) -> tuple[jax.Array, int]:
     """int32 keys in the order of x, and how many bits they use, sign included; 0.0 and -0.0 are equal."""
     bits = 8 * x.dtype.itemsize
-    x32 = x.astype(jnp.float32)
-    raw = jax.lax.bitcast_convert_type(jnp.where(x32 == 0, 0.0, x32), jnp.int32)
-    ordered = jnp.where(raw < 0, raw ^ jnp.int32(0x7FFFFFFF), raw)
-    return ordered >> (32 - bits), bits  # bfloat16 is the upper half of float32
+    return ordered(x.astype(jnp.float32)) >> (32 - bits), bits  # bfloat16 is the upper half of float32
 
 
 def _search(keys: jax.Array, bits: int, enough: Any) -> jax.Array:

@@ -19,7 +19,6 @@ from flax import struct
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from mla_jax.kernels.operands import pieces
 from mla_jax.kernels.row_linear import (
     MAX_ROWS,
     Linear,
@@ -32,13 +31,14 @@ from mla_jax.kernels.row_linear import (
     normalise_reference,
     row_linear,
 )
+from mla_jax.kernels.tiles import ordered, pieces
 from mla_jax.model import functions, moe_router
 
 MAX_ROUTED = 1024  # experts whose scores a warp holds
 MAX_CHOICES = 32  # experts that a row goes to, shared ones included: loops over them are unrolled
 _LOAD = 256  # bfloat16 numbers that a warp loads at once
 _WHOLE = 1024  # hidden units up to which a row is one block, with a mask where it is no power of two
-_TAKEN = jnp.iinfo(jnp.int32).min  # below every score
+_TAKEN = jnp.iinfo(jnp.int32).min  # below `ordered` of every score, -inf (a masked expert's) included
 
 
 @struct.dataclass
@@ -192,7 +192,7 @@ def _routed(
     valid, here = lane < n_routed, pl.ds(row * 0, lane.shape[0])
     scores = moe_router.scores(plgpu.load(logits.at[row, here], mask=valid, other=-jnp.inf), rule.score)
     selection = scores + plgpu.load(router_bias.at[row * 0 + layer, here], mask=valid, other=-jnp.inf)
-    left = jnp.where(valid, _ordered(selection), _TAKEN)
+    left = jnp.where(valid, ordered(selection), _TAKEN)
     scores = jnp.where(selection == -jnp.inf, 0.0, scores)
     expert = choice * 0
     for turn in range(rule.top_k):
@@ -203,12 +203,6 @@ def _routed(
     if rule.renormalize:
         weight = weight / (jnp.sum(jnp.where(valid & (left == _TAKEN), scores, 0.0)) + 1e-20)
     return expert, weight * rule.factor
-
-
-def _ordered(a: jax.Array) -> jax.Array:
-    """float32 as int32 in the same order, -0.0 equal to 0.0, all above `_TAKEN`; masked experts (-inf) are the last."""
-    bits = jax.lax.bitcast_convert_type(jnp.where(a == 0, 0.0, a), jnp.int32)
-    return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
 
 
 def _down_program(x: Any, units: Any, chosen: Any, down: Any, down_bias: Any, out: Any, *, columns: int) -> None:

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from mla_jax.kernels.flash_decode import combine
-from mla_jax.kernels.operands import pieces
+from mla_jax.kernels.tiles import pieces
 from mla_jax.model import functions
 from mla_jax.model.functions import LAYER_NORM_EPS, RMS_EPS
 

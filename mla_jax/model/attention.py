@@ -12,8 +12,7 @@ from flax import struct
 
 from mla_jax import mesh
 from mla_jax.model.backend import Backend
-
-MASKED = -1e30  # finite: a fully masked row gives zeros-like averages, not NaN
+from mla_jax.model.functions import MASKED
 
 
 @struct.dataclass

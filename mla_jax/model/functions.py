@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 RMS_EPS = 1e-6  # DeepSeek's and Llama's
 LAYER_NORM_EPS = 1e-5  # GPT-2's
+# A logit that does not count. Finite: a row with everything masked averages all values instead of giving NaN.
+MASKED = -1e30
 
 
 def rms_norm(x: jax.Array, gain: jax.Array) -> jax.Array:

@@ -200,7 +200,7 @@ def _join(q_nope: jax.Array, q_rope: jax.Array | None) -> jax.Array:
 
 def softmax_over_cache(logits: jax.Array, mask: jax.Array) -> jax.Array:
     """logits [B, H, T, S] float32, mask [B, T, S] -> weights, float32."""
-    return jax.nn.softmax(jnp.where(mask[:, None], logits, attention.MASKED), axis=-1)
+    return jax.nn.softmax(jnp.where(mask[:, None], logits, functions.MASKED), axis=-1)
 
 
 def per_token(x: jax.Array, scale: jax.Array | None) -> jax.Array:

@@ -13,9 +13,9 @@ from flax import struct
 
 from mla_jax.kernels import row_draw
 from mla_jax.model.backend import Backend
+from mla_jax.model.functions import MASKED
 from mla_jax.sample import settings, threshold
 
-MASKED = -1e30
 _COLDEST = 1e-30  # below, float32 logits over the temperature overflow, or the temperature itself is 0 in float32
 
 

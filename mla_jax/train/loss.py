@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mla_jax import mesh as mesh_lib
-from mla_jax.kernels.cross_entropy import MASKED, Plan, cross_entropy_and_gradient
+from mla_jax.kernels.cross_entropy import Plan, cross_entropy_and_gradient
+from mla_jax.model.functions import MASKED
 
 
 class Kernel(NamedTuple):

@@ -45,6 +45,7 @@ def best_experts(scores: jax.Array, bias: jax.Array, k: int, interpret: bool) ->
 def forward(
     scores: jax.Array, bias: jax.Array, k: int, interpret: bool, blocks: Blocks = BLOCKS
 ) -> tuple[jax.Array, jax.Array]:
+    """`best_experts`, without a gradient, with blocks of one's own."""
     n_rows = scores.shape[0]
     blocks = blocks._replace(rows=min(blocks.rows, _ROWS))
     return pl.pallas_call(
@@ -83,7 +84,7 @@ def _program(
     bias = plgpu.load(bias_ref.at[columns], mask=inside, other=0.0)
     selection = scores + bias[None, :]
     scores = jnp.where(selection == -jnp.inf, 0.0, scores)
-    # -inf is for those that are taken, or that are none; a comparison with what is no number is false.
+    # -inf marks experts already taken and columns past E; NaN compares false and so becomes `least`.
     least = float(jnp.finfo(jnp.float32).min)
     left = jnp.where(mask, jnp.where(selection > least, selection, least), -jnp.inf)
     expert = jnp.broadcast_to(expert, left.shape)

@@ -50,6 +50,7 @@ def bias_gelu(x: jax.Array, bias: jax.Array, interpret: bool) -> jax.Array:
 
 
 def forward(x: jax.Array, bias: jax.Array, interpret: bool, blocks: Blocks = FORWARD) -> jax.Array:
+    """`bias_gelu`, without a gradient, with blocks of one's own: x [..., F], bias [F] -> [..., F] in x's dtype."""
     rows = x.reshape(-1, x.shape[-1])
     blocks, grid, _ = _divide(rows.shape, blocks)
     h = pl.pallas_call(
@@ -68,7 +69,10 @@ def forward(x: jax.Array, bias: jax.Array, interpret: bool, blocks: Blocks = FOR
 def backward(
     x: jax.Array, bias: jax.Array, dh: jax.Array, interpret: bool, blocks: Blocks = BACKWARD
 ) -> tuple[jax.Array, jax.Array]:
-    """dh [..., F] -> dx [..., F] and the bias' gradient [F], summed in float32 before dx is rounded."""
+    """Of `bias_gelu`: x, dh [..., F], bias [F] -> dx [..., F] in x's dtype, and the bias' gradient [F] in its own.
+
+    The latter is summed in float32, before dx is rounded.
+    """
     width = x.shape[-1]
     rows, d_rows = x.reshape(-1, width), dh.reshape(-1, width)
     blocks, grid, n_parts = _divide(rows.shape, blocks)

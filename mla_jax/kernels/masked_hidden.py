@@ -80,6 +80,7 @@ def forward(
     interpret: bool,
     blocks: Blocks = FORWARD,
 ) -> jax.Array:
+    """`masked_hidden`, without a gradient, with blocks of one's own."""
     form = _form(pre, bias, expert_idx, n_shared)
     blocks = _fitting(form, blocks)
     logistic = gelu.logistic_for(pre[0].dtype, interpret)
@@ -103,7 +104,10 @@ def backward(
     interpret: bool,
     blocks: Blocks = BACKWARD,
 ) -> tuple[Arrays, jax.Array | None, jax.Array]:
-    """d_hidden [N, E + S, F] -> gradients of pre, bias and expert_weight, the last in float32."""
+    """Of `masked_hidden`: d_hidden [N, E + S, F] -> gradients of pre, of bias (or None) and of expert_weight [N, K].
+
+    In their dtypes; that of expert_weight in float32.
+    """
     form = _form(pre, bias, expert_idx, n_shared)
     blocks = _fitting(form, blocks)
     programs = pre[0].shape[0] // blocks.rows
@@ -141,7 +145,7 @@ def _form(pre: Arrays, bias: jax.Array | None, expert_idx: jax.Array, n_shared: 
 
 
 def _fitting(form: _Form, blocks: Blocks) -> Blocks:
-    """Blocks of at most _NUMBERS numbers."""
+    """The blocks asked for, made smaller where a tile would be of more than _NUMBERS numbers."""
     width = pl.next_power_of_2(form.width)
     rows = min(blocks.rows, _ROWS, max(1, _NUMBERS // (width * pl.next_power_of_2(max(form.top_k, form.shared)))))
     experts = min(blocks.experts, pl.next_power_of_2(form.experts), max(1, _NUMBERS // (rows * width)))
@@ -149,6 +153,7 @@ def _fitting(form: _Form, blocks: Blocks) -> Blocks:
 
 
 def _value(pre: list[jax.Array], logistic: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Hidden units of pre-activations [...] float32, of up or of gate and up."""
     if len(pre) == 1:
         return gelu.value(pre[0], logistic)
     gate, up = pre
@@ -158,6 +163,7 @@ def _value(pre: list[jax.Array], logistic: Callable[[jax.Array], jax.Array]) -> 
 def _value_and_slopes(
     pre: list[jax.Array], logistic: Callable[[jax.Array], jax.Array]
 ) -> tuple[jax.Array, list[jax.Array]]:
+    """`_value`, and its derivative by each of pre."""
     if len(pre) == 1:
         value, slope = gelu.value_and_slope(pre[0], logistic)
         return value, [slope]
@@ -181,26 +187,33 @@ class _Places(NamedTuple):
 
 
 class _Tile:
-    """A program's rows: their chosen experts, all the others, and the shared ones."""
+    """A program's rows (R of them): the experts that they chose, all the others, and the shared ones.
+
+    choices: the slice of K choices, padded to a power of two K'; choice_exists [R, K'] bool: not padding;
+    expert_idx [R, K'] int32: the experts that were chosen, E (no expert) for padding.
+    """
 
     def __init__(self, form: _Form, blocks: Blocks, idx_ref: Any) -> None:
         self.form, self.blocks = form, blocks
         self.first = pl.program_id(0) * blocks.rows
         self.rows, self.idx_ref = pl.ds(self.first, blocks.rows), idx_ref
         self.choices = padded(pl.next_power_of_2(form.top_k), form.top_k)
-        self.some = jnp.broadcast_to(jnp.arange(self.choices.size) < form.top_k, (blocks.rows, self.choices.size))
-        self.expert_idx = plgpu.load(idx_ref.at[self.rows, self.choices], mask=self.some, other=form.experts)
+        shape = blocks.rows, self.choices.size
+        self.choice_exists = jnp.broadcast_to(jnp.arange(self.choices.size) < form.top_k, shape)
+        self.expert_idx = plgpu.load(idx_ref.at[self.rows, self.choices], mask=self.choice_exists, other=form.experts)
 
     def chosen(self) -> _Places:
+        """The units of the chosen experts, [R, K', F']."""
         return self._places(self.expert_idx, self.expert_idx < self.form.experts)
 
     def shared(self) -> _Places:
+        """The units of the shared experts, [R, S', F']."""
         shape = self.blocks.rows, pl.next_power_of_2(self.form.shared)
         number = jnp.broadcast_to(jnp.arange(shape[1]), shape)
         return self._places(self.form.experts + number, number < self.form.shared)
 
     def store_zeros(self, refs: Any) -> None:
-        """For the experts that a row did not choose: no place is written twice."""
+        """To the units of the routed experts that a row did not choose, in every ref: no place is written twice."""
         shape = self.blocks.rows, self.blocks.experts
         each = [plgpu.load(self.idx_ref.at[self.rows, pl.ds(k, 1)]) for k in range(self.form.top_k)]
         for first in range(0, self.form.experts, self.blocks.experts):
@@ -212,10 +225,12 @@ class _Tile:
             for ref in refs:
                 places.store(ref, jnp.zeros(places.mask.shape, ref.dtype))
 
-    def of_choices(self, ref: Any) -> jax.Array:
-        return plgpu.load(ref.at[self.rows, self.choices], mask=self.some, other=0.0)
+    def load_of_choices(self, ref: Any) -> jax.Array:
+        """Numbers [N, K] of the rows' choices, [R, K'], 0 for padding."""
+        return plgpu.load(ref.at[self.rows, self.choices], mask=self.choice_exists, other=0.0)
 
     def _places(self, experts: jax.Array, there: jax.Array) -> _Places:
+        """The units of experts [R, n], of those that are `there` [R, n] bool, as tiles [R, n, F']."""
         units = pl.next_power_of_2(self.form.width)
         shape = (*experts.shape, units)
         rows = self.first + jnp.arange(shape[0])
@@ -227,17 +242,20 @@ class _Tile:
         return _Places(tuple(jnp.broadcast_to(i, shape) for i in index), jnp.broadcast_to(mask, shape))
 
     def bias(self, ref: Any) -> jax.Array:
-        mask = self._of_shared()
+        """The shared experts' biases [S, F] as [1, S', F'] float32."""
+        mask = self._shared_mask()
         place = ref.at[padded(mask.shape[0], self.form.shared), padded(mask.shape[1], self.form.width)]
         return plgpu.load(place, mask=mask, other=0.0).astype(jnp.float32)[None]
 
     def store_part(self, ref: Any, value: jax.Array) -> None:
-        mask = self._of_shared()[None]
+        """This program's part [1, S, F] of the biases' gradient: value [R, S', F'], summed over the rows."""
+        mask = self._shared_mask()[None]
         all_shared = padded(mask.shape[1], self.form.shared), padded(mask.shape[2], self.form.width)
         place = ref.at[pl.ds(pl.program_id(0), 1), *all_shared]
         plgpu.store(place, jnp.sum(value, axis=0)[None], mask=mask)
 
-    def _of_shared(self) -> jax.Array:
+    def _shared_mask(self) -> jax.Array:
+        """[S', F'] bool: what there is of the shared experts' units."""
         shape = pl.next_power_of_2(self.form.shared), pl.next_power_of_2(self.form.width)
         inside = (jnp.arange(shape[0]) < self.form.shared)[:, None] & (jnp.arange(shape[1]) < self.form.width)[None]
         return jnp.broadcast_to(inside, shape)
@@ -246,7 +264,7 @@ class _Tile:
 def _forward_program(idx_ref: Any, weight_ref: Any, *refs: Any, form: _Form, blocks: Blocks, logistic: Any) -> None:
     pre_refs, (*bias_ref, h_ref) = refs[: form.n_pre], refs[form.n_pre :]
     tile = _Tile(form, blocks, idx_ref)
-    parts = [(tile.chosen(), tile.of_choices(weight_ref)[:, :, None], None)]
+    parts = [(tile.chosen(), tile.load_of_choices(weight_ref)[:, :, None], None)]
     if form.shared:
         parts.append((tile.shared(), 1.0, tile.bias(bias_ref[0]) if form.biased else None))
     loaded = [[_plus(places.load(ref), bias) for ref in pre_refs] for places, _, bias in parts]
@@ -262,7 +280,7 @@ def _backward_program(
     bias_ref, rest = rest[: form.biased], rest[form.biased :]
     d_pre_refs, (d_weight_ref, *part_ref) = rest[: form.n_pre], rest[form.n_pre :]
     tile = _Tile(form, blocks, idx_ref)
-    chosen, weight = tile.chosen(), tile.of_choices(weight_ref)[:, :, None]
+    chosen, weight = tile.chosen(), tile.load_of_choices(weight_ref)[:, :, None]
     pre, dh = [chosen.load(ref) for ref in pre_refs], chosen.load(dh_ref)
     if form.shared:
         shared = tile.shared()
@@ -272,7 +290,7 @@ def _backward_program(
     value, slopes = _value_and_slopes(pre, logistic)
     for ref, slope in zip(d_pre_refs, slopes, strict=True):
         chosen.store(ref, dh * weight * slope)
-    plgpu.store(d_weight_ref.at[tile.rows, tile.choices], jnp.sum(value * dh, axis=2), mask=tile.some)
+    plgpu.store(d_weight_ref.at[tile.rows, tile.choices], jnp.sum(value * dh, axis=2), mask=tile.choice_exists)
     if form.shared:
         _, slopes = _value_and_slopes(shared_pre, logistic)
         for ref, slope in zip(d_pre_refs, slopes, strict=True):

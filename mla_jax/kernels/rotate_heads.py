@@ -231,6 +231,10 @@ def _row(ref: Any) -> list[jax.Array]:
 
 
 def row_angles(cos_ref: Any, sin_ref: Any, first: jax.Array, blocks: Blocks) -> list[tuple[jax.Array, jax.Array]]:
+    """Cosines and sines [blocks.rows, W_i] float32 of the matrix' rows from `first` on: a pair a piece of rotary/2.
+
+    cos_ref, sin_ref: [T, rotary/2], the same for each sequence of T rows; a block lies inside one sequence.
+    """
     length, half = cos_ref.shape
     rows = pl.ds(first % length, blocks.rows)
     return list(zip(*(_load(At(ref, rows, 0), half) for ref in (cos_ref, sin_ref)), strict=True))

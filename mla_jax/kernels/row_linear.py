@@ -139,6 +139,7 @@ def row_linear_reference(
 
 
 def normalise_reference(x: jax.Array, norm: NormWeights) -> jax.Array:
+    """x [..., K] normalised, in its dtype, by the model's norms: LayerNorm where `norm` has a bias, else RMSNorm."""
     gain = jnp.ones(x.shape[-1]) if norm.gain is None else norm.gain
     return functions.rms_norm(x, gain) if norm.bias is None else functions.layer_norm(x, gain, norm.bias)
 
@@ -233,6 +234,10 @@ def _joined(parts: tuple, row: jax.Array, cut: list, width: int, value_width: in
 
 
 def normalise(vector: list[jax.Array], norm: NormWeights, cut: list, width: int, zero: jax.Array) -> list[jax.Array]:
+    """The row of `load_vector` normalised, inside a kernel: pieces [size] float32 of one row, zeros past its width.
+
+    LayerNorm where `norm` has a bias, else RMSNorm; cut: the pieces as (offset, size); zero: a traced 0.
+    """
     square = sum(jnp.sum(part * part) for part in vector) / width
     if norm.gain is None:
         return [part * jax.lax.rsqrt(square + RMS_EPS) for part in vector]
@@ -247,6 +252,7 @@ def normalise(vector: list[jax.Array], norm: NormWeights, cut: list, width: int,
 
 
 def activate(sums: list[jax.Array], activation: str) -> jax.Array:
+    """ "swiglu" of sums [gate, up], "gelu" (tanh) or "none" of the only one: [columns] float32."""
     if activation == "swiglu":
         gate, up = sums
         return gate * jax.nn.sigmoid(gate) * up

@@ -23,15 +23,18 @@ from mla_jax.kernels.operands import Blocks
 _MULTIPROCESSORS = 132  # H100; only the number of splits depends on it
 _MAX_SPLITS = 64
 _SHORTEST = 128  # positions of a part; a shorter one costs more to join than it saves
-_CROWDED = 4
+_CROWDED = 4  # programs for each multiprocessor that the rows alone give: then `_Row.crowded` applies
 _LONG = 16  # steps of a program from which a third stage pays (64 x 4096: 273.7 us against 287 for 3 layers)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """For caches of at most `limit` numbers a position. programs: of a multiprocessor, to be reached by splitting.
-    short_warps: of parts that one step covers, if these shall take one. crowded: blocks where the rows alone make
-    _CROWDED programs for each multiprocessor, if other ones."""
+    """For caches of at most `limit` numbers per position, int8 or not; positions, warps, stages: as in `Blocks`.
+
+    long_stages: stages of programs of _LONG steps or more. programs: how many per multiprocessor splitting aims at.
+    short_warps: warps where one step of _SHORTEST covers a whole part; 0 = `warps`, and steps of `positions`. crowded:
+    other blocks to use when the rows alone give every multiprocessor _CROWDED programs; None = the same.
+    """
 
     limit: int
     int8: bool

@@ -66,7 +66,7 @@ def top_choices(scores: jax.Array, k: int) -> jax.Array:
     top_k. (Counting who is ahead of whom, E^2 comparisons in one kernel, took XLA a minute to compile for an H100.)
     """
     place = jnp.arange(scores.shape[-1])
-    left = jnp.maximum(scores, jnp.finfo(scores.dtype).min)  # -inf is for those that are taken
+    left = jnp.maximum(scores, jnp.finfo(scores.dtype).min)  # -inf marks experts already taken
     chosen = []
     for _ in range(k):
         best = jnp.argmax(left, axis=-1)

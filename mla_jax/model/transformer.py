@@ -192,7 +192,7 @@ class Transformer(nn.Module):
     def prefill(self, tokens: jax.Array, lengths: jax.Array, store: cache.Cache) -> tuple[jax.Array, cache.Cache]:
         """Right-padded prompts tokens [B, T], lengths [B] (1..T) -> logits [B, vocab] after each last token, cache.
 
-        Entries at and after a row's length are rubbish that decode overwrites before it can see it.
+        Entries at and after a row's length are undefined; decode overwrites each before reading it.
         """
         chex.assert_rank([tokens, lengths], [2, 1])
         x, where, stores = self._embed(tokens, Where()), Where(), []

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +42,35 @@ INTERPRET = jax.default_backend() != "gpu"
 Choice = tuple[str, Callable[..., Any]]  # its name, and a function of one set of arrays
 
 
+class Work(NamedTuple):
+    """A kernel to be timed. n_bytes: that have to move; sets: makes COPIES sets of arrays; plain and choices: functions
+    of one set, XLA's form and the kernel with each choice of blocks."""
+
+    n_bytes: int
+    sets: Callable[[], list[tuple]]
+    plain: Callable[..., Any]
+    choices: list[Choice]
+
+
 def draw(seed: int, *shape: int) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16)
+
+
+def choices(blocks: Iterable[Any], kernel: Callable[[Any], Callable[..., Any]]) -> list[Choice]:
+    """kernel: blocks -> a function of one set of arrays."""
+    return [(str(b), kernel(b)) for b in blocks]
+
+
+# Feed-forward: sets of x, bias, dh.
+
+
+def hidden_sets(n_tokens: int) -> list[tuple]:
+    bias = draw(9, HIDDEN).astype(jnp.float32)
+    return [(draw(i, n_tokens, HIDDEN), bias, draw(100 + i, n_tokens, HIDDEN)) for i in range(COPIES)]
+
+
+def copy(n_tokens: int, width: int) -> Work:
+    return Work(2 * 2 * n_tokens * HIDDEN, lambda: hidden_sets(n_tokens), lambda x, b, dh: x + 1, [])
 
 
 def gelu_blocks(n_tokens: int, steps: Iterable[int], parts: int) -> list[gelu.Blocks]:
@@ -56,120 +83,158 @@ def gelu_blocks(n_tokens: int, steps: Iterable[int], parts: int) -> list[gelu.Bl
     return found
 
 
-def groups(n_tokens: int, width: int) -> dict[str, tuple[int, list[tuple], Callable[..., Any], list[Choice]]]:
-    """Kernels by name -> bytes, COPIES sets of arrays (lazily), the plain form, what to try. width: the stream's."""
+def gelu_forward(n_tokens: int, width: int) -> Work:
+    return Work(
+        2 * 2 * n_tokens * HIDDEN,
+        lambda: hidden_sets(n_tokens),
+        lambda x, b, dh: functions.bias_gelu(x, b.astype(x.dtype)),
+        choices(gelu_blocks(n_tokens, (1, 4), n_tokens), lambda k: lambda x, b, dh: gelu.forward(x, b, INTERPRET, k)),
+    )
 
-    def hidden() -> list[tuple]:
-        bias = draw(9, HIDDEN).astype(jnp.float32)
-        return [(draw(i, n_tokens, HIDDEN), bias, draw(100 + i, n_tokens, HIDDEN)) for i in range(COPIES)]
 
-    def scores() -> list[tuple]:
-        bias = draw(9, EXPERTS).astype(jnp.float32) / 64
-        return [(jax.nn.sigmoid(draw(i, n_tokens, EXPERTS).astype(jnp.float32)), bias) for i in range(COPIES)]
+def gelu_backward(n_tokens: int, width: int) -> Work:
+    return Work(
+        3 * 2 * n_tokens * HIDDEN,
+        lambda: hidden_sets(n_tokens),
+        lambda x, b, dh: jax.vjp(functions.bias_gelu, x, b.astype(x.dtype))[1](dh),
+        choices(
+            gelu_blocks(n_tokens, (32, 16, 64, 8), 2048),
+            lambda k: lambda x, b, dh: gelu.backward(x, b, dh, INTERPRET, k),
+        ),
+    )
 
-    def plain_best(scores: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-        idx = top_choices(scores + bias, TOP_K)
-        chosen = idx[..., None] == jnp.arange(EXPERTS)
-        return idx, jnp.sum(jnp.where(chosen, scores[:, None, :], 0.0), axis=-1)
 
-    def masked() -> list[tuple]:
-        bias, experts = draw(9, SHARED, UNITS).astype(jnp.float32), EXPERTS + SHARED
+# Masked hidden units: sets of pre, bias, idx, weight, dh.
 
-        def one(i: int) -> tuple:
-            weight, idx = jax.lax.top_k(draw(200 + i, n_tokens, EXPERTS).astype(jnp.float32), TOP_K)
-            pre, dh = (draw(i + k, n_tokens, experts, UNITS) for k in (0, 100))
-            return pre, bias, idx, jax.nn.softmax(weight), dh
+MASKS = [masked_hidden.Blocks(*b) for b in itertools.product((8, 4, 16, 2, 32), (16, 64, 8, 32), (4, 8, 2, 1))]
 
-        return [one(i) for i in range(COPIES)]
 
-    def plain_masked(pre: jax.Array, bias: jax.Array, idx: jax.Array, weight: jax.Array) -> jax.Array:
-        gate = moe_paths.combine_weights(idx.astype(jnp.int32), weight, EXPERTS)
-        gate = jnp.pad(gate, ((0, 0), (0, SHARED)), constant_values=1.0).astype(pre.dtype)
-        bias = jnp.pad(bias, ((EXPERTS, 0), (0, 0))).astype(pre.dtype)
-        return functions.activation(None, pre + bias) * gate[..., None]
+def masked_sets(n_tokens: int) -> list[tuple]:
+    bias, experts = draw(9, SHARED, UNITS).astype(jnp.float32), EXPERTS + SHARED
 
-    def plain_masked_backward(
-        pre: jax.Array, bias: jax.Array, idx: jax.Array, weight: jax.Array, dh: jax.Array
-    ) -> tuple[tuple[jax.Array], jax.Array, jax.Array]:
-        _, pull = jax.vjp(lambda pre, bias, weight: plain_masked(pre, bias, idx, weight), pre, bias, weight)
-        d_pre, d_bias, d_weight = pull(dh)
-        return (d_pre,), d_bias, d_weight
+    def one(i: int) -> tuple:
+        weight, idx = jax.lax.top_k(draw(200 + i, n_tokens, EXPERTS).astype(jnp.float32), TOP_K)
+        pre, dh = (draw(i + k, n_tokens, experts, UNITS) for k in (0, 100))
+        return pre, bias, idx, jax.nn.softmax(weight), dh
 
-    def masked_forward(b: masked_hidden.Blocks) -> Callable[..., Any]:
+    return [one(i) for i in range(COPIES)]
+
+
+def masked_bytes(n_tokens: int) -> tuple[int, int]:
+    """Of one array: of the chosen and shared experts alone, and of all."""
+    return 2 * n_tokens * (TOP_K + SHARED) * UNITS, 2 * n_tokens * (EXPERTS + SHARED) * UNITS
+
+
+def plain_masked(pre: jax.Array, bias: jax.Array, idx: jax.Array, weight: jax.Array) -> jax.Array:
+    gate = moe_paths.combine_weights(idx.astype(jnp.int32), weight, EXPERTS)
+    gate = jnp.pad(gate, ((0, 0), (0, SHARED)), constant_values=1.0).astype(pre.dtype)
+    bias = jnp.pad(bias, ((EXPERTS, 0), (0, 0))).astype(pre.dtype)
+    return functions.activation(None, pre + bias) * gate[..., None]
+
+
+def plain_masked_backward(
+    pre: jax.Array, bias: jax.Array, idx: jax.Array, weight: jax.Array, dh: jax.Array
+) -> tuple[tuple[jax.Array], jax.Array, jax.Array]:
+    _, pull = jax.vjp(lambda pre, bias, weight: plain_masked(pre, bias, idx, weight), pre, bias, weight)
+    d_pre, d_bias, d_weight = pull(dh)
+    return (d_pre,), d_bias, d_weight
+
+
+def masked_forward(n_tokens: int, width: int) -> Work:
+    def kernel(b: masked_hidden.Blocks) -> Callable[..., Any]:
         return lambda pre, c, idx, w, dh: masked_hidden.forward((pre,), c, idx, w, SHARED, INTERPRET, b)
 
-    def masked_backward(b: masked_hidden.Blocks) -> Callable[..., Any]:
+    return Work(
+        sum(masked_bytes(n_tokens)),
+        lambda: masked_sets(n_tokens),
+        lambda pre, b, idx, w, dh: plain_masked(pre, b, idx, w),
+        choices(MASKS, kernel),
+    )
+
+
+def masked_backward(n_tokens: int, width: int) -> Work:
+    def kernel(b: masked_hidden.Blocks) -> Callable[..., Any]:
         return lambda pre, c, idx, w, dh: masked_hidden.backward((pre,), c, idx, w, dh, SHARED, INTERPRET, b)
 
-    def stream() -> list[tuple]:
-        gain, bias = (draw(i, width).astype(jnp.float32) for i in (8, 9))
-        return [(*(draw(i + k, n_tokens, width) for k in (0, 100, 200)), gain, bias) for i in range(COPIES)]
+    read, written = masked_bytes(n_tokens)
+    return Work(2 * read + written, lambda: masked_sets(n_tokens), plain_masked_backward, choices(MASKS, kernel))
 
-    def with_stream(x: jax.Array, gain: jax.Array, bias: jax.Array, stream_bias: jax.Array) -> tuple:
-        return functions.with_bias_gradient(x, stream_bias), functions.layer_norm(x, gain, bias)
 
-    def norm_backward(b: norm.Blocks) -> Callable[..., Any]:
+# Routers: sets of scores, bias.
+
+
+def score_sets(n_tokens: int) -> list[tuple]:
+    bias = draw(9, EXPERTS).astype(jnp.float32) / 64
+    return [(jax.nn.sigmoid(draw(i, n_tokens, EXPERTS).astype(jnp.float32)), bias) for i in range(COPIES)]
+
+
+def plain_best(scores: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+    idx = top_choices(scores + bias, TOP_K)
+    chosen = idx[..., None] == jnp.arange(EXPERTS)
+    return idx, jnp.sum(jnp.where(chosen, scores[:, None, :], 0.0), axis=-1)
+
+
+def best(n_tokens: int, width: int) -> Work:
+    blocks = [best_experts.Blocks(*b) for b in itertools.product((32, 16, 64, 8), (4, 2, 8, 1))]
+    return Work(
+        n_tokens * (4 * EXPERTS + 8 * TOP_K),
+        lambda: score_sets(n_tokens),
+        plain_best,
+        choices(blocks, lambda k: lambda s, b: best_experts.forward(s, b, TOP_K, INTERPRET, k)),
+    )
+
+
+# Norms: sets of x, dx (of the stream that passes by), dy, gain, bias.
+
+
+def stream_sets(n_tokens: int, width: int) -> list[tuple]:
+    gain, bias = (draw(i, width).astype(jnp.float32) for i in (8, 9))
+    return [(*(draw(i + k, n_tokens, width) for k in (0, 100, 200)), gain, bias) for i in range(COPIES)]
+
+
+def plain_norm(x: jax.Array, gain: jax.Array, bias: jax.Array, stream_bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return functions.with_bias_gradient(x, stream_bias), functions.layer_norm(x, gain, bias)
+
+
+def norm_forward(n_tokens: int, width: int) -> Work:
+    blocks = [norm.Blocks(n_rows, 1, warps) for n_rows, warps in itertools.product((4, 1, 2, 8), (4, 1, 2, 8))]
+
+    def kernel(b: norm.Blocks) -> Callable[..., Any]:
+        return lambda x, dx, dy, g, c: norm.forward(x, g, c, None, EPS, INTERPRET, b)[0][1]
+
+    return Work(
+        2 * 2 * n_tokens * width,
+        lambda: stream_sets(n_tokens, width),
+        lambda x, dx, dy, g, c: functions.layer_norm(x, g, c),
+        choices(blocks, kernel),
+    )
+
+
+def norm_backward(n_tokens: int, width: int) -> Work:
+    blocks = [norm.Blocks(*b) for b in itertools.product((2, 1, 4, 8), (32, 16, 64, 8), (2, 4, 1, 8))]
+
+    def kernel(b: norm.Blocks) -> Callable[..., Any]:
         return lambda x, dx, dy, g, c: norm.backward(EPS, INTERPRET, (x, g, c, c), (dx, dy), b)
 
-    forward = gelu_blocks(n_tokens, (1, 4), n_tokens)
-    backward = gelu_blocks(n_tokens, (32, 16, 64, 8), 2048)
-    norms = [norm.Blocks(*b) for b in itertools.product((2, 1, 4, 8), (32, 16, 64, 8), (2, 4, 1, 8))]
-    singles = [norm.Blocks(n_rows, 1, warps) for n_rows, warps in itertools.product((4, 1, 2, 8), (4, 1, 2, 8))]
-    masks = [masked_hidden.Blocks(*b) for b in itertools.product((8, 4, 16, 2, 32), (16, 64, 8, 32), (4, 8, 2, 1))]
-    read = 2 * n_tokens * (TOP_K + SHARED) * UNITS  # bytes of one array
-    written = 2 * n_tokens * (EXPERTS + SHARED) * UNITS
-    one, other = 2 * n_tokens * HIDDEN, 2 * n_tokens * width
-    return {
-        "copy": (2 * one, hidden, lambda x, b, dh: x + 1, []),
-        "gelu_forward": (
-            2 * one,
-            hidden,
-            lambda x, b, dh: functions.bias_gelu(x, b.astype(x.dtype)),
-            [(str(k), lambda x, b, dh, k=k: gelu.forward(x, b, INTERPRET, k)) for k in forward],
-        ),
-        "gelu_backward": (
-            3 * one,
-            hidden,
-            lambda x, b, dh: jax.vjp(functions.bias_gelu, x, b.astype(x.dtype))[1](dh),
-            [(str(k), lambda x, b, dh, k=k: gelu.backward(x, b, dh, INTERPRET, k)) for k in backward],
-        ),
-        "masked_forward": (
-            read + written,
-            masked,
-            lambda pre, b, idx, w, dh: plain_masked(pre, b, idx, w),
-            [(str(k), masked_forward(k)) for k in masks],
-        ),
-        "masked_backward": (
-            2 * read + written,
-            masked,
-            plain_masked_backward,
-            [(str(k), masked_backward(k)) for k in masks],
-        ),
-        "best_experts": (
-            n_tokens * (4 * EXPERTS + 8 * TOP_K),
-            scores,
-            plain_best,
-            [
-                (str(k), lambda s, b, k=k: best_experts.forward(s, b, TOP_K, INTERPRET, k))
-                for k in (best_experts.Blocks(*b) for b in itertools.product((32, 16, 64, 8), (4, 2, 8, 1)))
-            ],
-        ),
-        "norm_forward": (
-            2 * other,
-            stream,
-            lambda x, dx, dy, g, b: functions.layer_norm(x, g, b),
-            [
-                (str(k), lambda x, dx, dy, g, b, k=k: norm.forward(x, g, b, None, EPS, INTERPRET, k)[0][1])
-                for k in singles
-            ],
-        ),
-        "norm_backward": (
-            4 * other,
-            stream,
-            lambda x, dx, dy, g, b: jax.vjp(with_stream, x, g, b, b)[1]((dx, dy)),
-            [(str(k), norm_backward(k)) for k in norms],
-        ),
-    }
+    return Work(
+        4 * 2 * n_tokens * width,
+        lambda: stream_sets(n_tokens, width),
+        lambda x, dx, dy, g, c: jax.vjp(plain_norm, x, g, c, c)[1]((dx, dy)),
+        choices(blocks, kernel),
+    )
+
+
+# name -> its work, of (tokens, width of the stream)
+KERNELS: dict[str, Callable[[int, int], Work]] = {
+    "copy": copy,
+    "gelu_forward": gelu_forward,
+    "gelu_backward": gelu_backward,
+    "masked_forward": masked_forward,
+    "masked_backward": masked_backward,
+    "best_experts": best,
+    "norm_forward": norm_forward,
+    "norm_backward": norm_backward,
+}
 
 
 def compiled(function: Callable[..., Any], sets: list[tuple]) -> Any:
@@ -214,12 +279,13 @@ def main() -> None:
     given = parser.parse_args()
     given.out.parent.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + 60 * given.max_minutes
-    for name, (n_bytes, make, plain, choices) in groups(given.tokens, given.width).items():
+    for name, work_of in KERNELS.items():
         if given.only and name not in given.only:
             continue
-        sets = make()
-        wanted = jax.jit(plain)(*(a.astype(jnp.float32) for a in sets[0]))
-        tried: list[Choice] = [("plain", plain), *choices[: given.most]]
+        work = work_of(given.tokens, given.width)
+        n_bytes, sets = work.n_bytes, work.sets()
+        wanted = jax.jit(work.plain)(*(a.astype(jnp.float32) for a in sets[0]))
+        tried: list[Choice] = [("plain", work.plain), *work.choices[: given.most]]
         results = []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             programs = [pool.submit(compiled, function, sets) for _, function in tried]

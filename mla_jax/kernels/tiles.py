@@ -37,6 +37,6 @@ def dot(a: jax.Array, b: jax.Array, contract: int = 0) -> jax.Array:
 
 
 def ordered(a: jax.Array) -> jax.Array:
-    """float32, without NaN, as int32 in the same order; 0.0 and -0.0 are equal."""
+    """float32 as int32 in the same order; 0.0 and -0.0 are equal. sample/threshold.py has the plain one, unsigned."""
     bits = jax.lax.bitcast_convert_type(jnp.where(a == 0, 0.0, a), jnp.int32)
     return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)

@@ -58,3 +58,12 @@ def test_a_room_does_not_see_what_it_is_said_not_to(room: str) -> None:
     assert found or room in ("terminal", "markdown", "migrations")
     wrong = [(file, name) for file, name in found for no in NOT_IMPORTED[room] if f"{name}.".startswith(f"{no}.")]
     assert not wrong
+
+
+def test_kernels_take_of_the_model_what_imports_no_kernel() -> None:
+    """Plain functions alone: `model` imports `kernels`, and a circle would hang on the order of imports."""
+    names = [name for path in (PACKAGE / "kernels").glob("*.py") for name in imported(path)]
+    taken = {name.split(".")[2] for name in names if name.startswith("mla_jax.model.")}
+    assert taken == {"functions", "moe_router"}
+    for name in taken:
+        assert not [i for i in imported(PACKAGE / "model" / f"{name}.py") if i.startswith("mla_jax")], name

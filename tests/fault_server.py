@@ -16,6 +16,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 # answers that never become a score, and faults that pass when the request is tried again
 PERMANENT = ("cut_content", "wrong_schema", "refusal", "content_filter", "prose")
 PASSING = ("429", "500", "timeout", "cut_body", "broken_body", "drip", "hang_up")
+SLOW = ("timeout", "drip")  # those that only the client's patience ends
+
+
+def fault(user: str, rate: float, kinds: Sequence[str] = PERMANENT + PASSING) -> str:
+    """The fault planned for a judgement, "" for none; a function of the story alone."""
+    digest = hashlib.sha256(user.encode()).digest()
+    if int.from_bytes(digest[:4], "big") / 2**32 >= rate:
+        return ""
+    return kinds[digest[4] % len(kinds)]
 
 
 def hidden_quality(first: str) -> float:
@@ -44,6 +53,7 @@ class FaultServer:
       rejects: names of parameters that get 400; also "json_schema" and "json_object".
       usage: whether replies count their tokens.
       keep: whether to keep request bodies in `bodies`.
+      slow_s: how long a "timeout" is silent; a "drip" takes twice as long, a byte at a time. Both end with the server.
     """
 
     def __init__(
@@ -75,6 +85,7 @@ class FaultServer:
         self.most_at_once = self._now_inside = 0
         self._met: set[int] = set()
         self.lock = threading.Lock()
+        self.closed = threading.Event()
         server = self
 
         class Handler(_Handler):
@@ -88,17 +99,13 @@ class FaultServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.closed.set()
         self._http.shutdown()
         self._http.server_close()
 
     def fault(self, user: str) -> str:
-        """The fault planned for a judgement, "" for none; a function of the story alone."""
-        if self.always:
-            return self.always
-        digest = hashlib.sha256(user.encode()).digest()
-        if int.from_bytes(digest[:4], "big") / 2**32 >= self.fault_rate:
-            return ""
-        return self.kinds[digest[4] % len(self.kinds)]
+        """The fault planned for a judgement, "" for none."""
+        return self.always or fault(user, self.fault_rate, self.kinds)
 
     def meet(self, user: str) -> str:
         """The fault of this request: passing ones come once for a story."""
@@ -181,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "key_limit":
             return self._error(403, "Key limit exceeded")
         if kind == "timeout":
-            time.sleep(self.owner.slow_s)
+            self.owner.closed.wait(self.owner.slow_s)
             return self._complete(good, body)
         if kind in ("cut_body", "broken_body", "drip", "hang_up"):
             return self._broken(kind, good, body)
@@ -239,9 +246,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if kind == "cut_body":
             return self._write(payload[:30])
-        for start in range(0, len(payload), 40):  # a byte now and then: never silent, never finished in time
-            time.sleep(self.owner.slow_s / 8)
-            self._write(payload[start : start + 40])
+        for at in range(len(payload)):  # a byte now and then: never silent, never finished in time
+            if self.owner.closed.wait(2 * self.owner.slow_s / len(payload)) or not self._write(payload[at : at + 1]):
+                break
         return None
 
     def _error(self, status: int, message: str, code: str = "", headers: dict | None = None) -> None:
@@ -256,9 +263,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self._write(payload)
 
-    def _write(self, payload: bytes) -> None:
+    def _write(self, payload: bytes) -> bool:
+        """Whether the client is still there."""
         try:
             self.wfile.write(payload)
             self.wfile.flush()
         except OSError:
             self.close_connection = True
+            return False
+        return True

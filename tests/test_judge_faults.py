@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from fault_server import PASSING, PERMANENT, FaultServer, hidden_quality
-from judge_helpers import KEY, STORIES, judged, make_run, rows, settings, study
+from judge_helpers import KEY, STORIES, give_up_slow_replies_at_once, judged, make_run, rows, settings, study
 
 from mla_jax.errors import UserError
 from mla_jax.judge import judging, tasks
@@ -28,11 +28,12 @@ STATUS = dict.fromkeys(PASSING, "ok") | {"": "ok", "cut_content": "truncated", "
 STATUS |= {"prose": "unparsable", "refusal": "refused", "content_filter": "refused"}
 
 
-def test_a_thousand_judgements_with_every_fault_are_all_accounted_for(tmp_path):
+def test_a_thousand_judgements_with_every_fault_are_all_accounted_for(tmp_path, monkeypatch):
     """1,000 judgements, 20 % faults of 12 kinds: one row each, and every row says what was done to it."""
-    with FaultServer(fault_rate=0.2, slow_s=2.5, key=KEY, retry_after="0.02") as server:
+    give_up_slow_replies_at_once(0.2, monkeypatch.setattr)
+    with FaultServer(fault_rate=0.2, slow_s=200, key=KEY, retry_after="0.02") as server:
         report = study(
-            server, tmp_path, num_prompts=200, num_controls=160, repeats=1, concurrency=40, timeout_s=1.5, max_retries=5
+            server, tmp_path, num_prompts=200, num_controls=160, repeats=1, concurrency=40, timeout_s=60, max_retries=5
         )
     found, stories = judged(tmp_path), rows(tmp_path / "stories.jsonl")
     assert len(found) == 1000 and len({r["id"] for r in found}) == 1000
@@ -63,9 +64,9 @@ def test_kill_9_at_any_point_loses_nothing_and_repeats_nothing(tmp_path, kills, 
     out, cache = tmp_path / "out", tmp_path / "cache"
     (tmp_path / "home").mkdir()
     environment = os.environ | {"OPENAI_API_KEY": KEY, "PYTHONPATH": _path(), "HOME": str(tmp_path / "home")}
-    with FaultServer(fault_rate=0.2, slow_s=2.0, key=KEY, retry_after="0.02", delay_s=0.01) as server:
+    with FaultServer(fault_rate=0.2, slow_s=200, key=KEY, retry_after="0.02", delay_s=0.01) as server:
         command = [sys.executable, str(Path(__file__).with_name("judge_driver.py"))]
-        command += [server.url, str(out), str(cache), str(prompts)]
+        command += [server.url, str(out), str(cache), str(prompts), "0.2"]
         total, said = 4 * prompts + 100, b""
         for kill in range(kills):
             process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

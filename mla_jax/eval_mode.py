@@ -122,6 +122,9 @@ def run(
         raise UserError(f"--fact_stories is {fact_stories}; it must be 0 (none) or more: e.g. 50.")
     loaded = [runs.load_run(workdir, step) for workdir in workdirs]
     _check(loaded, fact_stories, cache_dtype)
+    for each in loaded:
+        if not each.finished:
+            say(console, each.origin, style="dim")
     evaluations = [evaluate(each, data_path, cache_dtype=cache_dtype) for each in loaded]
     console.print(_table(evaluations, cache_dtype), highlight=False)
     if len({evaluation.row["tokenizer_sha256"] for evaluation in evaluations}) > 1:

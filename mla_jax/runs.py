@@ -225,6 +225,17 @@ class Run:
         """What `model.apply` takes: the parameters, and the router bias where there is one."""
         return variables_of(self.params, self.router_bias)
 
+    @property
+    def finished(self) -> bool:
+        """Whether its training came to its end: of an imported run, which ended elsewhere, nobody here knows."""
+        return self.folder.result.exists() or self.folder.imported
+
+    @property
+    def origin(self) -> str:
+        """Whose weights these are, e.g. "weights of step 200 of 400 of runs/mha, which is not finished"."""
+        unfinished = "" if self.finished else ", which is not finished"
+        return f"weights of step {self.step} of {self.config.train.steps} of {self.folder.path}{unfinished}"
+
 
 def load_run(workdir: str | os.PathLike, step: int | None = None, best: bool = True, field: str = "--workdir") -> Run:
     """Load a run folder: the best checkpoint by validation loss (or the newest, or the given step).

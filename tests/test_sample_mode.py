@@ -1,4 +1,4 @@
-"""sample_mode: what is said beside the stories."""
+"""sample_mode, and the other modes that read a run: what is said beside the result."""
 
 import shutil
 from pathlib import Path
@@ -6,11 +6,20 @@ from pathlib import Path
 import pytest
 import rich.console
 
-from mla_jax import runs
+from mla_jax import eval_mode, runs
 from mla_jax.errors import UserError
+from mla_jax.interop import export_mode
 from mla_jax.sample import sample_mode
 
 pytest_plugins = ["run_fixtures"]
+
+
+def unfinished(trained_run: Path, copy: Path) -> Path:
+    """A copy of the run as it was at step 5 of 10."""
+    shutil.copytree(trained_run, copy)
+    shutil.rmtree(copy / "checkpoints" / "10")
+    (copy / "result.json").unlink()
+    return copy
 
 
 def said(run: Path, step: int | None = None) -> str:
@@ -23,12 +32,23 @@ def test_a_run_that_is_still_trained_says_whose_weights_wrote(trained_run: Path,
     assert "weights of" not in said(trained_run)  # finished: its last
     of_five = said(trained_run, step=5)
     assert "weights of step 5 of 10" in of_five and "not finished" not in of_five
-    training = tmp_path / "run"
-    shutil.copytree(trained_run, training)
-    shutil.rmtree(training / "checkpoints" / "10")
-    (training / "result.json").unlink()
+    training = unfinished(trained_run, tmp_path / "run")
     assert not runs.RunFolder(training).imported
     assert f"weights of step 5 of 10 of {training}, which is not finished" in said(training)
+
+
+def test_eval_and_export_say_it_too(trained_run: Path, run_env: Path, tmp_path: Path) -> None:
+    training = unfinished(trained_run, tmp_path / "run")
+    whose = f"weights of step 5 of 10 of {training}, which is not finished\n"
+    console = rich.console.Console(record=True, width=200)
+    finished = Path(shutil.copytree(trained_run, tmp_path / "finished"))
+    eval_mode.run([str(finished), str(training)], None, None, 0, console)
+    said = console.export_text()
+    assert said.startswith(whose) and said.count("weights of") == 1
+    for run, says in ((finished, ""), (training, whose)):
+        export_mode.run(str(run), str(tmp_path / f"{run.name}_hf"), None, None, console)
+        said = console.export_text()
+        assert said.startswith(f"{says}exported    ") and said.count("weights of") == bool(says)
 
 
 def test_without_max_new_tokens_a_long_prompt_gets_what_fits(trained_run: Path, run_env: Path) -> None:

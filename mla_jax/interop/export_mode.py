@@ -5,6 +5,7 @@ import rich.console
 from mla_jax import runs
 from mla_jax.errors import UserError
 from mla_jax.interop import families, hf
+from mla_jax.terminal import say
 
 
 def run(workdir: str, out: str | None, step: int | None, dtype: str | None, console: rich.console.Console) -> None:
@@ -13,12 +14,9 @@ def run(workdir: str, out: str | None, step: int | None, dtype: str | None, cons
         raise UserError("--out is missing or empty: give the folder to export to, e.g. --out exports/mla_rope.")
     families.family(runs.read_config(runs.existing(workdir)).model)  # the reason, before weights are read
     trained = runs.load_run(workdir, step)
+    if not trained.finished:
+        say(console, trained.origin, style="dim")
     folder = hf.export(trained, out, dtype or "float32")
     architecture = families.family(trained.config.model)
-    console.print(
-        f"exported    {folder} (step {trained.step}, {architecture})\n"
-        f'load it     transformers.AutoModelForCausalLM.from_pretrained("{folder}")',
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    say(console, f"exported    {folder} (step {trained.step}, {architecture})")
+    say(console, f'load it     transformers.AutoModelForCausalLM.from_pretrained("{folder}")')

@@ -32,11 +32,8 @@ def run(
     if trace_experts:
         expert_trace.check_has_experts(trained)
     config = _with(trained.config, given)
-    finished = trained.folder.result.exists() or trained.folder.imported  # elsewhere, where nobody here knows of it
-    if step is not None or not finished:
-        unfinished = "" if finished else ", which is not finished"
-        about = f"weights of step {trained.step} of {trained.config.train.steps} of {workdir}{unfinished}"
-        say(console, about, style="dim")
+    if step is not None or not trained.finished:
+        say(console, trained.origin, style="dim")
     prompts = [prompt for prompt in (config.sample.prompts or ("",)) for _ in range(config.sample.num_samples)]
     sampler = Sampler(trained.model, trained.variables, trained.tokenizer, config)
     settings = sample_settings(config.sample)

@@ -5,6 +5,7 @@ The questions and their scoring are `world.questions`; this is the model's answe
 
 import itertools
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import rich.console
 import rich.table
 
+from mla_jax.data import progress
 from mla_jax.errors import UserError
 from mla_jax.rows import result_row
 from mla_jax.runs import Run, read_data, write_text
@@ -24,10 +26,16 @@ _WIDTH = 64  # sequences are padded to it times a power of two: each width is co
 _BATCH = 128
 
 
-def logprob_fn(run: Run) -> Callable[[Sequence[Probe]], Iterator[list[float]]]:
+def _unheard(n: int) -> None:
+    """Nobody is told how far it is."""
+
+
+def logprob_fn(
+    run: Run, advance: Callable[[int], None] = _unheard
+) -> Callable[[Sequence[Probe]], Iterator[list[float]]]:
     """A `LogProbFn` for `questions.score`: nats of every candidate as the model's continuation of its prefix.
 
-    A prefix too long for `model.max_len` loses its beginning.
+    A prefix too long for `model.max_len` loses its beginning. advance: is told how many more candidates are done.
     """
     eval_step = make_eval_step(run.model, run.config)
     limit = run.config.model.max_len
@@ -41,7 +49,7 @@ def logprob_fn(run: Run) -> Callable[[Sequence[Probe]], Iterator[list[float]]]:
         tails = [[encode(candidate) for candidate in probe.candidates] for probe in probes]
         heads = [[run.tokenizer.separator_id, *encode(probe.prefix)] for probe in probes]
         rows = [(sequence(head, tail), len(tail)) for head, group in zip(heads, tails, strict=True) for tail in group]
-        scores = iter(_sum_tails(eval_step, run.variables, rows, run.tokenizer.separator_id, limit))
+        scores = iter(_sum_tails(eval_step, run.variables, rows, run.tokenizer.separator_id, limit, advance))
         for group in tails:
             yield list(itertools.islice(scores, len(group)))
 
@@ -49,7 +57,12 @@ def logprob_fn(run: Run) -> Callable[[Sequence[Probe]], Iterator[list[float]]]:
 
 
 def _sum_tails(
-    eval_step: Callable, variables: Any, rows: list[tuple[list[int], int]], padding: int, limit: int
+    eval_step: Callable,
+    variables: Any,
+    rows: list[tuple[list[int], int]],
+    padding: int,
+    limit: int,
+    advance: Callable[[int], None],
 ) -> np.ndarray:
     """Log-probability of the last `tail` tokens of each row (tokens, tail), in order; float64 [len(rows)]."""
     scores = np.zeros(len(rows))
@@ -68,6 +81,7 @@ def _sum_tails(
         for slot, i in enumerate(chosen):
             ids, tail = rows[i]
             scores[i] = -nll[slot, len(ids) - 1 - tail : len(ids) - 1].sum(dtype=np.float64)
+        advance(len(chosen))
     return scores
 
 
@@ -83,15 +97,18 @@ def check_embedded(run: Run) -> None:
 def ask(run: Run, n_stories: int, console: rich.console.Console) -> dict[str, Any]:
     """Put the questions of `n_stories` held-out stories to the model, with its whole context and with 20 words of it.
 
-    Prints a table, writes eval/facts.json into the run folder and returns its row. Raises UserError for a run that
-    was not trained on the embedded stories.
+    Says on stderr what it begins, with a bar on a terminal; prints a table, writes eval/facts.json into the run folder
+    and returns its row. Raises UserError for a run that was not trained on the embedded stories.
     """
     check_embedded(run)
     data = run.config.data
     probes = list(questions.probes(stories(n_stories, data.seed, "valid")))
-    answer = logprob_fn(run)
-    whole = questions.score(probes, answer)
-    short = questions.score([questions.cut_context(probe, CUT_WORDS) for probe in probes], answer)
+    answers = 2 * sum(len(probe.candidates) for probe in probes)
+    progress.say(f"Asking {run.folder.name} {len(probes):,} fact questions twice: {answers:,} answers to score")
+    with progress.Progress("Asking", answers, quiet=not sys.stderr.isatty(), unit="answers") as bar:
+        answer = logprob_fn(run, bar.advance)
+        whole = questions.score(probes, answer)
+        short = questions.score([questions.cut_context(probe, CUT_WORDS) for probe in probes], answer)
     table = rich.table.Table("question", "words ago", "n", "accuracy", f"seeing only {CUT_WORDS} words", "chance")
     for row, cut in zip(whole, short, strict=True):
         if row["kind"] != "all" and row["distance"] != questions.FAR:

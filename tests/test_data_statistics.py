@@ -59,6 +59,8 @@ def test_progress_goes_to_stderr_and_ends_with_its_last_line(capsys, monkeypatch
     monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
     with Progress("Fetching", None) as shown:
         shown.advance(5)
+    with Progress("Asking", 4, unit="answers") as shown:
+        shown.advance(4)
     with Progress("Reading", 4, quiet=True) as shown:
         shown.advance(4)
-    assert capsys.readouterr().err == "Fetching: 5 stories\n"
+    assert capsys.readouterr().err == "Fetching: 5 stories\nAsking: 100 % of 4 answers\n"

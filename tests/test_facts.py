@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rich.console
 from tiny import REFERENCE
 
 from mla_jax import config as config_lib
@@ -15,6 +16,7 @@ from mla_jax.config_files import load_config
 from mla_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mla_jax.errors import UserError
 from mla_jax.model.transformer import Transformer, variables_of
+from mla_jax.runs import RunFolder
 from mla_jax.world import questions, stories
 
 
@@ -51,3 +53,17 @@ def test_a_run_on_a_file_has_no_facts(run):
     on_file = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, path="x.txt"))
     with pytest.raises(UserError, match="carry no facts"):
         facts.check_embedded(types.SimpleNamespace(config=on_file, folder=run.folder))
+
+
+def test_asking_says_that_it_begins_and_counts_every_answer(run, tmp_path, capsys):
+    folder = RunFolder(tmp_path)
+    folder.data.write_text('{"fingerprint": "f", "tokenizer_sha256": "t"}')
+    asked = types.SimpleNamespace(**vars(run) | {"folder": folder, "step": 3})
+    row = facts.ask(asked, 3, rich.console.Console())
+    assert row["metrics"]["stories"] == 3 and (tmp_path / "eval" / "facts.json").is_file()
+    probes, counted = list(questions.probes(stories(3, 0, "valid"))), []
+    answers = sum(len(probe.candidates) for probe in probes)
+    said = capsys.readouterr().err  # in a pipe it is this line alone
+    assert said == f"Asking {folder.name} {len(probes)} fact questions twice: {2 * answers:,} answers to score\n"
+    list(facts.logprob_fn(run, counted.append)(probes))
+    assert sum(counted) == answers

@@ -17,10 +17,13 @@ def say(text: str) -> None:
 
 
 class Progress:
-    """`with Progress("Tokenizing", n_stories) as p: p.advance(n)`; total None = unknown; quiet shows nothing."""
+    """`with Progress("Tokenizing", n_stories) as p: p.advance(n)`; total None = unknown; quiet shows nothing.
 
-    def __init__(self, what: str, total: int | None, quiet: bool = False):
-        self._what, self._total, self._done, self._quiet = what, total, 0, quiet
+    unit: what is counted.
+    """
+
+    def __init__(self, what: str, total: int | None, quiet: bool = False, unit: str = "stories"):
+        self._what, self._total, self._done, self._quiet, self._unit = what, total, 0, quiet, unit
         self._last = time.monotonic()
         self._said = -1
         self._bar: Bar | None = None
@@ -29,7 +32,7 @@ class Progress:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("stories"),
+                TextColumn(unit),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
             )
@@ -48,7 +51,7 @@ class Progress:
             self._line()  # who saw it begin sees it end
 
     def advance(self, amount: int = 1) -> None:
-        """`amount` more stories are done."""
+        """`amount` more are done."""
         self._done += amount
         if self._bar:
             self._bar.update(self._task, completed=self._done)
@@ -58,6 +61,6 @@ class Progress:
     def _line(self) -> None:
         self._last, self._said = time.monotonic(), self._done
         if self._total is None:
-            say(f"{self._what}: {self._done:,} stories")
+            say(f"{self._what}: {self._done:,} {self._unit}")
         else:
-            say(f"{self._what}: {100 * self._done / max(self._total, 1):.0f} % of {self._total:,} stories")
+            say(f"{self._what}: {100 * self._done / max(self._total, 1):.0f} % of {self._total:,} {self._unit}")

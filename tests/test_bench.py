@@ -13,7 +13,7 @@ from tiny import REFERENCE, quick_jit, random_params, random_tokens, tiny_config
 
 from mla_jax import accounting
 from mla_jax.bench import decode, device, kernels, memory, plan, points, report
-from mla_jax.bench.settings import QUICK_MODEL
+from mla_jax.bench.settings import QUICK_CAVEAT, QUICK_MODEL
 from mla_jax.bench.timing import Timing, measure
 from mla_jax.config_files import load_config
 from mla_jax.errors import UserError
@@ -146,7 +146,15 @@ def test_the_table_shows_what_there_is_and_what_was_skipped() -> None:
     rows = [row("mha_rope", 1234.5, ms=1.5), {**row("mla", 0.0, skipped="needs about 99 GiB")}]
     text = report.markdown(rows)
     assert "1,234" in text and "needs about 99 GiB" in text and "Device: chip" in text
-    assert "of copy bandwidth" not in text  # no row has it
+    assert "of copy bandwidth" not in text and "all methods" not in text and "quick" not in text  # no row has it
+
+
+def test_the_report_says_first_that_quick_figures_say_nothing_and_explains_a_label() -> None:
+    rows = [row("mha_rope", 10.0, quick=True), row("mha_rope", 9.0, label="all methods"), row("mla", 8.0)]
+    text = report.markdown(rows)
+    assert text.startswith(f"1 of 3 rows are of `--quick`, {QUICK_CAVEAT}.\n\n## decode")
+    about = '"(all methods)": tokens are drawn at temperature 0.8 with top-k 40, top-p 0.95, min-p 0.02 and repetition'
+    assert about in text and text.index(about) < text.index("mha_rope (all methods)")
 
 
 def test_the_copy_bandwidth_is_that_of_the_median(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +296,8 @@ def test_quick_through_the_command_line(
     assert first["metrics"]["cache_bytes"] == 2 * 32 * first["metrics"]["cache_bytes_per_token"]
     assert first["metrics"]["model"] == "2 x 64, ffn 96, 8192 pieces"
     assert first["metrics"]["of_copy"] > 0 and first["metrics"]["ms"] > 0
-    assert "over MHA" in (out / "report.md").read_text()
+    report_text = (out / "report.md").read_text()
+    assert "over MHA" in report_text and report_text.startswith(f"{len(rows)} of {len(rows)} rows are of `--quick`")
     assert (out / "tokens_over_batch.png").stat().st_size > 1000
     # Again: nothing is left to do, and a row that a killed run cut off is measured again.
     lines = (out / "rows.jsonl").read_text().splitlines()

@@ -13,7 +13,7 @@ import rich.console
 from mla_jax import config as config_lib
 from mla_jax import devices, runs
 from mla_jax.bench import device, plan, points, report, synthetic
-from mla_jax.bench.settings import QUICK, QUICK_MODEL
+from mla_jax.bench.settings import QUICK, QUICK_CAVEAT, QUICK_MODEL
 from mla_jax.config import Config
 from mla_jax.config_files import load_config
 from mla_jax.errors import UserError, brief, out_of_memory
@@ -82,14 +82,14 @@ def run(
         highlight=False,
     )
     if quick:
-        console.print("quick     tiny models and shapes: that it runs is all that these figures say", highlight=False)
+        console.print(f"quick     {QUICK_CAVEAT}", highlight=False)
     rows = []
     for number, job in enumerate(jobs, 1):
         minutes = (time.monotonic() - began) / 60
         if settings.max_minutes and minutes >= settings.max_minutes:
             console.print(f"stopped   --max_minutes {settings.max_minutes:g}: {len(jobs) - number + 1} not run")
             break
-        row = _row(job, bandwidth)
+        row = _row(job, bandwidth, quick)
         append_row(folder / ROWS, row)
         rows.append(row)
         console.print(f"{number:>4}/{len(jobs)} {_line(row['metrics'])}", highlight=False, markup=False, soft_wrap=True)
@@ -150,12 +150,13 @@ def _folder(out: str) -> Path:
     return folder
 
 
-def _row(job: plan.Job, bandwidth: float) -> dict[str, Any]:
-    """Run a job; what fails, or does not fit, is a row that says so."""
+def _row(job: plan.Job, bandwidth: float, quick: bool) -> dict[str, Any]:
+    """Run a job; what fails, or does not fit, is a row that says so, as does one of a quick benchmark."""
     metrics: dict[str, Any] = {"suite": job.suite, "point": job.point.name, "label": job.label}
     metrics["model"] = job.point.size
     metrics |= {"batch": job.batch, "context": job.context, "copy_bytes_per_s": bandwidth}
     metrics["xla_flags"] = os.environ.get("XLA_FLAGS", "")
+    metrics |= {"quick": True} if quick else {}
     limit = device.memory_limit()
     if limit and job.needs > 0.95 * limit:
         metrics["skipped"] = f"needs about {job.needs / 2**30:.0f} GiB of {limit / 2**30:.0f}"

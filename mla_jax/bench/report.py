@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from mla_jax import figures
+from mla_jax.bench.decode import ALL_METHODS
 from mla_jax.bench.points import FULL_RANK, MHA
+from mla_jax.bench.settings import QUICK_CAVEAT
 from mla_jax.errors import UserError, run_command
 from mla_jax.files import write_text
 from mla_jax.markdown import table
@@ -109,14 +111,25 @@ _COLUMNS = (
 )
 
 
+_ALL_METHODS = (
+    f'"(all methods)": tokens are drawn at temperature {ALL_METHODS.temperature} with top-k {ALL_METHODS.top_k}, top-p '
+    f"{ALL_METHODS.top_p}, min-p {ALL_METHODS.min_p} and repetition penalty {ALL_METHODS.repetition_penalty} together; "
+    "the other rows take the likeliest one."
+)
+
+
 def markdown(rows: list[Row]) -> str:
-    """One table a suite, with the columns that its rows have, and what was skipped."""
+    """One table a suite, with the columns that its rows have, and what was skipped; first what to hold against them."""
     parts = []
+    if quick := sum(bool(row["metrics"].get("quick")) for row in rows):
+        parts.append(f"{quick} of {len(rows)} rows are of `--quick`, {QUICK_CAVEAT}.\n")
     called = list(zip(names(rows), with_ratios(rows), strict=True))
     for suite in dict.fromkeys(row["metrics"]["suite"] for row in rows):
         own = [(name, row["metrics"]) for name, row in called if row["metrics"]["suite"] == suite]
         columns = [c for c in _COLUMNS if any(m.get(c[0]) is not None for _, m in own)]
         parts.append(f"## {suite}\n")
+        if any(m["label"] == "all methods" for _, m in own):
+            parts.append(_ALL_METHODS + "\n")
         head = ("point", "batch x context", "form", *(title for _, title, _ in columns), "note")
         parts.append(table(head, (_cells(name, m, columns) for name, m in own)) + "\n")
     if rows:

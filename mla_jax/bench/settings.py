@@ -43,6 +43,7 @@ QUICK = {
 }
 QUICK_MODEL = {"model.n_layers": 2, "model.d_model": 64, "model.n_heads": 4, "model.d_ff": 96, "model.max_len": 64}
 QUICK_MODEL |= {"train.seq_len": 32, "sample.max_new_tokens": 8}
+QUICK_CAVEAT = "tiny models and shapes: that it runs is all that these figures say"
 
 
 _COUNTS = ("steps", "repeats", "memory_context", "train_batch", "peer_prompt", "peer_new", "vocab_size", "copy_bytes")

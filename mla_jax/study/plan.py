@@ -156,7 +156,7 @@ def cost_model(study: Study, rows: Iterable[dict[str, Any]], device: str | None 
 
 
 def describe(study: Study, made: Plan, rows: Rows, cost: CostModel, here: str = "") -> str:
-    """The plan as Markdown: every run in its order with its minutes, what waits and why, and sums by priority.
+    """The plan as Markdown: minutes by priority and in all, then every run in its order, what waits and why.
 
     here: the device of this machine, to be told apart from the one that the minutes are for.
     """
@@ -174,13 +174,13 @@ def describe(study: Study, made: Plan, rows: Rows, cost: CostModel, here: str = 
         *_data_of_done(made, rows),
     ]
     sums: dict[int, _Sum] = defaultdict(_Sum)
-    lines.append(_runs(study, made, rows, cost, sums))
+    runs = _runs(study, made, rows, cost, sums)
+    lines += _sums(sums)
     done = Counter(row["device"] for task in made.tasks if (row := rows.done(task.key)))
     if set(done) - {cost.device}:
         each = "; ".join(f"{count} on {device}" for device, count in sorted(done.items()))
         lines += ["", f"Runs that are done, wherever: {each}."]
-    lines += ["", *_sums(sums)]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", runs])
 
 
 def _runs(study: Study, made: Plan, rows: Rows, cost: CostModel, sums: dict[int, "_Sum"]) -> str:

@@ -194,10 +194,19 @@ def _given(values: flags.FlagValues, section: str) -> dict[str, Any]:
     return {field: values[name].value for name, field in cli_table.settings(section).items() if values[name].present}
 
 
+# Mode -> what its one --workdir is.
+_FOLDERS = {
+    "train": "the folder to train in, e.g. --workdir runs/mla_rope",
+    "study": "the folder of the study, e.g. --workdir studies/a",
+    "sample": "the folder of a trained run, e.g. --workdir runs/mla_rope",
+    "export": "the folder of a trained run, e.g. --workdir runs/mla_rope",
+}
+
+
 def _one_workdir(values: flags.FlagValues) -> str:
     workdirs = values["workdir"].value
-    if len(workdirs) != 1 or not workdirs[0]:
-        raise UserError(
-            f"--workdir is given {len(workdirs)} times or empty; this mode needs it once: e.g. --workdir runs/x."
-        )
+    if len(workdirs) > 1:
+        raise UserError(f"--workdir is given {len(workdirs)} times; this mode takes it once: give one folder.")
+    if not workdirs or not workdirs[0]:
+        raise UserError(f"--workdir is missing or empty: give {_FOLDERS[values['mode'].value]}.")
     return workdirs[0]

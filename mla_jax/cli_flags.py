@@ -1,6 +1,7 @@
 """The command line read by the table of flags (`cli_table`): every refusal is a UserError."""
 
 import re
+from typing import Any
 
 from absl import flags
 
@@ -74,8 +75,7 @@ def _flag_sentence(error: flags.Error, values: flags.FlagValues) -> str:
     if isinstance(error, flags.UnrecognizedFlagError):
         if "." in error.flagname:
             return f"--{error.flagname} is not a flag: knobs of the config are set by --config.SECTION.KNOB=VALUE."
-        known = [name for name in values if name != "help"]
-        return f"--{error.flagname} is not a flag{suggest(error.flagname, known)}: --help lists them."
+        return f"--{error.flagname} is not a flag{suggest(error.flagname, values)}: --help lists them."
     text = " ".join(str(error).split()).removesuffix(".").removeprefix("ERROR:: ").replace("flag --", "--")
     flag, _, reason = text.partition(": ")
     name, equals, value = flag.partition("=")
@@ -83,11 +83,21 @@ def _flag_sentence(error: flags.Error, values: flags.FlagValues) -> str:
         if equals and words in reason:
             if choices := re.search(r"<(.*)>", reason):
                 rule = f"be one of {choices[1].replace('|', ', ')}"
-            return f"{name} is {value!r}; it must {rule}."
+            what, shown, example = rule.partition("e.g. ")
+            if shown:
+                example = _usual(name) or example
+            return f"{name} is {value!r}; it must {what}{shown}{example}."
     return f"{text}."
 
 
-# How absl or Python refuse a flag's value, and what we say.
+def _usual(flag: str) -> Any:
+    """What configs/base.py has for the knob of --config.KNOB, also where it is a study's; None for other flags."""
+    section, _, knob = flag.rpartition(".")
+    base = config_files.load_config_dict("base")
+    return base.get(section.rpartition(".")[2], {}).get(knob)
+
+
+# How absl or Python refuse a flag's value, and what we say; what configs/base.py has stands in an example's place.
 _RULES = {
     "could not convert string to float": "be a number: e.g. 0.5",
     "invalid literal for int()": "be a whole number: e.g. 5",

@@ -1,5 +1,6 @@
 """Find and load config files: a path, or the bare name of one that ships with mla_jax (`mla_rope`, `mla_rope:l`)."""
 
+import contextlib
 import importlib.util
 import inspect
 from collections.abc import Iterator
@@ -46,16 +47,24 @@ def find(name_or_path: str) -> tuple[Path, str | None]:
         named = config_dir() / f"{stem}.py"
         if named.is_file():
             return named, argument if colon else None
-        known = names() + study_names()
         raise UserError(
-            f"--config is {name_or_path!r}, which is no named config{suggest(stem, known)}: "
-            f"use a path to a .py file or one of {', '.join(known)}."
+            f"--config is {name_or_path!r}, which is no named config{suggest(stem, names() + study_names())}: use a "
+            f"path to a .py file or one of {', '.join(names())}, or with --mode study of {', '.join(study_names())}."
         )
     if not path.is_file():
         raise UserError(
-            f"--config is {name_or_path!r}, but there is no such file: give a path or one of {', '.join(names())}."
+            f"--config is {name_or_path!r}, but there is no such file{_near(stem)}: give a path or one of "
+            f"{', '.join(names())}."
         )
     return path, argument if colon else None
+
+
+def _near(path: str) -> str:
+    """' (did you mean configs/X.py?)', where a file beside it has nearly its name, or ''; `path` as it was written."""
+    name, beside = Path(path).name, []
+    with contextlib.suppress(OSError, ValueError):  # no such folder, or a name that no file system takes
+        beside = [p.name for p in Path(path).parent.iterdir() if p.suffix == ".py" and p.is_file()]
+    return suggest(name, beside, before=path.removesuffix(name), cutoff=0.7)  # all are alike in .py
 
 
 def load_config_dict(name_or_path: str) -> ConfigDict:

@@ -118,11 +118,27 @@ def test_a_study_is_told_what_its_command_line_can_set(knob: str, hint: str) -> 
     config_files.check_knob(load_config_dict("study_smoke"), "tiers.grid.set.train.steps")
 
 
+def test_a_file_that_is_not_there_may_be_one_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mla_rope.py").touch()
+    monkeypatch.chdir(tmp_path)
+    for given, near in (
+        ("configs/mla_rop.py", " (did you mean configs/mla_rope.py?)"),
+        (f"{tmp_path}/configs/mla_rop.py:m", f" (did you mean {tmp_path}/configs/mla_rope.py?)"),
+        ("configs/far_from_it.py", ""),
+        ("nowhere/mla_rop.py", ""),
+    ):
+        with pytest.raises(UserError) as caught:
+            load_config(given)
+        assert f"but there is no such file{near}: give a path" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
         ("mla_rop", "(did you mean mla_rope?)"),
         ("nothing_like_it", "use a path to a .py file or one of base,"),
+        ("nothing_like_it", "smoke, or with --mode study of study_muon,"),
         ("configs/absent.py", "there is no such file"),
         ("absent.py:m", "there is no such file"),
         ("mla_rope:xxl", "is not one of xs, s, m, l, xl"),

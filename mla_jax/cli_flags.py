@@ -10,15 +10,17 @@ from mla_jax.cli_table import CONFIG, FLAGS, MODES
 from mla_jax.errors import UserError
 from mla_jax.typed import suggest
 
+_ALL = {"config": CONFIG, **FLAGS}
+
 
 def define_flags(argv: list[str]) -> flags.FlagValues:
     """A fresh set of flags for this argv (absl's global one would remember an earlier command line)."""
     values = flags.FlagValues()
     # sys_argv: it defines a flag for each --config.KNOB that it finds there, and would look into sys.argv.
-    CONFIG.define("config", CONFIG.default, CONFIG.help, flag_values=values, sys_argv=argv)
+    CONFIG.define("config", CONFIG.default, CONFIG.about, flag_values=values, sys_argv=argv)
     flags.DEFINE_enum("mode", "train", list(MODES), "what to do", flag_values=values)
     for name, flag in FLAGS.items():
-        flag.define(name, flag.default, flag.help, flag_values=values)
+        flag.define(name, flag.default, flag.about, flag_values=values)
     flags.DEFINE_boolean("help", False, "show this help", flag_values=values)
     return values
 
@@ -61,14 +63,13 @@ def _help(argv: list[str]) -> str:
         mode = "study"
     elif config is not None:
         return cli_help.knobs_page(config)
-    # absl adds a line to the text of a flag that may be repeated; ours say so where it matters
-    about = {f"--{name}": (values[name].help.partition(";\n")[0], values[name].default) for name in flags_of(mode)}
+    about = {f"--{name}": (_ALL[name].about, values[name].default) for name in flags_of(mode)}
     return cli_help.mode_page(mode, MODES[mode], about)
 
 
 def flags_of(mode: str) -> list[str]:
     """Names of the flags that a mode takes."""
-    return [name for name, flag in {"config": CONFIG, **FLAGS}.items() if mode in flag.modes]
+    return [name for name, flag in _ALL.items() if mode in flag.modes]
 
 
 def _flag_sentence(error: flags.Error, values: flags.FlagValues) -> str:

@@ -33,11 +33,6 @@ class Flag:
     knob: str = ""
     setting: str = ""
 
-    @property
-    def help(self) -> str:
-        """The modes that read it, where not all do, and `about`."""
-        return self.about if len(self.modes) == len(MODES) else f"{', '.join(self.modes)}: {self.about}"
-
 
 _TEXT, _WHOLE, _REAL, _YES = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float, flags.DEFINE_boolean
 _TEXTS, _WHOLES = flags.DEFINE_multi_string, flags.DEFINE_multi_integer

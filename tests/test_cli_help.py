@@ -62,6 +62,7 @@ def test_help_with_a_config_lists_every_knob_as_the_command_has_it(capsys, monke
 def test_help_with_a_mode_explains_its_flags_alone(capsys: pytest.CaptureFixture) -> None:
     text = help_page(capsys, "--mode=sample")
     assert "how a story begins" in text and "--base_url" not in text and "repeat this option" not in text
+    assert "judge:" not in text and text.count("sample:") == 1  # whose flags they are is said once
     assert "default: 300" in help_page(capsys, "--mode", "train")
     assert help_page(capsys, "--config=study_smoke") == help_page(capsys, "--mode=study")
 

@@ -17,3 +17,11 @@ def test_what_follows_from_a_choice_is_left_out() -> None:
 
 def test_a_choice_of_a_derived_knob_is_named() -> None:
     assert chosen(load_config("mla_rope", **{"model.kv_lora_rank": 128})) == ["model.kv_lora_rank=128"]
+
+
+def test_how_many_stories_are_embedded_goes_unsaid_where_a_file_is_read() -> None:
+    embedded = {"data.stories": 12000, "data.valid_stories": 7, "data.seed": 3}
+    assert sorted(chosen(load_config("base", **embedded))) == [
+        f"{name}={value}" for name, value in sorted(embedded.items())
+    ]
+    assert chosen(load_config("base", **embedded, **{"data.path": "x.txt"})) == ["data.path='x.txt'"]

@@ -68,11 +68,17 @@ def _token_counts(config: Config) -> dict[str, int]:
     return {"training": tokens, "decode of one sequence": 1, "decode of 128": 128}
 
 
+_EMBEDDED = ("data.stories", "data.valid_stories", "data.seed")
+
+
 def chosen(config: Config) -> list[str]:
-    """ "knob=value" for what differs from configs/base.py by choice: values that follow from others are left out."""
+    """ "knob=value" for what differs from configs/base.py by choice: values that follow from others are left out, and
+    those of the embedded stories where a file is read instead."""
     raw = load_config_dict("base").to_dict()
     lines = []
     for name, _, value in differences(load_config("base"), config):
+        if config.data.path and name in _EMBEDDED:
+            continue
         section, _, field = name.rpartition(".")
         default = raw[section][field] if section else raw[field]
         with contextlib.suppress(UserError):

@@ -4,7 +4,9 @@
 
 KV cache: 1,024 numbers a token and layer at size m (2 H Dh): 100 %.
 Experts are about an eighth of the dense feed-forward wide (config_files.expert_config).
-Cost and result: not measured yet (launch/gpu_moe.sh).
+Cost and result: not measured with these experts. With tanh-GELU ones (block=gpt) the best validation loss is
+1.8383 ± 0.0084 at width 256 and 1.8895 ± 0.0166 at width 32 after 1,000 steps of 64 x 512 on the 20k-story TinyStories
+subset, 3 seeds, where dense MHA has 1.8710 ± 0.0049 (docs/results/study_paper_b_files/report.md).
 """
 
 from ml_collections import ConfigDict

@@ -29,6 +29,16 @@ def test_every_named_config_loads_and_its_docstring_tells_the_command(name: str)
     assert re.search(rf"python -m mla_jax.main --config configs/{name}.py\S* --workdir", text)
 
 
+@pytest.mark.parametrize("name", [n for n in names() if n.startswith("moe_")])
+def test_figures_in_the_configs_of_experts_stand_on_the_pages_that_they_name(name: str) -> None:
+    text = (config_files.config_dir() / f"{name}.py").read_text(encoding="utf-8")
+    assert "not measured yet" not in text
+    pages = re.findall(r"docs/results/[\w/]+\.md", text)
+    found = "".join((config_files.config_dir().parent / page).read_text(encoding="utf-8") for page in pages)
+    for figure in re.findall(r"\d\.\d{4} ± \d\.\d{4}|\d+\.\d ms|1\.\d\d times", text):
+        assert figure.replace(" times", "x") in found, figure
+
+
 @pytest.mark.parametrize("name", NAMED)
 def test_every_size_is_one_argument_away(name: str) -> None:
     widths = [load_config(f"{name}:{size}").model.d_model for size in SIZES]

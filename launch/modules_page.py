@@ -1,5 +1,6 @@
 """docs/modules.md: every module with the first sentence of its docstring.    python launch/modules_page.py"""
 
+import argparse
 import ast
 import re
 from pathlib import Path
@@ -38,4 +39,5 @@ def first_sentence(path: Path) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     PAGE.write_text(page(), encoding="utf-8")

@@ -27,13 +27,25 @@ def brief(error: BaseException, limit: int = 200, first_line: bool = False) -> s
 def run_command(main: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> int:
     """The exit code of a command line (`python -m mla_jax.x`): `main`'s, or 2 where it raises UserError.
 
-    arguments: without the program's name; default: this process's. `mla_jax.main` knows more errors than this one.
+    A file that is missing or closed is bad input too. arguments: without the program's name; default: this process's.
+    `mla_jax.main` knows more errors than this one.
     """
     try:
         return main(sys.argv[1:] if arguments is None else arguments) or 0
     except UserError as error:
         print(f"mla_jax: {error}", file=sys.stderr)
         return 2
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        if error.filename is None:
+            raise
+        print(f"mla_jax: {unusable(error)}", file=sys.stderr)
+        return 2
+
+
+def unusable(error: OSError) -> str:
+    """The sentence for a file that the system refuses."""
+    closed = "change its permissions, or give another path" if isinstance(error, PermissionError) else "check the path"
+    return f"{str(error.filename)!r} cannot be used ({error.strerror}): {closed}."
 
 
 def out_of_memory(error: Exception) -> str | None:

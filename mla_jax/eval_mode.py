@@ -23,6 +23,7 @@ from mla_jax.data.token_file import TokenFile
 from mla_jax.errors import UserError
 from mla_jax.evaluation import EvalResult
 from mla_jax.evaluation import evaluate as evaluate_tokens
+from mla_jax.files import write_text
 from mla_jax.rows import result_row
 from mla_jax.runs import Run
 from mla_jax.sample.scoring import make_cached_eval_step
@@ -86,9 +87,9 @@ def _write(path: Path, row: dict[str, Any], stories: list[dict[str, Any]]) -> No
     """NAME.json and NAME_stories.jsonl beside it. Raises UserError when they cannot be written."""
     try:
         path.parent.mkdir(exist_ok=True)
-        runs.write_text(path, json.dumps(row, indent=1))
+        write_text(path, json.dumps(row, indent=1))
         lines = "".join(json.dumps(story) + "\n" for story in stories)
-        runs.write_text(path.with_name(f"{path.stem}_stories.jsonl"), lines)
+        write_text(path.with_name(f"{path.stem}_stories.jsonl"), lines)
     except OSError as error:
         raise UserError(
             f"{path.parent} cannot be written to ({error.strerror}): make room, or copy the run folder elsewhere."

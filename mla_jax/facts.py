@@ -15,8 +15,9 @@ import rich.table
 
 from mla_jax.data import progress
 from mla_jax.errors import UserError
+from mla_jax.files import write_text
 from mla_jax.rows import result_row
-from mla_jax.runs import Run, read_data, write_text
+from mla_jax.runs import Run, read_data
 from mla_jax.train.step import make_eval_step
 from mla_jax.world import questions, stories
 from mla_jax.world.questions import Probe

@@ -9,7 +9,7 @@ import sys
 from typing import TextIO
 
 from mla_jax import phases  # noqa: F401 - first, so that its clock counts the imports
-from mla_jax.errors import UserError, out_of_memory
+from mla_jax.errors import UserError, out_of_memory, unusable
 
 EXIT_CODES = {
     0: "done, or stopped on request with a checkpoint",
@@ -34,6 +34,11 @@ def main(argv: list[str]) -> int:
         return 2
     except MemoryError as error:
         print(f"mla_jax: this machine has too little memory ({error}): lower batch sizes or sizes.", file=sys.stderr)
+        return 2
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        print(f"mla_jax: {unusable(error)}", file=sys.stderr)
         return 2
     except RuntimeError as error:  # JaxRuntimeError is one; importing jax here would cost --help a second
         reason = out_of_memory(error)

@@ -25,7 +25,11 @@ def names_in(path: Path, flag: str) -> list[str]:
 def check_for_checkpoints(path: Path, flag: str) -> None:
     """Raise UserError where the full path is a pattern: Orbax gathers a checkpoint's parts with glob(), so it would
     save one without its arrays, and not notice."""
-    if wild := set("*?[") & set(str(path.resolve())):
+    try:
+        full = str(path.resolve())
+    except (OSError, RuntimeError) as error:  # a link that leads to itself
+        raise UserError(f"{flag} is {str(path)!r}, which cannot be used ({error}): give another folder.") from None
+    if wild := set("*?[") & set(full):
         raise UserError(
             f"{flag} is {str(path)!r}, whose full path has {' '.join(sorted(wild))} in it, which checkpoints cannot be "
             "saved under: give a path without * ? [."

@@ -23,7 +23,6 @@ from mla_jax import config as config_lib
 from mla_jax.config import Config
 from mla_jax.data.tokenizer import Tokenizer
 from mla_jax.errors import UserError
-from mla_jax.files import write_text as write_text  # train, sample and eval_mode write by runs.write_text
 from mla_jax.model import backend as backend_lib
 from mla_jax.model.transformer import Transformer, variables_of
 from mla_jax.restore import another, restore_weights, short_reason

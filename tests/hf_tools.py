@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from tiny import random_params, reference_model
 
-from mla_jax import runs
 from mla_jax.config import Config
 from mla_jax.data.tokenizer import Tokenizer
+from mla_jax.files import write_text
 from mla_jax.interop import tensor_files
 from mla_jax.runs import Run, RunFolder
 
@@ -42,7 +42,7 @@ def untrained_run(path: Path, config: Config, tokenizer: Tokenizer, seed: int = 
     """A Run with random weights and as much of a run folder as an export reads. config.model.vocab_size is kept."""
     path.mkdir()
     data = {"fingerprint": FINGERPRINT, "tokenizer_sha256": tokenizer.sha256}
-    runs.write_text(path / "data.json", json.dumps(data))
+    write_text(path / "data.json", json.dumps(data))
     model = reference_model(config)
     return Run(RunFolder(path), config, tokenizer, model, random_params(model, seed), random_bias(config, seed), 3)
 

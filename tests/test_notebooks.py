@@ -68,6 +68,27 @@ def test_a_notebook_is_what_its_source_makes(name: str) -> None:
     compile(build.script(FOLDER / f"{name}.py"), name, "exec")
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_outputs_show_figures_and_nothing_of_this_machine(name: str) -> None:
+    """What a reader sees who runs nothing. A notebook whose code has changed has none until it is executed again."""
+    found = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in found if cell["cell_type"] == "code" for output in cell["outputs"]]
+    assert any("image/png" in output.get("data", {}) for output in outputs), "python notebooks/build.py --execute"
+    text = json.dumps(outputs, ensure_ascii=False)
+    assert not re.search(r"/(tmp|home|root|Users)/|\\u001b|Traceback", text)
+    assert {output.get("name", "stdout") for output in outputs} == {"stdout"}, "progress is on stderr"
+
+
+def test_text_outputs_become_one_stream_without_colours_and_folders() -> None:
+    rich = {"output_type": "display_data", "data": {"text/html": "<b>x</b>", "text/plain": "\x1b[1mx\x1b[0m"}}
+    path = {"output_type": "stream", "name": "stdout", "text": "at /somewhere/runs/x\n"}
+    noise = {"output_type": "stream", "name": "stderr", "text": "50 %"}
+    image = {"output_type": "display_data", "data": {"image/png": "AAAA", "text/plain": "<Figure>"}}
+    joined = build._joined(build._clean(output, ("/somewhere",)) for output in (rich, noise, path, image, rich))
+    assert [output["output_type"] for output in joined] == ["stream", "display_data", "stream"]
+    assert joined[0]["text"] == ["x\n", "at runs/x\n"] and joined[1]["data"] == {"image/png": "AAAA"}
+
+
 def test_the_first_cell_pins_every_jax_package(tmp_path, monkeypatch) -> None:
     """Where mla_jax is missing, pip is called once, and cannot replace an installed jax, jaxlib or plugin."""
     calls = []

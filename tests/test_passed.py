@@ -14,7 +14,7 @@ from mla_jax.kernels import passed, probe, train_probe
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A compilation cache, and a GPU."""
-    monkeypatch.setattr(jax, "devices", lambda: [H100])
+    monkeypatch.setattr(jax, "local_devices", lambda: [H100])
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "jax"))
     yield tmp_path / "jax" / "mla_jax_checks"
@@ -47,7 +47,7 @@ def test_a_failure_is_tried_again(cache: Path) -> None:
     assert [passed.once("a", check) for _ in range(3)] == ["out of memory", "", ""] and check.runs == 2
 
 
-@pytest.mark.parametrize("what", ["device", "driver", "flags", "libraries", "sources"])
+@pytest.mark.parametrize("what", ["device", "driver", "flags", "libraries", "plugin", "precision", "sources"])
 def test_whatever_it_depends_on_makes_it_run_again(
     cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str
 ) -> None:
@@ -57,7 +57,7 @@ def test_whatever_it_depends_on_makes_it_run_again(
     monkeypatch.setattr(passed, "PACKAGE", tmp_path / "package")
     passed.once("a", check)
     if what == "device":
-        monkeypatch.setattr(jax, "devices", lambda: [A100])
+        monkeypatch.setattr(jax, "local_devices", lambda: [A100])
     elif what == "driver":
         (tmp_path / "version").write_text("580.1")
         monkeypatch.setattr(passed, "DRIVER", tmp_path / "version")
@@ -65,10 +65,29 @@ def test_whatever_it_depends_on_makes_it_run_again(
         monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=false")
     elif what == "libraries":
         monkeypatch.setattr(jax, "__version__", "0.0.1")
+    elif what == "plugin":
+        monkeypatch.setattr(passed, "_library", lambda installed: f"nvidia-cudnn-{installed.version}")
+    elif what == "precision":
+        monkeypatch.setattr(type(jax.config), "jax_default_matmul_precision", "tensorfloat32", raising=False)
     else:
         (tmp_path / "package" / "kernels" / "norm.py").write_text("x = 1")
     passed.once("a", check)
     assert check.runs == 2
+
+
+def test_a_cache_that_cannot_be_read_or_is_switched_off_keeps_nothing(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = Check("")
+    jax.config.update("jax_compilation_cache_dir", str(cache.parent / ("x" * 300)))  # is_file raises
+    passed.once("a", check), passed.once("a", check)
+    jax.config.update("jax_compilation_cache_dir", str(cache.parent))
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        passed.once("a", check), passed.once("a", check)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+    assert check.runs == 4 and not cache.exists()
 
 
 def test_nothing_is_noted_for_cpus_without_a_cache_or_where_it_cannot_be_written(
@@ -83,7 +102,7 @@ def test_nothing_is_noted_for_cpus_without_a_cache_or_where_it_cannot_be_written
     jax.config.update("jax_compilation_cache_dir", "gs://bucket/cache")
     passed.once("a", check), passed.once("a", check)
     jax.config.update("jax_compilation_cache_dir", str(cache.parent))
-    monkeypatch.setattr(jax, "devices", lambda: [CPU])
+    monkeypatch.setattr(jax, "local_devices", lambda: [CPU])
     cache.unlink()
     passed.once("a", check), passed.once("a", check)
     assert check.runs == 8 and not cache.exists()

@@ -24,7 +24,8 @@ HARNESS = Path(__file__).parent / "reliability"
 if str(HARNESS) not in sys.path:
     sys.path.append(str(HARNESS))
 
-import storage  # noqa: E402 - in the folder that was just added
+import mutants  # noqa: E402 - in the folder that was just added
+import storage  # noqa: E402
 from kills import Place  # noqa: E402
 
 
@@ -107,3 +108,10 @@ def test_the_quick_form_finds_nothing(tmp_path: Path) -> None:
     found = [json.loads(line) for line in rows.read_text().splitlines()]
     assert all(row["held"] == row["tried"] for row in found)
     assert {row["trial"] for row in found} >= {"files", "resume", "training", "preparation", "judging", "preemption"}
+
+
+def test_mutants_are_made_of_code_that_is_there_and_shown_to_tests_that_are() -> None:
+    for source, (functions, tests) in mutants.TARGETS.items():
+        text = (REPOSITORY / source).read_text(encoding="utf-8")
+        assert not [name for name in functions if f"def {name}(" not in text], source
+        assert not [name for name in tests.split() if not (REPOSITORY / name).is_file()], source

@@ -11,6 +11,7 @@ import pytest
 
 from mla_jax import checksums, restore, runs
 from mla_jax.errors import UserError
+from mla_jax.files import write_text
 from mla_jax.runs import RunFolder
 
 pytest_plugins = ["run_fixtures"]
@@ -197,8 +198,8 @@ def test_a_hugging_face_folder_is_told_how_to_become_a_run(tmp_path: Path) -> No
 
 def test_write_text_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    runs.write_text(path, "old")
-    runs.write_text(path, "new \u00e9")
+    write_text(path, "old")
+    write_text(path, "new \u00e9")
     assert path.read_text(encoding="utf-8") == "new \u00e9"
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 

@@ -61,7 +61,7 @@ LATER = "chosen when samples are drawn"  # the decode_reason of a backend that o
 def choose(cfg: ModelConfig, device: Any = None, decodes: bool = True) -> Backend:
     """The backend for `cfg` on `device` (default: the first one of JAX).
 
-    decodes: False leaves decode to plain XLA where a self-check of kernels would have to decide (10 s on an H100).
+    decodes: False leaves decode to plain XLA where a self-check of kernels would have to decide (20 to 40 s, once).
 
     cuDNN attention needs an NVIDIA GPU from sm80 on, bfloat16 and a head size that is a multiple of 8 up to 128;
     bfloat16 needs sm80, a TPU or an explicit wish. Everything else gets plain XLA attention in float32.

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mla_jax.errors import UserError
-from mla_jax.runs import Run, write_text
+from mla_jax.files import write_text
+from mla_jax.runs import Run
 from mla_jax.sample import expert_page
 
 _WIDTH = 64  # texts are padded to multiples of it, so that few shapes are compiled

@@ -8,7 +8,7 @@ from typing import Any
 
 from mla_jax.study.grid import Point, Study
 from mla_jax.study.plan import Task, chosen_rate, plan, rates_of
-from mla_jax.study.rows import DONE, Rows, best_loss
+from mla_jax.study.rows import DONE, Rows, best_loss, key_of
 from mla_jax.study.stats import Estimate, estimate
 
 Row = dict[str, Any]
@@ -16,7 +16,8 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A point with its finished rows at its chosen learning rate, by seed, and all those of its first seed.
+    """A point with its finished rows at its chosen learning rate, by seed; and at whatever rate those of its first seed
+    (`sweep`) and of every seed (`every`).
 
     others: names of points that have no rows but these (see `Results.distinct`). tuned: whether every learning rate of
     the point has been tried; until then `by_seed` has the first seed's best so far, which is compared with nothing.
@@ -28,6 +29,7 @@ class Measured:
     sweep: tuple[Row, ...]
     others: tuple[str, ...] = ()
     tuned: bool = True
+    every: tuple[Row, ...] = ()
 
     @property
     def name(self) -> str:
@@ -129,7 +131,7 @@ def collect(study: Study, rows: Rows) -> Results:
         if measured:
             points.append(measured)
     points.sort(key=lambda p: (p.tier != "headline", p.tier, p.point.priority, -_kv(p), p.name))
-    kept = {id(row): row for p in points for row in (*p.by_seed.values(), *p.sweep)}
+    kept = {id(row): row for p in points for row in p.every}
     failed, to_do = [], sum(n for _, n in made.waiting)
     for task in made.tasks:
         row = rows.by_key.get(task.key)
@@ -150,16 +152,19 @@ def _measured(study: Study, point: Point, rows: Rows, fingerprint: str) -> Measu
     sweep = tuple(row for task in first if (row := rows.done(task.key, fingerprint)))
     if not sweep:
         return None
+    # Seeds at a rate that was the best one until another was tried have been measured all the same.
+    configs = (study.config(point, each, rate) for each in point.seeds for rate in rates_of(study, point))
+    every = tuple(row for config in configs if (row := rows.done(key_of(config), fingerprint)))
     chosen = chosen_rate(first, rows, fingerprint)
     if chosen is None:  # not all rates are there yet: the best so far, and one seed
         best = min(sweep, key=best_loss)
-        return Measured(point, point.tier, {seed: best}, sweep, tuned=False)
+        return Measured(point, point.tier, {seed: best}, sweep, tuned=False, every=every)
     by_seed = {}
     for each in point.seeds:
         row = rows.done(Task(point, each, None, 0, study.config(point, each, chosen.learning_rate)).key, fingerprint)
         if row:
             by_seed[each] = row
-    return Measured(point, point.tier, by_seed, sweep)
+    return Measured(point, point.tier, by_seed, sweep, every=every)
 
 
 def _kv(p: Measured) -> int:

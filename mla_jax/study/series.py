@@ -150,7 +150,7 @@ def recall(found: Results, tier: str) -> list[Line]:
     """Best loss over the accuracy on facts stated long ago: each run of a tier, at whatever learning rate."""
     lines, seen = [], set()
     for p in found.tier(tier):
-        rows = {id(row): row for row in (*p.by_seed.values(), *p.sweep)}
+        rows = {id(row): row for row in p.every}
         points = []
         for key, row in rows.items():
             if key not in seen and row["study"]["status"] == "done":

@@ -292,14 +292,13 @@ CSV = ("point", "tier", "seed", "learning_rate", "of_the_mean", "status", "param
 
 def csv(found: Results) -> str:
     """What a spreadsheet needs: a line for each run of each point, which may share runs. of_the_mean: 1 for those that
-    the point's figures are the means of, 0 for the first seed at other learning rates."""
+    the point's figures are the means of, 0 for those at other learning rates."""
     out = io.StringIO()
     writer = csv_lib.writer(out, lineterminator="\n")
     writer.writerow(CSV)
     for p in found.points:
         chosen = {id(row) for row in p.by_seed.values()}
-        rows = {id(row): row for row in (*p.by_seed.values(), *p.sweep)}
-        for row in sorted(rows.values(), key=lambda r: (r["study"]["seed"], r["study"]["learning_rate"])):
+        for row in sorted(p.every, key=lambda r: (r["study"]["seed"], r["study"]["learning_rate"])):
             s, m = row["study"], row["metrics"]
             writer.writerow((p.name, p.tier, s["seed"], s["learning_rate"], int(id(row) in chosen), s["status"],
                              s["params"]["total"], s["kv_numbers"], m["best_valid_loss"],

@@ -14,6 +14,7 @@ import numpy as np
 
 from mla_jax import markdown, runs
 from mla_jax.errors import UserError, run_command
+from mla_jax.files import write_text
 from mla_jax.rows import read_result, read_rows
 from mla_jax.runs import RunFolder
 
@@ -106,7 +107,7 @@ def main(arguments: Sequence[str]) -> None:
     if not made:
         raise UserError("no run with experts is finished, so there are no rows: leave out --rows for the table.")
     try:
-        runs.write_text(args.rows, "".join(json.dumps(one) + "\n" for one in made))
+        write_text(args.rows, "".join(json.dumps(one) + "\n" for one in made))
     except OSError as error:
         raise UserError(f"--rows is {args.rows}, which cannot be written ({error.strerror}): choose another.") from None
 

@@ -7,8 +7,9 @@ from typing import Any
 import rich.console
 import rich.progress
 
+from mla_jax.files import write_text
 from mla_jax.rows import read_rows
-from mla_jax.runs import RunFolder, write_text
+from mla_jax.runs import RunFolder
 from mla_jax.terminal import say
 
 

@@ -23,6 +23,7 @@ from mla_jax.data.pipeline import baselines
 from mla_jax.data.prepare import Prepared, prepare
 from mla_jax.data.tokenizer import Tokenizer
 from mla_jax.errors import UserError
+from mla_jax.files import write_text
 from mla_jax.model import backend as backend_lib
 from mla_jax.model.initial import init_params
 from mla_jax.model.transformer import Transformer
@@ -176,8 +177,8 @@ def write_run_files(setup: Setup) -> None:
         "baselines": setup.baselines,
         "openings": setup.openings,
     }
-    runs.write_text(folder.data, json.dumps(data, indent=1))
-    runs.write_text(folder.config, config_lib.dumps(setup.config))
+    write_text(folder.data, json.dumps(data, indent=1))
+    write_text(folder.config, config_lib.dumps(setup.config))
 
 
 def _check_place(folder: RunFolder) -> None:

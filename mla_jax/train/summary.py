@@ -12,10 +12,11 @@ import rich.table
 
 from mla_jax import accounting, figures
 from mla_jax.config import Config
+from mla_jax.files import write_text
 from mla_jax.model import backend as backend_lib
 from mla_jax.model.backend import Backend
 from mla_jax.rows import read_rows
-from mla_jax.runs import RunFolder, write_text
+from mla_jax.runs import RunFolder
 from mla_jax.sample.sampler import Sampler, sample_settings
 from mla_jax.terminal import say
 from mla_jax.train.expert_plot import plot_experts

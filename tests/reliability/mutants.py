@@ -37,6 +37,7 @@ import pytest  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = "tests/test_config.py tests/test_config_rules.py"
+SAMPLER = "tests/test_sampler.py tests/test_sampler_rows.py tests/test_sampler_ends.py tests/test_sampler_requests.py"
 # source -> functions ("" = all of it), and the tests that are to notice
 TARGETS: dict[str, tuple[tuple[str, ...], str]] = {
     "mla_jax/config.py": ((), CONFIG),
@@ -53,8 +54,8 @@ TARGETS: dict[str, tuple[tuple[str, ...], str]] = {
     "mla_jax/model/moe.py": (("route", "router_bias_update"), "tests/test_moe.py"),
     "mla_jax/sample/methods.py": ((), "tests/test_methods.py"),
     "mla_jax/sample/threshold.py": ((), "tests/test_methods.py"),
-    "mla_jax/sample/request.py": ((), "tests/test_sampler.py"),
-    "mla_jax/sample/sampler.py": ((), "tests/test_sampler.py"),
+    "mla_jax/sample/request.py": ((), SAMPLER),
+    "mla_jax/sample/sampler.py": ((), SAMPLER),
     "mla_jax/judge/rubric.py": (("parse_reply", "_grade", "_last_object"), "tests/test_judge_rubric.py"),
 }
 SWAPS: dict[type, type] = {

@@ -31,9 +31,8 @@ from mla_jax.model.moe_router import top_choices
 
 HIDDEN = 2048  # of the feed-forward
 EXPERTS, SHARED, UNITS, TOP_K = 62, 2, 32, 6  # of configs/moe_mla_rope_param_matched.py
-COPIES = (
-    4  # of a kernel in a program, on arrays of their own: one launch of 31 us would time the host, and L2 helps none
-)
+# Of a kernel in a program, on arrays of their own: one launch of 31 us would time the host, and L2 helps none.
+COPIES = 4
 CALLS, REPEATS = 5, 7
 TOLERANCE = 2e-2  # of the largest value, or of 1
 EPS = functions.LAYER_NORM_EPS

@@ -224,7 +224,7 @@ def test_a_speed_on_which_devices_differ_is_undecided_and_each_is_shown() -> Non
         judged = next(j for j in verdicts.judge(found) if j.claim.id == "A11")
         assert judged.verdict == verdict and judged.tests[0].place == "a card", "measured last"
         assert judged.tests[1].verdict == "confirmed"
-        shown = readme._cell([("study_x", judged)])
+        shown = readme._cell([judged])
         assert shown.startswith(f"**{verdict}**") and shown.count("**") == 2
         assert ("contradicted (faster than claimed): 2.00" in shown) == (speed == 2000.0)
         assert ", a card" in shown and ", gpu" in shown and (verdict in claim_tables.claims(found))

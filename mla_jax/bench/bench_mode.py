@@ -18,6 +18,7 @@ from mla_jax.config import Config
 from mla_jax.config_files import load_config
 from mla_jax.errors import UserError, brief, out_of_memory
 from mla_jax.rows import append_row, read_rows, result_row
+from mla_jax.terminal import say
 
 ROWS = "rows.jsonl"
 
@@ -77,24 +78,22 @@ def run(
     jobs = _not_done(jobs, read_rows(folder / ROWS))
     began = time.monotonic()
     bandwidth = device.copy_bandwidth(settings.copy_bytes, settings.repeats)
-    console.print(
-        f"device    {devices.device_name()}; copies {bandwidth / 1e9:,.1f} GB/s (read + write); {len(jobs)} to measure",
-        highlight=False,
-    )
+    copies = f"copies {bandwidth / 1e9:,.1f} GB/s (read + write)"
+    say(console, f"device    {devices.device_name()}; {copies}; {len(jobs)} to measure")
     if quick:
-        console.print(f"quick     {QUICK_CAVEAT}", highlight=False)
+        say(console, f"quick     {QUICK_CAVEAT}")
     rows = []
     for number, job in enumerate(jobs, 1):
         minutes = (time.monotonic() - began) / 60
         if settings.max_minutes and minutes >= settings.max_minutes:
-            console.print(f"stopped   --max_minutes {settings.max_minutes:g}: {len(jobs) - number + 1} not run")
+            say(console, f"stopped   --max_minutes {settings.max_minutes:g}: {len(jobs) - number + 1} not run")
             break
         row = _row(job, bandwidth, quick)
         append_row(folder / ROWS, row)
         rows.append(row)
-        console.print(f"{number:>4}/{len(jobs)} {_line(row['metrics'])}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"{number:>4}/{len(jobs)} {_line(row['metrics'])}")
     everything = read_rows(folder / ROWS)
-    console.print(f"wrote     {report.write(everything, folder)}", highlight=False)
+    say(console, f"wrote     {report.write(everything, folder)}")
     return rows
 
 

@@ -13,6 +13,7 @@ import rich.console
 from mla_jax import runs
 from mla_jax.judge.folders import judge_run_folders
 from mla_jax.judge.machine import score_stories
+from mla_jax.terminal import say
 
 
 def run(
@@ -37,5 +38,5 @@ def run(
         command=shlex.join(["mla-jax", *sys.argv[1:]]),
         checker=functools.partial(score_stories, of_world=of_world),
     )
-    console.print(f"report      {report}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"report      {report}")
     return report

@@ -16,6 +16,8 @@ from pathlib import Path
 import jax
 import jaxlib
 
+from mla_jax.files import write_text
+
 PACKAGE = Path(__file__).resolve().parents[1]
 SOURCES = ("kernels", "model")  # folders of PACKAGE with all that a check runs: kernels and plain twins
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -77,9 +79,7 @@ def _library(installed: importlib.metadata.Distribution) -> str:
 
 
 def _write(note: Path, name: str) -> None:
-    """Whole or not at all; a cache that cannot be written is no error."""
-    part = note.with_name(f".{note.name}.{os.getpid()}")
+    """A cache that cannot be written is no error."""
     with contextlib.suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps({"check": name, "passed": True} | _surroundings(), indent=1))
-        os.replace(part, note)
+        write_text(note, json.dumps({"check": name, "passed": True} | _surroundings(), indent=1))

@@ -119,8 +119,7 @@ def windows(prepared: Prepared, seq_len: int) -> np.ndarray:
 
 def sampled(run: Run, prompts: list[str]) -> list[dict[str, str]]:
     """A completion of each prompt by the run's own sampling settings."""
-    settings = sample_settings(run.config.sample) | {
-        "max_new_tokens": None
-    }  # the config's, or what fits behind a prompt
+    # None: the config's number of tokens, or what fits behind a prompt.
+    settings = sample_settings(run.config.sample) | {"max_new_tokens": None}
     texts = Sampler.from_run(run).generate(prompts, **settings)
     return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]

@@ -102,10 +102,7 @@ def _rates(points: list[Measured]) -> str:
 def _verdicts(corpora: list[list[Results]]) -> str:
     rows = []
     for claim in CLAIMS:
-        judged = [
-            [(f"study_{s.study.name}", judge_claim(claim, s)) for s in studies if claim.paper in s.study.papers]
-            for studies in corpora
-        ]
+        judged = [[judge_claim(claim, s) for s in studies if claim.paper in s.study.papers] for studies in corpora]
         if any(judged):
             rows.append((claim.id, claim.words, claim.range, *_cells(claim, judged)))
     return table(("", "the paper says", "confirmed by", *CORPORA.values()), rows)
@@ -120,22 +117,22 @@ def _rope(corpora: list[list[Results]]) -> str:
     return f"**Does RoPE rescue MLA, or help MHA just as much?**\n\n{claim_tables.rope(most)}"
 
 
-def _cells(claim: Claim, judged: list[list[tuple[str, Judged]]]) -> list[str]:
+def _cells(claim: Claim, judged: list[list[Judged]]) -> list[str]:
     """What is found and the verdict, a cell a corpus; what depends on no corpus only in the first."""
     # Of several studies on one corpus, the one with most seeds has the verdict, and the others stand behind it.
-    tested = [sorted((pair for pair in of if pair[1].test), key=lambda pair: -pair[1].test.found.n) for of in judged]
+    tested = [sorted((j for j in of if j.test), key=lambda j: -j.test.found.n) for of in judged]
     if not any(tested):
-        _, j = next(pair for of in judged for pair in of)
+        j = next(j for of in judged for j in of)
         return [f"{j.arithmetic + ': ' if j.arithmetic else ''}**{j.verdict}**", *("" for _ in judged[1:])]
     if claim.unit == "times":  # of decoding, whatever was learnt
         return [_cell(next(of for of in tested if of)[:1]), *("" for _ in judged[1:])]
     return [_cell(of) or "-" for of in tested]
 
 
-def _cell(of: list[tuple[str, Judged]]) -> str:
+def _cell(of: list[Judged]) -> str:
     """The first study's verdict in bold with what it goes by, then what other sizes, devices and studies say."""
     parts = []
-    for _, judged in of:
+    for judged in of:
         for test in judged.tests:
             own, first = test.verdict == judged.verdict, not parts
             verdict = judged.verdict if first else test.verdict

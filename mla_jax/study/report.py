@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mla_jax.files import write_text
-from mla_jax.study import claim_tables, plots, tables
+from mla_jax.study import claim_tables, plots, results_csv, tables
 from mla_jax.study.grid import Study
 from mla_jax.study.results import Results, collect
 from mla_jax.study.rows import Rows
@@ -32,7 +32,7 @@ def write(study: Study, rows: Rows, folder: Path) -> Path:
     found = collect(study, rows)
     pictures = plots.write(found, folder / "plots")
     write_text(folder / "report.md", markdown(found, pictures))
-    write_text(folder / "results.csv", tables.csv(found))
+    write_text(folder / "results.csv", results_csv.text(found))
     return folder / "report.md"
 
 

@@ -27,6 +27,7 @@ from mla_jax.study.grid import Study
 from mla_jax.study.measure import curve, measure
 from mla_jax.study.plan import Plan, Task, cost_model, plan, training_flops
 from mla_jax.study.rows import DONE, Rows, gather
+from mla_jax.terminal import say
 from mla_jax.train.loop import NonFiniteLoss, train
 from mla_jax.train.stop import StopOnSignal
 
@@ -161,7 +162,7 @@ class Runner:
 
     def _say(self, text: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self.began), 60)
-        self.console.print(f"{minutes:3d}:{seconds:02d} {text}", highlight=False, markup=False, soft_wrap=True)
+        say(self.console, f"{minutes:3d}:{seconds:02d} {text}")
 
 
 def _done(made: Plan, rows: Rows, fingerprint: str | None) -> int:

@@ -15,6 +15,7 @@ from mla_jax.study.grid import Study
 from mla_jax.study.plan import cost_model, describe, plan
 from mla_jax.study.results import collect
 from mla_jax.study.rows import gather
+from mla_jax.terminal import say
 
 
 def dry_run(study: Study, workdir: str | None, console: rich.console.Console) -> None:
@@ -29,7 +30,7 @@ def dry_run(study: Study, workdir: str | None, console: rich.console.Console) ->
         if not any(map(sources.on_hub, (task.config.data.path, task.config.data.valid_path))):
             open_corpus(task.config)
     text = describe(study, made, rows, cost, devices.device_name())
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    say(console, text)
 
 
 def report_only(study: Study, workdir: str, console: rich.console.Console) -> None:
@@ -44,7 +45,7 @@ def report_only(study: Study, workdir: str, console: rich.console.Console) -> No
         )
     _claim(study, folder)
     path = report.write(study, rows, folder)
-    console.print(f"report      {path}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"report      {path}")
 
 
 def run(study: Study, workdir: str, max_minutes: float | None, console: rich.console.Console, sharing: int = 1) -> int:
@@ -67,7 +68,7 @@ def run(study: Study, workdir: str, max_minutes: float | None, console: rich.con
     if collect(study, rows).rows:
         lines.append(f"report      {report.write(study, rows, folder)}")
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
     return 1 if outcome.failed else 0
 
 

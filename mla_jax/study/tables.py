@@ -1,7 +1,5 @@
 """The tables of a study's report, each a Markdown text made from `Results`."""
 
-import csv as csv_lib
-import io
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -284,24 +282,3 @@ def _by_device(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 def _used(device: str, rows: list[Row]) -> str:
     return f"{seconds(tuple(rows)) / 60:.1f} device minutes in {len(rows)} runs on {device}"
-
-
-CSV = ("point", "tier", "seed", "learning_rate", "of_the_mean", "status", "parameters", "kv_numbers", "best_valid_loss",
-       "best_bits_per_byte", "best_step", "device", "data_fingerprint", "config_hash")  # fmt: skip
-
-
-def csv(found: Results) -> str:
-    """What a spreadsheet needs: a line for each run of each point, which may share runs. of_the_mean: 1 for those that
-    the point's figures are the means of, 0 for those at other learning rates."""
-    out = io.StringIO()
-    writer = csv_lib.writer(out, lineterminator="\n")
-    writer.writerow(CSV)
-    for p in found.points:
-        chosen = {id(row) for row in p.by_seed.values()}
-        for row in sorted(p.every, key=lambda r: (r["study"]["seed"], r["study"]["learning_rate"])):
-            s, m = row["study"], row["metrics"]
-            writer.writerow((p.name, p.tier, s["seed"], s["learning_rate"], int(id(row) in chosen), s["status"],
-                             s["params"]["total"], s["kv_numbers"], m["best_valid_loss"],
-                             m.get("best_bits_per_byte", ""), m["best_step"], row["device"],
-                             row["data_fingerprint"][:16], row["config_hash"]))  # fmt: skip
-    return out.getvalue()

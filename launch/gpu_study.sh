@@ -8,7 +8,9 @@
 # GPUS=2 in front: WORKERS processes on each of two GPUs, all on the one study: the first two of CUDA_VISIBLE_DEVICES where
 # it is set, else 0 and 1. The default, 1, leaves CUDA_VISIBLE_DEVICES as it is.
 #
-# OUT gets STUDY.rows.jsonl, report.md, results.csv and study*.log. Then, where the repository is kept:
+# OUT gets STUDY.rows.jsonl (a row as soon as it is finished: a call that is cut has them), report.md, results.csv and
+# study*.log. A run that has trained when the minutes end is still evaluated: a minute and a half with ten workers, which
+# a machine that takes itself back has to leave. Then, where the repository is kept:
 #
 #   python -m mla_jax.study.rows docs/results/rows/STUDY.jsonl OUT/STUDY.rows.jsonl
 #
@@ -56,6 +58,15 @@ work() { # NUMBER FLAGS...: one process, for what is left of the time; processes
     --sharing "$workers" "$@" 2>&1 | tee "$log"
 }
 
+save() { # all rows so far, in one file that is never half written
+  find "$work/rows" -name '*.json' -exec cat {} + 2>/dev/null >"$out/.rows" || true
+  mv "$out/.rows" "$out/$name.rows.jsonl"
+}
+
+(while sleep 3 && kill -0 $$; do save; done) >/dev/null 2>&1 & # ends with this script, however that ends
+saver=$!
+trap 'kill "$saver" 2>/dev/null || true' EXIT
+
 pids=()
 work 1 "$@" &
 pids+=($!)
@@ -69,7 +80,9 @@ status=0
 for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
 
 # However it ended: what is done is brought back, and one report is made of it.
-find "$work/rows" -name '*.json' -exec cat {} + 2>/dev/null >"$out/$name.rows.jsonl" || true
+kill "$saver" 2>/dev/null || true
+wait "$saver" 2>/dev/null || true
+save
 if [ "$processes" -gt 1 ] && [ -s "$out/$name.rows.jsonl" ]; then
   JAX_PLATFORMS=cpu "$python" -m mla_jax.main --mode study --config "$study" --workdir "$work" --report_only "$@" || true
 fi

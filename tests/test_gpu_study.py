@@ -1,7 +1,9 @@
 """launch/gpu_study.sh and the study part of launch/gpu_muon.sh: which processes they start, on which GPUs."""
 
 import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ while [ "$1" != --workdir ]; do shift; done
 mkdir -p "$2/rows"
 echo '{}' >"$2/rows/one.json"
 echo '{}' >"$2/study.json"
+sleep "${WORKS:-0}"
 """
 
 
@@ -29,14 +32,20 @@ def call(tmp_path: Path):
     python.chmod(0o755)
     seen = tmp_path / "seen"
 
-    def run(script: str, *arguments: str, **environment: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+    def begin(script: str, *arguments: str, pipe: int = subprocess.PIPE, **environment: str) -> subprocess.Popen:
         hidden = ("WORKERS", "GPUS", "CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION", "SMOKE", "MINUTES")
         kept = {name: value for name, value in os.environ.items() if name not in hidden}
         kept |= {"PYTHON": str(python), "SEEN": str(seen)} | environment
         command = ["bash", str(copy / "launch" / script), str(tmp_path / "out"), *arguments]
-        done = subprocess.run(command, env=kept, capture_output=True, text=True, timeout=60)
+        return subprocess.Popen(command, env=kept, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+    def run(script: str, *arguments: str, **environment: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+        with begin(script, *arguments, **environment) as process:
+            out, errors = process.communicate(timeout=60)
+        done = subprocess.CompletedProcess(process.args, process.returncode, out, errors)
         return done, sorted(seen.read_text().splitlines()) if seen.exists() else []
 
+    run.begin = begin
     return run
 
 
@@ -74,6 +83,25 @@ def test_a_run_for_seconds_shares_nothing_whatever_the_environment_says(call) ->
     assert done.returncode == 0, done.stderr
     (line,) = seen
     assert line.startswith("gpu=unset memory=unset ") and "--config study_muon:alone" in line and "--sharing 1" in line
+
+
+def test_a_call_that_is_killed_has_brought_its_finished_rows(call, tmp_path: Path) -> None:
+    """As where a machine is taken back while a run is at work."""
+    rows = tmp_path / "out" / "study_paper_a.rows.jsonl"
+    process = call.begin("gpu_study.sh", "study_paper_a", "1", pipe=subprocess.DEVNULL, WORKS="100")
+    try:
+        until = time.monotonic() + 30
+        while not (rows.exists() and rows.read_text()) and time.monotonic() < until:
+            time.sleep(0.2)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert rows.read_text() == "{}\n"
+        time.sleep(4)
+        os.utime(rows, (0, 0))
+        time.sleep(4)
+        assert rows.stat().st_mtime == 0  # nothing goes on writing
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_counts_that_are_none_are_refused(call) -> None:

@@ -73,11 +73,27 @@ def test_the_self_checks_pass_where_kernels_are_plain_jax(name: str) -> None:
 
 
 def test_a_self_check_sees_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "row_draw", lambda logits, *_: jnp.zeros(logits.shape[0], jnp.int32))
-    assert probe.CHECKS["row_draw"](interpret=True) == float("inf")
     real = probe.row_linear
     monkeypatch.setattr(probe, "row_linear", lambda *a, **k: 1.1 * real(*a, **k))
     assert probe.CHECKS["row_linear"](interpret=True) > probe._TOLERANCE
+
+
+@pytest.mark.parametrize("place", ["nothing", "uniform", "temperature", "top_k", "top_p", "min_p"])
+def test_the_self_check_of_the_draw_sees_whatever_is_wrong(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Numbers and weights that are off by a little, one cut that is not made, and a kernel that writes nothing."""
+    real = probe.row_draw
+    off = {"uniform": lambda u: 0.99 * u, "temperature": lambda t: 1.05 * t, "top_k": lambda k: 0 * k + 100}
+    off |= {"top_p": jnp.ones_like, "min_p": jnp.zeros_like}
+    names = ("logits", "uniform", "temperature", "top_k", "top_p", "min_p")
+
+    def wrong(*operands: Any) -> jax.Array:
+        if place == "nothing":
+            return jnp.zeros(operands[0].shape[0], jnp.int32)
+        changed = [off[name](x) if name == place else x for name, x in zip(names, operands, strict=False)]
+        return real(*changed, *operands[len(names) :])
+
+    monkeypatch.setattr(probe, "row_draw", wrong)
+    assert probe.CHECKS["row_draw"](interpret=True) == float("inf")
 
 
 def test_a_self_check_sees_values_and_scales_that_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:

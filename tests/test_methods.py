@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import pytest
 from gpu_lowering import TRITON_CALL, lower_for_h100
 from tiny import QUICK, REFERENCE
@@ -18,7 +19,10 @@ from mla_jax.model.backend import Backend
 from mla_jax.sample import reference, threshold
 from mla_jax.sample.methods import GREEDY, Form, Method, Values, draw, keep
 
+pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 N_TOKENS, VOCAB = 60, 64  # four surplus rows
+KERNEL = dataclasses.replace(REFERENCE, decode_impl="pallas", interpret=True)  # as plain JAX
+both_ways = pytest.mark.parametrize("backend", [KERNEL, REFERENCE], ids=["kernel", "xla"])
 
 METHODS = [
     Method(1.0, 0),
@@ -152,11 +156,93 @@ def test_temperature_0_is_greedy_of_equals_the_lowest_and_never_a_surplus_row(te
         np.testing.assert_array_equal(ids, np.asarray(logits)[:, :N_TOKENS].argmax(axis=1))
 
 
-def test_the_coldest_draw_is_the_likeliest_token() -> None:
+JUST_BELOW_1 = float(np.nextafter(np.float32(1), np.float32(0)))
+
+
+def draw_with(uniform: npt.ArrayLike, logits: jax.Array, method: Method, backend: Backend) -> np.ndarray:
+    """Ids [B], where `uniform` [B] stands for what the keys would give."""
+    table, keys = jnp.asarray(uniform, jnp.float32), jax.vmap(jax.random.key)(jnp.arange(len(logits)))
+    seen = jnp.zeros(logits.shape, bool).at[:, jnp.asarray(SEEN)].set(True)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def run(logits: jax.Array) -> jax.Array:
+        return draw(logits, keys, method.form, method.values, N_TOKENS, seen, backend)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.random, "uniform", lambda key, **_: table[jax.random.key_data(key)[-1]])
+        return np.asarray(run(logits))
+
+
+@both_ways
+def test_the_coldest_draw_is_the_likeliest_token(backend: Backend) -> None:
     method, logits = Method(1e-30, 0), 1e6 * random_logits(8, jnp.float32)
-    ids = draw(logits, jax.vmap(jax.random.key)(jnp.arange(8)), method.form, method.values, N_TOKENS)
     assert method.form.draws
-    np.testing.assert_array_equal(ids, np.asarray(logits)[:, :N_TOKENS].argmax(axis=1))
+    for uniform in (0, 0.5, JUST_BELOW_1):
+        ids = draw_with([uniform] * 8, logits, method, backend)
+        np.testing.assert_array_equal(ids, np.asarray(logits)[:, :N_TOKENS].argmax(axis=1))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_uniform_numbers_evenly_apart_give_each_token_its_share(method: Method) -> None:
+    """To less than one draw: between two numbers is where its weights begin, and where they end."""
+    logits, count = random_logits(1, jnp.float32), 4096
+    found = draw_with((np.arange(count) + 0.5) / count, jnp.broadcast_to(logits, (count, VOCAB)), method, REFERENCE)
+    p = reference.probabilities(np.asarray(logits)[0], set(SEEN), method, N_TOKENS)
+    assert (np.abs(np.bincount(found, minlength=N_TOKENS) - count * p) < 1.001).all()
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_a_number_draws_the_token_of_the_plain_twin(method: Method) -> None:
+    logits, uniform = random_logits(200, jnp.float32, 4), np.random.default_rng(5).random(200, np.float32)
+    rows = zip(np.asarray(logits), uniform, strict=True)
+    wanted = [reference.draw(row, float(u), set(SEEN), method, N_TOKENS) for row, u in rows]
+    np.testing.assert_array_equal(draw_with(uniform, logits, method, REFERENCE), wanted)
+
+
+_ENDS = {  # the first and the last token that can be drawn from `_middle`
+    Method(1.0, 0): (0, N_TOKENS - 1),
+    Method(0.01, 0): (5, N_TOKENS - 6),  # the others' weights are 0 in float32
+    Method(1.0, 50): (5, N_TOKENS - 6),
+    Method(1.0, 0, top_p=0.99): (5, N_TOKENS - 6),
+    Method(1.0, 0, min_p=0.1): (5, N_TOKENS - 6),
+    Method(1.0, 0, min_p=0.001): (0, N_TOKENS - 1),
+}
+
+
+def _middle(dtype: jnp.dtype) -> jax.Array:
+    """[2, VOCAB]: the first and the last five tokens are unlikely, those in between alike; surplus rows the largest."""
+    inner = (np.arange(VOCAB) >= 5) & (np.arange(VOCAB) < N_TOKENS - 5)
+    row = np.where(np.arange(VOCAB) < N_TOKENS, np.where(inner, 0.0, -6.0), 50.0)
+    return jnp.asarray(np.stack([row, row]), dtype)
+
+
+@both_ways
+@pytest.mark.parametrize("method", _ENDS, ids=str)
+def test_the_smallest_and_the_largest_number_draw_the_first_and_the_last_kept_token(
+    method: Method, backend: Backend
+) -> None:
+    """Never one that is not kept, a surplus row, or one whose weight is 0."""
+    for dtype in (jnp.float32, jnp.bfloat16):
+        assert tuple(draw_with([0, JUST_BELOW_1], _middle(dtype), method, backend)) == _ENDS[method]
+
+
+@both_ways
+@pytest.mark.parametrize("higher", [0, 1])
+def test_sums_that_rise_and_fall_by_roundings_draw_what_is_kept(
+    higher: int, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As parallel sums may: every other one is too large, the rest too small, and none is 0 before the first weight."""
+    real = jnp.cumsum
+
+    def uneven(x: jax.Array, axis: int = -1) -> jax.Array:
+        return real(x, axis=axis) * jnp.where(jnp.arange(x.shape[axis]) % 2 == higher, 1 + 1e-6, 1 - 1e-6) + 1e-7
+
+    monkeypatch.setattr(jnp, "cumsum", uneven)
+    for method, (first, _) in _ENDS.items():
+        found = draw_with([0, JUST_BELOW_1], _middle(jnp.float32), method, backend)
+        p = reference.probabilities(np.asarray(_middle(jnp.float32))[1], set(), method, N_TOKENS)
+        assert found[0] == first
+        assert p[found[1]] > 1e-30 and p[found[1] + 1 :].sum() < 1e-5
 
 
 def test_greedy_meets_the_penalty_too() -> None:
@@ -167,10 +253,34 @@ def test_greedy_meets_the_penalty_too() -> None:
     assert draw(logits, keys, method.form, method.values, 2, ~seen).tolist() == [0, 1]
 
 
-def test_draws_add_float32_noise_whatever_the_logits_are() -> None:
-    key, method = jax.random.key(0)[None], Method(1.0, 0)
-    ids = [draw(jnp.zeros((1, 9), dtype), key, method.form, method.values, 9) for dtype in (jnp.bfloat16, jnp.float32)]
-    assert ids[0].dtype == jnp.int32 and ids[0] == ids[1]
+@both_ways
+def test_weights_are_float32_whatever_the_logits_are(backend: Backend) -> None:
+    """In bfloat16 neither the logits over the temperature nor the sums would be the same."""
+    logits, uniform = random_logits(200, jnp.bfloat16), np.random.default_rng(6).random(200, np.float32)
+    ids = [draw_with(uniform, logits.astype(dtype), Method(0.7, 0), backend) for dtype in (jnp.bfloat16, jnp.float32)]
+    assert ids[0].dtype == np.int32
+    np.testing.assert_array_equal(*ids)
+
+
+@both_ways
+@pytest.mark.parametrize("method", [Method(1.0, 0), Method(0.9, 30, 0.9, 0.02, 1.2)], ids=str)
+def test_a_draw_does_not_depend_on_the_other_rows(method: Method, backend: Backend) -> None:
+    """Alone, or in another order beside rows of far larger logits."""
+    logits, uniform = random_logits(6, jnp.float32), np.random.default_rng(7).random(6, np.float32)
+    together = draw_with(uniform, logits, method, backend)
+    assert len(set(together)) > 1
+    alone = [draw_with(uniform[i : i + 1], logits[i : i + 1], method, backend)[0] for i in range(6)]
+    np.testing.assert_array_equal(alone, together)
+    mates = jnp.concatenate([100 * logits, logits[::-1]])
+    found = draw_with(np.concatenate([uniform, uniform[::-1]]), mates, method, backend)
+    np.testing.assert_array_equal(found[6:], together[::-1])
+
+
+@both_ways
+def test_logits_that_are_no_numbers_draw_an_id_of_the_vocabulary(backend: Backend) -> None:
+    for method in (Method(1.0, 0), Method(0.9, 30, 0.9, 0.02)):
+        ids = draw_with([0, JUST_BELOW_1], jnp.full((2, VOCAB), jnp.nan), method, backend)
+        assert ((ids >= 0) & (ids < N_TOKENS)).all()
 
 
 def test_a_number_is_no_reason_to_compile() -> None:
@@ -198,12 +308,17 @@ def test_a_method_out_of_range_is_refused(field: str, value: float) -> None:
         Method(**({"temperature": 0.8, "top_k": 40} | {field: value}))
 
 
-_KERNEL_OFTEN = (Method(3.0, 7), Method(0.8, 0, top_p=0.9), Method(0.8, 0, min_p=0.05), Method(0.9, 30, 0.9, 0.02, 1.2))
+_KERNEL_OFTEN = (
+    Method(1.0, 0),
+    Method(3.0, 7),
+    Method(0.8, 0, top_p=0.9),
+    Method(0.8, 0, min_p=0.05),
+    Method(0.9, 30, 0.9, 0.02, 1.2),
+)
 
 
 def _draw_both(logits: jax.Array, method: Method, seeds: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids [B, seeds] by the kernel (as plain JAX) and by plain XLA, with the same noise."""
-    kernel = dataclasses.replace(REFERENCE, decode_impl="pallas", interpret=True)
+    """Ids [B, seeds] by the kernel and by plain XLA, with the same keys."""
     seen = jnp.asarray(np.random.default_rng(2).random(logits.shape) < 0.3)
 
     def ids(backend: Backend, values: Values, seed: jax.Array) -> jax.Array:
@@ -211,21 +326,14 @@ def _draw_both(logits: jax.Array, method: Method, seeds: int) -> tuple[np.ndarra
         return draw(logits, keys, method.form, values, N_TOKENS, seen, backend)
 
     found = []
-    for backend in (kernel, REFERENCE):
+    for backend in (KERNEL, REFERENCE):
         run = jax.jit(jax.vmap(functools.partial(ids, backend), in_axes=(None, 0), out_axes=1), compiler_options=QUICK)
         found.append(np.asarray(run(method.values, jnp.arange(seeds))))
     return found[0], found[1]
 
 
-@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(
-    "method",
-    [
-        m if m in _KERNEL_OFTEN else pytest.param(m, marks=pytest.mark.slow)
-        for m in METHODS
-        if m.form[1:4] != (False,) * 3
-    ],
-    ids=str,
+    "method", [m if m in _KERNEL_OFTEN else pytest.param(m, marks=pytest.mark.slow) for m in METHODS], ids=str
 )
 def test_the_kernel_draws_what_plain_xla_draws(method: Method) -> None:
     for logits in (random_logits(3, jnp.bfloat16), random_logits(2, jnp.float32), with_ties(2)):
@@ -233,18 +341,23 @@ def test_the_kernel_draws_what_plain_xla_draws(method: Method) -> None:
         np.testing.assert_array_equal(fast, plain)
 
 
-@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("top_k", [N_TOKENS - 1, N_TOKENS, 1000])
+@pytest.mark.parametrize("top_k", [1, 2, N_TOKENS - 1, N_TOKENS, 1000])
 def test_the_kernel_keeps_as_many_tokens_as_are_asked_for(top_k: int) -> None:
-    """Down to the least likely one, which chance would hardly ever choose: here the noise does."""
-    logits = random_logits(3, jnp.float32)
-    order = np.asarray(logits)[:, :N_TOKENS].argsort(axis=1)
-    masked = jnp.where(jnp.arange(VOCAB) < N_TOKENS, logits, -1e30)
-    noise = -masked + jnp.zeros((3, VOCAB)).at[jnp.arange(3), order[:, 0]].set(9).at[jnp.arange(3), order[:, 1]].set(5)
-    method = Method(1.0, top_k)
-    numbers = (method.values.temperature, method.values.top_k, method.values.top_p, method.values.min_p)
-    found = row_draw.row_draw(masked, noise, *numbers, method.form[1:4], N_TOKENS, interpret=True)
-    np.testing.assert_array_equal(found, order[:, 0 if top_k >= N_TOKENS else 1])
+    """Down to the least likely one, which chance would hardly ever choose: here it comes first, and the number is 0."""
+    logits = jnp.concatenate([jnp.sort(random_logits(3, jnp.float32)[:, :N_TOKENS]), jnp.ones((3, 4))], axis=1)
+    assert draw_with([0] * 3, logits, Method(1.0, top_k), KERNEL).tolist() == [max(0, N_TOKENS - top_k)] * 3
+
+
+@pytest.mark.parametrize("method", [*METHODS, GREEDY], ids=str)
+def test_every_draw_but_the_greedy_is_the_kernels_where_it_runs(method: Method) -> None:
+    def kernels(backend: Backend | None, vocab: int) -> int:
+        logits, keys = jnp.zeros((1, vocab)), jax.random.key(0)[None]
+        seen = jnp.zeros((1, vocab), bool)
+        run = jax.make_jaxpr(lambda x: draw(x, keys, method.form, method.values, 9, seen, backend))
+        return str(run(logits)).count("pallas_call")
+
+    assert kernels(KERNEL, 9) == (method != GREEDY)
+    assert kernels(KERNEL, row_draw.MAX_VOCAB + 1) == kernels(REFERENCE, 9) == kernels(None, 9) == 0
 
 
 @pytest.mark.parametrize(("vocab", "dtype"), [(8192, jnp.bfloat16), (50, jnp.float32), (32000, jnp.bfloat16)])
@@ -252,7 +365,8 @@ def test_the_kernel_lowers_for_a_gpu(vocab: int, dtype: jnp.dtype) -> None:
     def like(*shape: int, dtype: jnp.dtype = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    arguments = (like(4, vocab, dtype=dtype), like(4, vocab), like(), like(dtype=jnp.int32), like(), like())
-    text = lower_for_h100(lambda *a: row_draw.row_draw(*a, (True, True, True), vocab - 1), *arguments)
-    assert text.count(TRITON_CALL) == 1
+    arguments = (like(4, vocab, dtype=dtype), like(4), like(), like(dtype=jnp.int32), like(), like())
+    for form in ((True, True, True), (False, False, False)):
+        text = lower_for_h100(lambda *a, form=form: row_draw.row_draw(*a, form, vocab - 1), *arguments)
+        assert text.count(TRITON_CALL) == 1
     assert not row_draw.applies(50304)

@@ -64,7 +64,7 @@ def collect_samples(runs: Sequence[RunToJudge], prompts: Sequence[str], s: Judge
                 max_new_tokens=s.max_new_tokens,
                 temperature=s.temperature,
                 top_k=s.top_k,
-                # the sampler draws row i with seed + i: no two stories of a run share their noise
+                # the sampler draws row i with seed + i: no two stories of a run share their random numbers
                 seed=s.seed + index * len(prompts),
             )
             if len(completions) != len(prompts):

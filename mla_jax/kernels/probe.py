@@ -156,13 +156,25 @@ def check_row_experts(interpret: bool = False) -> float:
 
 
 def check_row_draw(interpret: bool = False) -> float:
-    """The likeliest of the three likeliest, by noise that would choose a less likely one: 0 or infinity."""
-    logits = jnp.asarray(np.random.default_rng(3).permuted(np.tile(np.arange(100.0), (2, 1)), axis=1), jnp.bfloat16)
-    noise = -2 * logits.astype(jnp.float32)  # turns the order round: among those kept the least likely wins
-    numbers = (jnp.float32(1.0), jnp.int32(3), jnp.float32(1.0), jnp.float32(0.0))
-    found = jax.jit(lambda: row_draw(logits, noise, *numbers, (True, False, False), 100, interpret))()
-    drawn = jnp.take_along_axis(logits, found[:, None], axis=1)
-    return 0.0 if bool(jnp.all(drawn == 97)) else float("inf")
+    """Each of the three tokens that top-k, top-p or min-p keeps, drawn by numbers near both of its ends: 0 or infinity.
+
+    The program has several warps, over which the sums go.
+    """
+    vocab, temperature, rows, chosen = 3000, 2.0, np.arange(6), np.arange(6) // 2
+    likely = np.maximum(np.arange(vocab) - (vocab - 100.0), 0)  # 0 .. 99
+    logits = np.random.default_rng(3).permuted(np.tile(likely, (6, 1)), axis=1)
+    ids = np.sort(logits.argsort(axis=1)[:, -3:], axis=1)
+    weights = np.exp((np.take_along_axis(logits, ids, axis=1) - 99) / temperature)
+    shares = weights / weights.sum(axis=1, keepdims=True)
+    ends = np.cumsum(shares, axis=1)
+    uniform = np.where(rows % 2, ends[rows, chosen] - 0.002, (ends - shares)[rows, chosen] + 0.002)
+    operands = jnp.asarray(logits, jnp.bfloat16), jnp.asarray(uniform, jnp.float32), jnp.float32(temperature)
+    run = jax.jit(lambda *numbers: row_draw(*operands, *numbers, (True, True, True), vocab, interpret))
+    for top_k, top_p, min_p in ((3, 1.0, 0.0), (vocab, 0.7, 0.0), (vocab, 1.0, 0.3)):
+        found = run(jnp.int32(top_k), jnp.float32(top_p), jnp.float32(min_p))
+        if not np.array_equal(found, ids[rows, chosen]):
+            return float("inf")
+    return 0.0
 
 
 CHECKS: dict[str, Callable[[], float]] = {

@@ -25,7 +25,7 @@ def applies(vocab: int) -> bool:
 
 def row_draw(
     logits: jax.Array,
-    noise: jax.Array,
+    uniform: jax.Array,
     temperature: jax.Array,
     top_k: jax.Array,
     top_p: jax.Array,
@@ -34,11 +34,11 @@ def row_draw(
     n_tokens: int,
     interpret: bool = False,
 ) -> jax.Array:
-    """The argmax of logits / temperature + noise among what is kept -> ids [B] int32.
+    """The first id at which the cumulated weights of what is kept are above uniform * their total -> ids [B] int32.
 
-    logits [B, V] bfloat16 or float32, penalised, ids from n_tokens on masked by a large negative number; noise [B, V]
-    float32 (Gumbel); temperature, top_p, min_p [] float32; top_k [] int32; form: whether top-k, top-p, min-p apply.
-    What is kept is what `sample.methods.keep` keeps.
+    logits [B, V] bfloat16 or float32, penalised, ids from n_tokens on masked by a large negative number; uniform [B]
+    float32 in [0, 1); temperature, top_p, min_p [] float32; top_k [] int32; form: whether top-k, top-p, min-p apply.
+    What is kept is what `sample.methods.keep` keeps, and the draw is that of `sample.methods.choose`.
     """
     batch, vocab = logits.shape
     size = pl.next_power_of_2(vocab)
@@ -49,13 +49,13 @@ def row_draw(
         compiler_params=plgpu.CompilerParams(num_warps=max(1, min(32, size // 1024)), num_stages=1),
         interpret=interpret,
         name="row_draw",
-    )(logits, noise, *(number.reshape(1) for number in (temperature, top_k, top_p, min_p)))
+    )(logits, uniform, *(number.reshape(1) for number in (temperature, top_k, top_p, min_p)))
 
 
 def _program(
     logits: Any,
-    noise: Any,
-    temperature_ref: Any,
+    uniform: Any,
+    temperature: Any,
     top_k: Any,
     top_p: Any,
     min_p: Any,
@@ -72,21 +72,21 @@ def _program(
     x = plgpu.load(logits.at[row, here], mask=inside, other=jnp.asarray(MASKED, logits.dtype))
     keys, bits = _keys(x)
     x = x.astype(jnp.float32)
-    temperature = temperature_ref[0]
-    scaled = (x - jnp.max(x)) / temperature
-    kept = inside
+    scaled = (x - jnp.max(x)) / temperature[0]
+    weights = jnp.where(inside, jnp.exp(scaled), 0.0)
     if form[0]:
         count = jnp.minimum(top_k[0], n_tokens)
-        kept = kept & (keys >= _search(keys, bits, lambda keep: jnp.sum(keep.astype(jnp.int32)) >= count))
+        least = _search(keys, bits, lambda keep: jnp.sum(keep.astype(jnp.int32)) >= count)
+        weights = jnp.where(keys >= least, weights, 0.0)
     if form[1]:
-        weights = jnp.where(kept, jnp.exp(scaled), 0.0)
         target = top_p[0] * jnp.sum(weights)
-        kept = kept & (keys >= _search(keys, bits, lambda keep: jnp.sum(jnp.where(keep, weights, 0.0)) >= target))
+        least = _search(keys, bits, lambda keep: jnp.sum(jnp.where(keep, weights, 0.0)) >= target)
+        weights = jnp.where(keys >= least, weights, 0.0)
     if form[2]:
-        kept = kept & (scaled >= jnp.log(min_p[0]))
-    added = plgpu.load(noise.at[row, here], mask=inside, other=0.0)
-    score = jnp.where(kept, x / temperature + added, -jnp.inf)
-    out[row] = jnp.min(jnp.where(score == jnp.max(score), index, size)).astype(jnp.int32)
+        weights = jnp.where(scaled >= jnp.log(min_p[0]), weights, 0.0)
+    cumulated = jnp.where(weights > 0, jnp.cumsum(weights), 0.0)
+    above = cumulated > uniform[row] * jnp.max(cumulated)
+    out[row] = jnp.min(jnp.where(above, index, n_tokens - 1)).astype(jnp.int32)
 
 
 def _keys(x: jax.Array) -> tuple[jax.Array, int]:

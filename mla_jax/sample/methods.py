@@ -1,7 +1,10 @@
 """How the next token is drawn from logits: penalty, then temperature, then what is kept (top-k, top-p, min-p).
 
 The order and the meaning are Hugging Face's. Ties are kept together: whatever is as likely as the last token kept is
-kept too, so that what is drawn does not depend on the order of the vocabulary.
+kept too, so that what can be drawn does not depend on the order of the vocabulary.
+
+A draw is the inverse of the cumulated weights: of one uniform number u a row, the token is the first, by id, at which
+they are above u times their total. Probabilities are met to 2^-23 or so of the whole: u has no smaller steps.
 """
 
 import dataclasses
@@ -106,7 +109,7 @@ def draw(
 
     Ids from `n_tokens` on are surplus rows, never drawn. `seen` says which tokens the penalty meets; only forms
     with a penalty need it. A row's token depends on its own row of the arguments alone.
-    backend: where its decode kernels run, the cuts and the draw are one kernel; None = plain XLA.
+    backend: where its decode kernels run, what follows the penalty is one kernel; None = plain XLA.
     """
     if form.penalty:
         logits = penalise(logits, seen, values.repetition_penalty)
@@ -115,15 +118,28 @@ def draw(
     logits = jnp.where(valid, logits, jnp.asarray(MASKED, logits.dtype))
     if not form.draws:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    # Gumbel-max: the argmax of log-probabilities plus Gumbel noise is a draw, with no normalisation and no sum.
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], jnp.float32))(keys)
-    cuts = (form.top_k, form.top_p, form.min_p)
-    if backend is not None and backend.decode_impl == "pallas" and any(cuts) and row_draw.applies(logits.shape[-1]):
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(keys)
+    # Where nothing is cut too: XLA is expected, not measured, to launch several kernels for a sum along the vocabulary.
+    if backend is not None and backend.decode_impl == "pallas" and row_draw.applies(logits.shape[-1]):
         numbers = (values.temperature, values.top_k, values.top_p, values.min_p)
-        return row_draw.row_draw(logits, noise, *numbers, cuts, n_tokens, backend.interpret)
+        cuts = (form.top_k, form.top_p, form.min_p)
+        return row_draw.row_draw(logits, uniform, *numbers, cuts, n_tokens, backend.interpret)
     kept = keep(logits, form, values, n_tokens) & valid
-    scaled = logits.astype(jnp.float32) / values.temperature
-    return jnp.argmax(jnp.where(kept, scaled + noise, -jnp.inf), axis=-1).astype(jnp.int32)
+    return choose(jnp.where(kept, jnp.exp(_scaled(logits, values)), 0.0), uniform, n_tokens)
+
+
+def choose(weights: jax.Array, uniform: jax.Array, n_tokens: int) -> jax.Array:
+    """weights [B, vocab] float32, 0 = never drawn; uniform [B] float32 in [0, 1) -> token ids [B] int32.
+
+    The largest weight of a row is 1. A row with one that is no number gives id n_tokens - 1.
+    """
+    # A parallel sum can rise or fall by a rounding from one id to the next. So ids of weight 0 have no say, and the
+    # total is the largest sum of the others, which is above the target whatever the roundings: in float32
+    # uniform * total is less than total for every uniform below 1.
+    cumulated = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)
+    target = uniform * jnp.max(cumulated, axis=-1)
+    above = cumulated > target[:, None]
+    return jnp.min(jnp.where(above, jnp.arange(weights.shape[-1]), n_tokens - 1), axis=-1).astype(jnp.int32)
 
 
 def penalise(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:
@@ -137,9 +153,7 @@ def keep(logits: jax.Array, form: Form, values: Values, n_tokens: int) -> jax.Ar
     kept = jnp.ones_like(logits, bool)
     if not (form.top_k or form.top_p or form.min_p):
         return kept
-    largest = jnp.max(logits, axis=-1, keepdims=True).astype(jnp.float32)
-    # (logit - largest) / temperature: log-probabilities over the likeliest token's.
-    scaled = (logits.astype(jnp.float32) - largest) / values.temperature
+    scaled = _scaled(logits, values)
     if form.top_k or form.top_p:
         keys, bits = threshold.ordered_keys(logits)
     if form.top_k:
@@ -152,3 +166,9 @@ def keep(logits: jax.Array, form: Form, values: Values, n_tokens: int) -> jax.Ar
     if form.min_p:
         kept &= scaled >= jnp.log(values.min_p)
     return kept
+
+
+def _scaled(logits: jax.Array, values: Values) -> jax.Array:
+    """(logit - largest) / temperature in float32: log-probabilities over the likeliest token's."""
+    largest = jnp.max(logits, axis=-1, keepdims=True).astype(jnp.float32)
+    return (logits.astype(jnp.float32) - largest) / values.temperature

@@ -6,7 +6,6 @@ For tests: the sampler gives the same tokens. Nothing here is quick.
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mla_jax.sample.loop import Vocabulary
@@ -30,20 +29,17 @@ def generate(
         logits = np.asarray(forward(np.asarray(ids, np.int32)), np.float32)[len(ids) - 1]
         seen = set(ids) - {vocabulary.separator_id}
         key = jax.random.fold_in(jax.random.key(np.uint32(seed)), len(ids) - start)
-        noise = np.asarray(jax.random.gumbel(key, logits.shape, jnp.float32))
-        ids.append(draw(logits, noise, seen, method, vocabulary.n_tokens))
+        uniform = float(jax.random.uniform(key, dtype=np.float32))
+        ids.append(draw(logits, uniform, seen, method, vocabulary.n_tokens))
         if ids[-1] == vocabulary.separator_id:
             break
     return ids[start:]
 
 
-def draw(logits: np.ndarray, noise: np.ndarray, seen: set[int], method: Method, n_tokens: int) -> int:
-    """The token that the Gumbel noise [vocab] chooses among those that the method keeps; greedy: the likeliest."""
-    scaled = probabilities(logits, seen, method, n_tokens)
-    if method.temperature == 0:
-        return int(np.argmax(scaled))
-    with np.errstate(divide="ignore"):
-        return int(np.argmax(np.log(scaled) + noise[:n_tokens]))
+def draw(logits: np.ndarray, uniform: float, seen: set[int], method: Method, n_tokens: int) -> int:
+    """The first token at which the cumulated probabilities are above `uniform` in [0, 1); greedy: the likeliest."""
+    cumulated = np.cumsum(probabilities(logits, seen, method, n_tokens))
+    return int(np.argmax(cumulated > uniform * cumulated[-1]))
 
 
 def probabilities(logits: np.ndarray, seen: set[int], method: Method, n_tokens: int) -> np.ndarray:

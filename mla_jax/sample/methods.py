@@ -119,7 +119,7 @@ def draw(
     if not form.draws:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(keys)
-    # Where nothing is cut too: XLA is expected, not measured, to launch several kernels for a sum along the vocabulary.
+    # Where nothing is cut too: one launch instead of those of a sum along the vocabulary (docs/results/decode_gpu.md).
     if backend is not None and backend.decode_impl == "pallas" and row_draw.applies(logits.shape[-1]):
         numbers = (values.temperature, values.top_k, values.top_p, values.min_p)
         cuts = (form.top_k, form.top_p, form.min_p)

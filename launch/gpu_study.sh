@@ -7,6 +7,7 @@
 # others compile and evaluate. Short runs get done two to three times as fast; a run's own speed says nothing then.
 # GPUS=2 in front: WORKERS processes on each of two GPUs, all on the one study: the first two of CUDA_VISIBLE_DEVICES where
 # it is set, else 0 and 1. The default, 1, leaves CUDA_VISIBLE_DEVICES as it is.
+# REPORT=0 in front: no report at the end, which takes a rented GPU half a minute and needs none (--report_only makes it).
 #
 # OUT gets STUDY.rows.jsonl (a row as soon as it is finished: a call that is cut has them), report.md, results.csv and
 # study*.log. A run that has trained when the minutes end is still evaluated: a minute and a half with ten workers, which
@@ -83,7 +84,7 @@ for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
 kill "$saver" 2>/dev/null || true
 wait "$saver" 2>/dev/null || true
 save
-if [ "$processes" -gt 1 ] && [ -s "$out/$name.rows.jsonl" ]; then
+if [ "$processes" -gt 1 ] && [ "${REPORT:-1}" != 0 ] && [ -s "$out/$name.rows.jsonl" ]; then
   JAX_PLATFORMS=cpu "$python" -m mla_jax.main --mode study --config "$study" --workdir "$work" --report_only "$@" || true
 fi
 for file in report.md results.csv; do

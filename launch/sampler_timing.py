@@ -2,9 +2,10 @@
 
     python launch/sampler_timing.py --config mla_rope:m --shapes 1x512,1024x512 --out rows.jsonl
 
-One JSON row a case: microseconds a step (median, least and most of the repeats, compilation apart) and the ratio to
-greedy of the same shape and cache. The steps are `mla_jax.sample.loop.decode_loop` on weights as the sampler holds them
-(converted and packed, model/serving.py). A short context gets fewer steps than --steps, so that all of them are inside.
+A line a case, in --out a row with device and versions: microseconds a step (median, least and most of the repeats,
+compilation apart) and the ratio to greedy of the same shape and cache. The steps are `mla_jax.sample.loop.decode_loop`
+on weights as the sampler holds them (converted and packed, model/serving.py). A short context gets fewer steps than
+--steps, so that all of them are inside.
 """
 
 import argparse
@@ -19,13 +20,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mla_jax import accounting, devices
+from mla_jax import accounting
 from mla_jax.bench.decode import ALL_METHODS, random_variables
 from mla_jax.config_files import load_config
 from mla_jax.errors import UserError
 from mla_jax.model import backend
 from mla_jax.model.transformer import Transformer
-from mla_jax.rows import append_row
+from mla_jax.rows import append_row, result_row
 from mla_jax.sample import loop
 from mla_jax.sample.loop import Vocabulary
 from mla_jax.sample.methods import GREEDY, Method
@@ -75,7 +76,8 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         batch, context = _shape(shape, options.repeats)
         knobs = {"model.vocab_size": options.vocab_size, "model.max_len": context, "train.seq_len": min(context, 128)}
         knobs["sample.max_new_tokens"] = 1
-        cfg = load_config(options.config, **knobs).model
+        config = load_config(options.config, **knobs)
+        cfg = config.model
         model = Transformer(cfg, backend.choose(cfg))
         variables = random_variables(model)
         for cache_dtype in options.cache_dtypes.split(","):
@@ -85,7 +87,8 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 times = time_case(model, variables, *case)
                 median = statistics.median(times)
                 greedy = median if name == "greedy" else greedy
-                yield {
+                metrics = {
+                    "suite": "sampler",
                     "config": options.config,
                     "batch": batch,
                     "context": context,
@@ -97,8 +100,8 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     "us_least": round(min(times), 1),
                     "us_most": round(max(times), 1),
                     "over_greedy": None if greedy is None else round(median / greedy, 3),
-                    "device": devices.device_name(),
                 }
+                yield result_row(f"sampler {options.config} {name}", config.hash, metrics, "random weights", "none")
 
 
 def _shape(text: str, repeats: int) -> tuple[int, int]:
@@ -125,7 +128,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         for row in rows(options):
-            print(json.dumps(row), flush=True)
+            print(json.dumps(row["metrics"]), flush=True)
             if options.out:
                 append_row(Path(options.out), row)
     except UserError as error:

@@ -43,7 +43,7 @@ def test_it_times_what_the_sampler_holds(config: str, script: Any, monkeypatch: 
     monkeypatch.setattr(script.backend, "choose", lambda *_: packing)
     monkeypatch.setattr(script, "time_case", time_case)
     monkeypatch.setattr(script, "random_variables", lambda model: jax.eval_shape(lambda: random_variables(model)))
-    assert [row["us_per_step"] for row in script.rows(options(config))] == [1.0]
+    assert [row["metrics"]["us_per_step"] for row in script.rows(options(config))] == [1.0]
     ((model, variables),) = seen
     assert serving.COLLECTION in variables and variables["params"]["embedding"].dtype == jnp.bfloat16
     assert ("router" in variables) == config.startswith("moe")
@@ -52,7 +52,8 @@ def test_it_times_what_the_sampler_holds(config: str, script: Any, monkeypatch: 
 @pytest.mark.parametrize("config", ["mha_rope:xs", "moe_mla_rope:xs"])
 def test_a_short_context_has_fewer_steps_and_a_row(config: str, script: Any) -> None:
     (row,) = script.rows(options(config))
-    assert row["us_per_step"] > 0 and row["over_greedy"] == 1
+    assert row["metrics"]["us_per_step"] > 0 and row["metrics"]["over_greedy"] == 1
+    assert row["device"] and row["versions"]["jax"] and row["config_hash"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from run_tools import start
 from study_rows import row, study
 
 from mla_jax.main import main
-from mla_jax.study import report, runner
+from mla_jax.study import report, runner, study_mode
 from mla_jax.study.plan import CostModel
 from mla_jax.study.rows import gather
 
@@ -110,6 +110,30 @@ def test_a_failed_run_keeps_its_error_and_does_not_stop_the_rest(tmp_path, conso
     assert "Traceback" in next((tmp_path / "study" / "logs").glob("s_mha-*")).read_text()
     monkeypatch.setattr(runner, "run_task", good)
     assert do(tmp_path, console).left == 0  # a failed run is tried again by the next call
+
+
+def test_one_of_the_processes_tries_the_kernels(tmp_path, console, trained, monkeypatch) -> None:
+    """Before its first run; a process that comes meanwhile begins to train."""
+    chosen = []
+    monkeypatch.setattr(runner.backend, "choose", lambda model: chosen.append((model.n_layers, len(trained))))
+    do(tmp_path / "one", console)
+    assert [done for _, done in chosen] == [0]
+    (tmp_path / "two" / "study" / "locks").mkdir(parents=True)
+    with open(tmp_path / "two" / "study" / "locks" / "kernels.lock", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert do(tmp_path / "two", console).left == 0
+    assert len(chosen) == 1
+
+
+@pytest.mark.parametrize("sharing", [1, 2])
+def test_processes_that_share_a_device_leave_the_report_to_who_started_them(
+    tmp_path, console, trained, sharing: int
+) -> None:
+    assert study_mode.run(study(), str(tmp_path / "study"), None, console, sharing) == 0
+    console.file.flush()
+    said = (tmp_path / "said.txt").read_text()
+    assert "11 runs done, 0 to go" in said and ("by --report_only" in said) == (sharing == 2)
+    assert (tmp_path / "study" / "report.md").exists() == (sharing == 1)
 
 
 def test_runs_that_another_process_holds_are_left_to_it(tmp_path, console, trained, monkeypatch) -> None:

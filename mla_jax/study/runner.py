@@ -21,6 +21,7 @@ from mla_jax.config import Config
 from mla_jax.data.prepare import prepare
 from mla_jax.errors import UserError, brief
 from mla_jax.files import locked, write_text
+from mla_jax.model import backend
 from mla_jax.rows import read_result, result_row
 from mla_jax.runs import RunFolder, read_config, read_data
 from mla_jax.study.grid import Study
@@ -75,10 +76,23 @@ class Runner:
         for name in ("runs", "rows", "logs", "locks"):
             (self.workdir / name).mkdir(parents=True, exist_ok=True)
         with StopOnSignal(self.deadline) as self.stop:
+            self._try_kernels()
             stopped = self._work()
         rows, made = self._look()
         done = _done(made, rows, self.fingerprint)
         return Outcome(done, _total(made) - done, stopped, self.failed)
+
+    def _try_kernels(self) -> None:
+        """Run the self-check of decode's kernels in one of the processes, while the others train.
+
+        All need its result when their first run is measured: at the same time, where they began together, and twelve
+        processes that compile the same kernels took 20 to 50 s each. Its note is on disk (kernels/passed.py).
+        """
+        _, made = self._look()
+        lock = locked(self.workdir / "locks" / "kernels.lock")
+        if lock is not None and made.tasks:
+            with lock:
+                backend.choose(made.tasks[0].config.model)
 
     def _look(self) -> tuple[Rows, Plan]:
         rows = gather(self.workdir)

@@ -51,7 +51,8 @@ def report_only(study: Study, workdir: str, console: rich.console.Console) -> No
 def run(study: Study, workdir: str, max_minutes: float | None, console: rich.console.Console, sharing: int = 1) -> int:
     """Do what is missing, then write the report. Exit code 0 when stopped or complete, 1 when a run failed.
 
-    sharing: how many processes take turns on this one's device.
+    sharing: how many processes take turns on this one's device. Those leave the report to whoever started them: each
+    would write the same one, while others still evaluate.
     """
     from mla_jax.study.runner import Runner
 
@@ -65,7 +66,9 @@ def run(study: Study, workdir: str, max_minutes: float | None, console: rich.con
     if outcome.stopped:
         lines[0] += f"; stopped by {outcome.stopped}. The same command goes on."
     lines += [f"FAILED {name}: {error} (logs/{name}.txt)" for name, error in outcome.failed.items()]
-    if collect(study, rows).rows:
+    if sharing > 1:
+        lines.append("report      by --report_only, once all processes that share the device have ended")
+    elif collect(study, rows).rows:
         lines.append(f"report      {report.write(study, rows, folder)}")
     for line in lines:
         say(console, line)

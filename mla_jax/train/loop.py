@@ -115,7 +115,7 @@ class _Training:
         self.state: TrainState = starting_state(setup, self.optimizer, checkpoints, self.data)
         self.start = int(self.state.step)
         start_clock.mark("state")
-        self.train_step = steps.make_train_step(setup.model, self.optimizer, config)
+        self.train_step = setup.ahead.train_step(config) or steps.make_train_step(setup.model, self.optimizer, config)
         self.seed = np.uint32(config.train.seed)  # an argument: runs that differ by it share a compiled program
         self.pending = Pending(config.train, checkpoints)
         self.report = Reporting(setup, self.start, self.pending, console, start_clock)

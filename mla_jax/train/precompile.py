@@ -1,11 +1,13 @@
-"""Compiles the training step while data are being prepared: on a GPU both take tens of seconds, on other processors.
+"""Compiles the training step while a run is opened: on a GPU tens of seconds, in which data and weights get ready.
 
-Only JAX's persistent cache connects the two: the first step finds there what was compiled here. So nothing depends on
-it, and a tokenizer with fewer pieces than asked for costs no more than the compilation it would have cost anyway.
+The training loop takes the very function that was compiled, so that its first call neither traces nor lowers nor looks
+anything up. Where a tokenizer has fewer pieces than asked for, the config is another: it compiles as it would anyway.
 """
 
 import threading
+from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +24,18 @@ from mla_jax.train.state import abstract_state
 
 
 class Precompiler:
-    """`start` begins to compile `config`'s training step on a thread; leaving the context waits for its end.
+    """`start` begins to compile `config`'s training step on a thread, once; `train_step` waits for it.
 
-    pieces: how many the tokenizer is expected to have. `start` does nothing on a CPU, whose cores the data need, with
-    several processes, and without a persistent cache.
+    pieces: how many the tokenizer is expected to have. restores: whether the first state is read from a folder.
+    `start` does nothing on a CPU, whose cores the data need, and with several processes. An error inside the context
+    waits for the thread's end as well: a process must not end inside the compiler.
     """
 
-    def __init__(self, config: Config, backend: Backend, pieces: int):
-        self._config, self._backend, self._pieces = config, backend, pieces
+    def __init__(self, config: Config, backend: Backend, pieces: int, restores: bool = False):
+        sizes = {"model.vocab_size": config.model.vocab_size or pieces, "tokenizer.vocab_size": pieces}
+        self._config, self._sizes, self._backend, self._restores = config, sizes, backend, restores
         self._thread: threading.Thread | None = None
+        self._done: tuple[Config, Callable[..., Any]] | None = None
 
     def __enter__(self) -> "Precompiler":
         return self
@@ -38,26 +43,31 @@ class Precompiler:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._thread is not None:  # also after an error: a process must not end inside the compiler
+        if error is not None and self._thread is not None:
             self._thread.join()
 
     def start(self) -> None:
         alone = jax.process_count() == 1 and self._backend.mesh is None
-        if self._thread is None and alone and self._backend.platform != "cpu" and jax.config.jax_compilation_cache_dir:
+        if self._thread is None and alone and self._backend.platform != "cpu":
             self._thread = threading.Thread(target=self._compile, name="precompile")
             self._thread.start()
 
+    def train_step(self, config: Config) -> Callable[..., Any] | None:
+        """The compiled step of this config (`steps.make_train_step`), or None where there is none."""
+        if self._thread is not None:
+            self._thread.join()
+        return self._done[1] if self._done is not None and self._done[0] == config else None
+
     def _compile(self) -> None:
-        config, pieces = self._config, self._pieces
-        rows = jax.ShapeDtypeStruct((config.train.batch_size, config.train.seq_len + 1), jnp.int32)
         try:
-            sizes = {"model.vocab_size": config.model.vocab_size or pieces, "tokenizer.vocab_size": pieces}
-            config = config_lib.replace(config, **sizes)
+            config = config_lib.replace(self._config, **self._sizes)
+            rows = jax.ShapeDtypeStruct((config.train.batch_size, config.train.seq_len + 1), jnp.int32)
             model, optimizer = Transformer(config.model, self._backend), make_optimizer(config.optim)
             train_step = steps.make_train_step(model, optimizer, config)
-            # Without places: those of fresh arrays are not part of the program either.
-            state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), abstract_state(model, optimizer))
-            batch = {"tokens": rows, "segment_ids": rows}
-            train_step.lower(state, batch, np.uint32(config.train.seed)).compile()
+            state = abstract_state(model, optimizer)
+            if not self._restores:  # fresh arrays are bound to no device, and their program names none
+                state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state)
+            train_step.lower(state, {"tokens": rows, "segment_ids": rows}, np.uint32(config.train.seed)).compile()
+            self._done = config, train_step
         except Exception as error:  # the first step meets it again, where it can be told
             logging.debug("compiling ahead: %s", error)

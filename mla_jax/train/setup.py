@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import grain
+import jax
 import optax
 from absl import logging
 
@@ -44,7 +45,8 @@ class Setup:
     """What a run needs before its first step.
 
     changes: allowed config changes since the checkpoint being resumed, as lines for the log. baselines: nats per
-    token. openings: first words of held-out stories, prompts for the samples at the end.
+    token. openings: first words of held-out stories, prompts for the samples at the end. ahead: is compiling the
+    training step meanwhile.
     """
 
     folder: RunFolder
@@ -56,6 +58,7 @@ class Setup:
     changes: list[str]
     baselines: dict[str, float]
     openings: list[str]
+    ahead: Precompiler
 
 
 def open_run(config: Config, workdir: Path) -> Setup:
@@ -85,8 +88,21 @@ def open_run(config: Config, workdir: Path) -> Setup:
     backend = dataclasses.replace(backend, mesh=mesh_lib.make_mesh(config.mesh))
     mesh_lib.check_batches(config, backend.mesh)
     pieces = tokenizer.vocab_size if tokenizer else config.tokenizer.vocab_size
-    with Precompiler(config, backend, pieces) as precompiler:
-        prepared = prepare(config, tokenizer, on_build=precompiler.start)
+    with Precompiler(config, backend, pieces, resumes or bool(config.init_from)) as ahead:
+        return _open(folder, config, saved, tokenizer, backend, ahead)
+
+
+def _open(
+    folder: RunFolder,
+    config: Config,
+    saved: Config | None,
+    tokenizer: Tokenizer | None,
+    backend: backend_lib.Backend,
+    ahead: Precompiler,
+) -> Setup:
+    """The rest of `open_run`: data, and what they decide. saved: the config of the run that is resumed."""
+    workdir, resumes = folder.path, saved is not None
+    prepared = prepare(config, tokenizer, on_build=ahead.start)
     if resumes:
         check_vocabulary(config, runs.read_data(folder), prepared.tokenizer.vocab_size)
     elif config.init_from:
@@ -114,7 +130,9 @@ def open_run(config: Config, workdir: Path) -> Setup:
     _check_prompts(config, prepared)
     candidates = (_opening(prepared, story, config.model.max_len) for story in _first_stories(prepared, 8 * OPENINGS))
     openings = list(dict.fromkeys(candidates))[:OPENINGS]  # many stories begin alike
-    return Setup(folder, config, prepared, backend, model, resumes, changes, baselines(prepared), openings)
+    if max(folder.steps(), default=0) < config.train.steps:
+        ahead.start()
+    return Setup(folder, config, prepared, backend, model, resumes, changes, baselines(prepared), openings, ahead)
 
 
 def with_vocabulary(config: Config, vocab_size: int) -> Config:
@@ -145,7 +163,9 @@ def starting_state(
         if setup.backend.mesh is not None:
             where = mesh_lib.state_shardings(setup.backend.mesh, setup.config.model, params, params)
             params = mesh_lib.spread(params, where)
-        return init_state(setup.model, optimizer, params, source.router_bias)
+        state = init_state(setup.model, optimizer, params, source.router_bias)
+        # All on one device, as what a step returns and what a checkpoint gives: else the second step compiles again.
+        return state if setup.backend.mesh is not None else jax.device_put(state, jax.devices()[0])
     return init_state(setup.model, optimizer, init_params(setup.model, setup.config.train.seed))
 
 

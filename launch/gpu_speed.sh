@@ -89,9 +89,12 @@ memory() {
     bounded 200 largest_batch "$python" -m mla_jax.bench.largest_batch --sizes m,l,xl --remat none,full --run \
         --out "$rows"
 }
-tests() { # Numbers that need a GPU: cuDNN's attention, the loss without a float32 copy.
-    JAX_PLATFORMS=cuda,cpu \
-        bounded 120 gpu_tests "$python" -m pytest -q -x tests/test_loss.py tests/test_backend.py tests/test_train_kernels.py
+tests() { # Numbers that need a GPU: cuDNN's attention, the loss without a float32 copy. Compiling takes most of the time.
+    local together=()
+    if "$python" -c "import xdist" 2>/dev/null; then together=(-n 6); fi
+    JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_MEM_FRACTION=0.14 \
+        bounded 240 gpu_tests "$python" -m pytest -q -x "${together[@]}" \
+        tests/test_loss.py tests/test_backend.py tests/test_train_kernels.py
 }
 
 for part in $parts; do

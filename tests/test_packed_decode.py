@@ -58,8 +58,13 @@ OFTEN = (
 )
 
 
-def decode_twice(variant: str, backend: Backend, rows: int, packed: bool) -> tuple[jax.Array, Any]:
-    """Two steps after a ragged prefill -> their logits [2, rows, vocab], cache. One program of a step serves both."""
+def decode_twice(
+    variant: str, backend: Backend, rows: int, packed: bool, dtype: Any = jnp.float32
+) -> tuple[jax.Array, Any]:
+    """Two steps after a ragged prefill -> their logits [2, rows, vocab], cache. One program of a step serves both.
+
+    dtype: of the cache.
+    """
     name, knobs = VARIANTS[variant]
     config = tiny_config(name, **{f"model.{key}": value for key, value in ({"n_layers": 1} | knobs).items()})
     model = Transformer(config.model, backend)
@@ -74,7 +79,7 @@ def decode_twice(variant: str, backend: Backend, rows: int, packed: bool) -> tup
     lengths = jnp.asarray([1 + 4 * i % 9 for i in range(rows)], jnp.int32)
 
     def run(variables: Any) -> tuple[jax.Array, Any]:
-        store = init_cache(config.model, rows, 13, jnp.float32)
+        store = init_cache(config.model, rows, 13, dtype)
         _, store = model.apply(variables, tokens, lengths, store, method="prefill")
 
         def step(carry: tuple, token: jax.Array) -> tuple[tuple, jax.Array]:
@@ -100,6 +105,23 @@ def test_packed_decode_is_the_modules_decode(variant: str, rows: int) -> None:
     with jax.default_matmul_precision("highest"):
         fast, plain = decode_twice(variant, FAST, rows, True), decode_twice(variant, PLAIN, rows, False)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5), fast, plain)
+
+
+@pytest.mark.parametrize("variant", ["joint, views", "joint, slices", "joint, no norm", "joint, learned", "experts"])
+def test_packed_decode_over_int8_latents_is_the_modules(variant: str) -> None:
+    """The same numbers in the cache, but for roundings of halves, and the same logits."""
+    with jax.default_matmul_precision("highest"):
+        fast = decode_twice(variant, FAST, 2, True, jnp.int8)
+        plain = decode_twice(variant, PLAIN, 2, False, jnp.int8)
+    logits, stores = zip(fast, plain, strict=True)
+    np.testing.assert_allclose(*logits, atol=2e-3)
+    assert float(jnp.max(jnp.abs(logits[1] - decode_twice(variant, PLAIN, 2, False)[0]))) > 1e-4  # int8 is seen
+    for ours, theirs in zip(*stores, strict=True):
+        steps = np.asarray(ours.c_kv, np.int32) - np.asarray(theirs.c_kv)
+        assert np.abs(steps).max() <= 1 and (steps != 0).mean() < 1e-3
+        np.testing.assert_allclose(ours.scale, theirs.scale, rtol=1e-5)
+        if ours.k_rope is not None:
+            np.testing.assert_allclose(*(np.asarray(s.k_rope, np.float32) for s in (ours, theirs)), rtol=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -206,13 +228,19 @@ def test_what_packing_takes_is_what_the_docs_say(name: str, megabytes: tuple[int
 
 
 @pytest.mark.parametrize(
-    ("name", "rows", "launches"),
-    [("mla_rope:m", 1, 11), ("mha_rope:m", 1, 11), ("mla_rope:m", 64, 4), ("moe_mla_rope_flop_matched:m", 1, 13)],
+    ("name", "rows", "dtype", "launches"),
+    [
+        ("mla_rope:m", 1, jnp.bfloat16, 11),
+        ("mla_rope:m", 1, jnp.int8, 11),
+        ("mha_rope:m", 1, jnp.bfloat16, 11),
+        ("mla_rope:m", 64, jnp.bfloat16, 4),
+        ("moe_mla_rope_flop_matched:m", 1, jnp.bfloat16, 13),
+    ],
 )
-def test_a_step_lowers_for_a_gpu_with_five_launches_a_layer(name: str, rows: int, launches: int) -> None:
+def test_a_step_lowers_for_a_gpu_with_five_launches_a_layer(name: str, rows: int, dtype: Any, launches: int) -> None:
     """Two layers and the logits; above MAX_ROWS the products are XLA's, and one more launch joins the splits.
 
-    Experts take one more than a dense layer: the router's.
+    Experts take one more than a dense layer: the router's. (Of an int8 entry XLA makes and writes what it takes.)
     """
     cfg = load_config(name, **{"model.n_layers": 2, "model.vocab_size": 512, "tokenizer.vocab_size": 512}).model
     backend = Backend("bfloat16", "cudnn", decode_impl="pallas")
@@ -221,7 +249,7 @@ def test_a_step_lowers_for_a_gpu_with_five_launches_a_layer(name: str, rows: int
     bias = jax.eval_shape(lambda: initial_router_bias(cfg))
     given = variables_of(params, bias)
     variables = jax.eval_shape(lambda v: serving.serving_variables(cfg, v, backend), given)
-    store = jax.eval_shape(lambda: init_cache(cfg, rows, 512, jnp.bfloat16))
+    store = jax.eval_shape(lambda: init_cache(cfg, rows, 512, dtype))
     tokens, start = jax.ShapeDtypeStruct((rows, 1), jnp.int32), jax.ShapeDtypeStruct((rows,), jnp.int32)
     text = lower_for_h100(lambda v, t, s, c: model.apply(v, t, s, c, method="decode"), variables, tokens, start, store)
     assert text.count(TRITON_CALL) == launches
@@ -236,7 +264,8 @@ def test_which_caches_the_kernels_addresses_reach() -> None:
     for rows, fits in ((2048, True), (2049, False), (4097, True)):
         store = jax.eval_shape(lambda rows=rows: init_cache(cfg, rows, 4096, jnp.int8))
         assert decode_attention.applies(FAST, 1, store[0]) == fits
-        assert not packed_decode.applies(FAST, 1, store)  # int8 entries are written by the modules
+        assert packed_decode.applies(FAST, 1, store) == fits
+        assert not packed_decode.applies(dataclasses.replace(FAST, decode_impl="cudnn"), 1, store)
 
 
 def test_many_rows_of_heads_go_to_cudnn_unless_told_otherwise() -> None:

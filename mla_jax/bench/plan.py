@@ -47,7 +47,8 @@ def decode_jobs(points: list[Point], settings: BenchSettings) -> list[Job]:
             for impl in ("cudnn", "pallas"):
                 jobs.append(_decode(by_name[MHA], b, c, settings, impl, decode_impl=impl))
     seen = {(job.point.name, job.batch, job.context, job.label) for job in jobs}
-    rest = [_decode(p, b, c, settings) for b, c in grid for p in points]
+    # A point's batches one after the other: they have the same weights (bench/decode.py keeps the newest).
+    rest = [_decode(p, b, c, settings) for c in settings.contexts for p in points for b in settings.batches]
     return jobs + [job for job in rest if (job.point.name, job.batch, job.context, job.label) not in seen]
 
 

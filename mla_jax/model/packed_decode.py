@@ -29,8 +29,9 @@ Parts = tuple[jax.Array, jax.Array | None, jax.Array | None]  # of one split: ou
 
 
 def applies(backend: Backend, length: int, store: cache.Cache) -> bool:
-    """Whether `length` new tokens a row can go this way; int8 caches are written beforehand, by the modules."""
-    return decode_attention.applies(backend, length, store[0]) and not cache.is_int8(store[0])
+    """Whether `length` new tokens a row can go this way; over int8 latents with the kernel, which knows scales."""
+    known = backend.decode_impl == "pallas" or not cache.is_int8(store[0])
+    return known and decode_attention.applies(backend, length, store[0])
 
 
 def heads_impl(cfg: ModelConfig, backend: Backend, batch: int, cache_dtype: Any) -> str:
@@ -116,6 +117,8 @@ def _over_latents(
     turn: jax.Array | None,
     store: cache.LatentCache,
 ) -> tuple[Parts, cache.LatentCache]:
+    if cache.is_int8(store):
+        return _over_int8_latents(cfg, backend, weights, y, start, turn, store)
     batch, heads, rank, rope = y.shape[0], cfg.n_heads, cfg.kv_lora_rank, cfg.qk_rope_head_dim
     at = (heads + 1) * rank  # where the rotary columns begin
     latents, raw, layout = y.reshape(batch, -1, rank), Raw(gain=weights.latent_gain), Layout(1, heads, k=heads)
@@ -133,6 +136,34 @@ def _over_latents(
     scale = cfg.qk_head_dim**-0.5
     parts, kept = flash_decode(operands, scale, blocks, layout, backend.interpret, Entry(latents, None, k_rope), raw)
     return parts, store.replace(c_kv=kept.k[:, :, 0], k_rope=kept.k_rope)
+
+
+def _over_int8_latents(
+    cfg: ModelConfig,
+    backend: Backend,
+    weights: ServingLayer,
+    y: jax.Array,
+    start: jax.Array,
+    turn: jax.Array | None,
+    store: cache.LatentCache,
+) -> tuple[Parts, cache.LatentCache]:
+    """As `_over_latents`, but XLA makes, quantises and writes the new entry: its scale is a maximum over all of it."""
+    batch, heads, rank, rope = y.shape[0], cfg.n_heads, cfg.kv_lora_rank, cfg.qk_rope_head_dim
+    at = (heads + 1) * rank
+    latents = y[:, :at].reshape(batch, heads + 1, rank)
+    new = latents[:, heads:]
+    if weights.latent_gain is not None:
+        new = functions.rms_norm(new, weights.latent_gain)
+    rotary = None
+    if rope:
+        rotary = _turned(y[:, at : at + (heads + 1) * rope].reshape(batch, heads + 1, rope), turn)
+    entry = cache.LatentCache(new, None if rotary is None else rotary[:, heads:])
+    store = cache.write(store, entry, start)
+    blocks = blocks_lib.choose(rank + rope, True, batch, 1, store.c_kv.shape[1])
+    kept = (store.c_kv[:, :, None], None, store.k_rope, store.scale, None)
+    operands = Operands(latents, rotary, *kept, start + 1)
+    parts, _ = flash_decode(operands, cfg.qk_head_dim**-0.5, blocks, Layout(1, heads), backend.interpret)
+    return parts, store
 
 
 def _over_heads(

@@ -2,7 +2,7 @@
 # Muon against AdamW at size m, and the seconds to a loss beside nanoGPT's recipe in torch: pieces of at most 9 minutes.
 #
 #   bash launch/gpu_muon.sh OUT study [TRAIN VALID]     17 runs of 600 to 1,000 steps, as many as fit into MINUTES
-#   bash launch/gpu_muon.sh OUT torch [TRAIN VALID]     3 learning rates of the torch peer (pip install 'mla-jax[gpu,hf]')
+#   bash launch/gpu_muon.sh OUT torch [TRAIN VALID]     3 learning rates of the torch peer (pip install -e ".[gpu,hf]")
 #   bash launch/gpu_muon.sh OUT alone [TRAIN VALID]     one more seed of the best recipe with a GPU to itself: its seconds
 #   bash launch/gpu_muon.sh OUT report [TRAIN VALID]    the tables of what is there
 #

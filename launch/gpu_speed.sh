@@ -5,7 +5,7 @@
 #
 # Parts, in order of worth: peer mla muon startup trace peer_large flags memory tests. Each is bounded in time; rows are
 # appended to OUT/rows.jsonl at once, tables go to OUT/*.md, and the summary comes last. Needs torch for the peer
-# (pip install 'mla-jax[gpu,hf]'); without it that row is left out, with a sentence.
+# (pip install -e ".[gpu,hf]"); without it that row is left out, with a sentence.
 #   PYTHON=python3.12   the interpreter    LIMIT=540   seconds for all parts; what does not fit is named at the end
 set -uo pipefail
 out=${1:?usage: gpu_speed.sh OUT [PART ...]}

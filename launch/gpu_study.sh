@@ -7,7 +7,8 @@
 # others compile and evaluate. Short runs get done two to three times as fast; a run's own speed says nothing then.
 # GPUS=2 in front: WORKERS processes on each of two GPUs, all on the one study: the first two of CUDA_VISIBLE_DEVICES where
 # it is set, else 0 and 1. The default, 1, leaves CUDA_VISIBLE_DEVICES as it is.
-# REPORT=0 in front: no report at the end, which takes a rented GPU half a minute and needs none (--report_only makes it).
+# REPORT=0 in front of WORKERS from 2 on: no report at the end, which takes a rented GPU half a minute and needs none
+# (--report_only makes it).
 #
 # OUT gets STUDY.rows.jsonl (a row as soon as it is finished: a call that is cut has them), report.md, results.csv and
 # study*.log. A run that has trained when the minutes end is still evaluated: a minute and a half with ten workers, which
@@ -60,8 +61,9 @@ work() { # NUMBER FLAGS...: one process, for what is left of the time; processes
 }
 
 save() { # all rows so far, in one file that is never half written
-  find "$work/rows" -name '*.json' -exec cat {} + 2>/dev/null >"$out/.rows" || true
-  mv "$out/.rows" "$out/$name.rows.jsonl"
+  local own=$out/.rows.$BASHPID # of each writer: one that is stopped may still be at it
+  find "$work/rows" -name '*.json' -exec cat {} + 2>/dev/null >"$own" || true
+  mv "$own" "$out/$name.rows.jsonl"
 }
 
 (while sleep 3 && kill -0 $$; do save; done) >/dev/null 2>&1 & # ends with this script, however that ends
@@ -87,6 +89,7 @@ save
 if [ "$processes" -gt 1 ] && [ "${REPORT:-1}" != 0 ] && [ -s "$out/$name.rows.jsonl" ]; then
   JAX_PLATFORMS=cpu "$python" -m mla_jax.main --mode study --config "$study" --workdir "$work" --report_only "$@" || true
 fi
+rm -f "$out"/.rows.* # of writers that were stopped
 for file in report.md results.csv; do
   if [ -f "$work/$file" ]; then cp "$work/$file" "$out/"; fi
 done

@@ -4,7 +4,7 @@
 #   launch/one_gpu.sh runs/mla_rope mla_rope:m --config.data.path=stories.txt
 #
 # Arguments: the run folder, a config, then any --config.KNOB=VALUE. GPU=2 chooses another than the first.
-# What to expect: `pip install 'mla-jax[gpu]'` has been done; the first lines name the GPU and "cudnn attention in
+# What to expect: `pip install -e ".[gpu]"` has been done; the first lines name the GPU and "cudnn attention in
 # bfloat16", then a line every train.log_every steps. There is no mesh on one device. Ctrl-C or SIGTERM saves and stops;
 # the same command goes on.
 set -euo pipefail

@@ -31,6 +31,7 @@ from mla_jax.sample import loop
 from mla_jax.sample.loop import Vocabulary
 from mla_jax.sample.methods import GREEDY, Method
 
+CACHE_DTYPES = ("bfloat16", "float32", "int8")
 METHODS = {
     "greedy": GREEDY,
     "temperature": Method(0.8, 0),
@@ -72,6 +73,16 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     methods = options.methods.split(",")
     if unknown := [name for name in methods if name not in METHODS]:
         raise UserError(f"--methods has {unknown[0]!r}, which is none of {', '.join(METHODS)}: use some of them.")
+    dtypes = options.cache_dtypes.split(",")
+    if unknown := [name for name in dtypes if name not in CACHE_DTYPES]:
+        raise UserError(
+            f"--cache_dtypes has {unknown[0]!r}, which is none of {', '.join(CACHE_DTYPES)}: use some of them."
+        )
+    for name in ("steps", "repeats"):
+        if getattr(options, name) < 1:
+            raise UserError(
+                f"--{name} is {getattr(options, name)}; it must be at least 1: leave it out for the default."
+            )
     for shape in options.shapes.split(","):
         batch, context = _shape(shape, options.repeats)
         knobs = {"model.vocab_size": options.vocab_size, "model.max_len": context, "train.seq_len": min(context, 128)}
@@ -80,7 +91,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         cfg = config.model
         model = Transformer(cfg, backend.choose(cfg))
         variables = random_variables(model)
-        for cache_dtype in options.cache_dtypes.split(","):
+        for cache_dtype in dtypes:
             greedy = None
             for name in methods:
                 case = (batch, context, cache_dtype, METHODS[name], options.steps, options.repeats)
@@ -120,7 +131,7 @@ def main() -> None:
     parser.add_argument("--config", default="mla_rope:m")
     parser.add_argument("--shapes", default="1x512,1024x512", help="BATCHxCONTEXT, ...")
     parser.add_argument("--vocab_size", type=int, default=8192)
-    parser.add_argument("--cache_dtypes", default="bfloat16", help="bfloat16, float32, int8")
+    parser.add_argument("--cache_dtypes", default="bfloat16", help=", ".join(CACHE_DTYPES))
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--steps", type=int, default=32, help="decode steps in a run")
     parser.add_argument("--repeats", type=int, default=7)

@@ -7,7 +7,9 @@
 # a config, then any --config.KNOB=VALUE. Create the slice before:
 #   gcloud compute tpus tpu-vm create my-v5e-16 --zone=us-west4-a --accelerator-type=v5litepod-16 \
 #       --version=v2-alpha-tpuv5-lite
-# What to expect: `pip install 'mla-jax[tpu]'` runs on every host first; jax.distributed finds the hosts by the slice's
+# And bring this repository to every host, into the folder mla_jax of its home (or another: CHECKOUT=FOLDER in front):
+#   gcloud compute tpus tpu-vm scp --recurse . my-v5e-16:mla_jax --zone=us-west4-a --worker=all
+# What to expect: `pip install -e ".[tpu]"` runs there first on every host; jax.distributed finds the hosts by the slice's
 # metadata; process 0 reports "mesh  16 devices: data 16, 4 processes". Attention is plain XLA there, in bfloat16. The
 # code lowers for TPUs (tests), but has not been run on one.
 set -euo pipefail
@@ -20,5 +22,6 @@ case $workdir in
         exit 2
         ;;
 esac
-command="pip install --quiet 'mla-jax[tpu]' && python3 -m mla_jax.main $(printf '%q ' --config="$config" --workdir="$workdir" "$@")"
+checkout=${CHECKOUT:-mla_jax}
+command="cd $(printf '%q' "$checkout") && pip install --quiet -e '.[tpu]' && python3 -m mla_jax.main $(printf '%q ' --config="$config" --workdir="$workdir" "$@")"
 exec gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$command"

@@ -272,6 +272,20 @@ def test_every_suite_has_jobs_and_the_headline_comes_first() -> None:
     assert {(b, c) for _, b, c, _ in keys} == shapes | {(64, 4096)}
 
 
+def test_a_points_batches_follow_each_other_and_share_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = points.grid("m", {"model.vocab_size": 512, "tokenizer.vocab_size": 512})
+    jobs = [job for job in plan.decode_jobs(grid, load_config("base").bench) if job.context == 2048]
+    assert [job.point.name for job in jobs] == [point.name for point in grid for _ in (1, 16, 128, 1024)]
+    made: list[str] = []
+    real = decode.random_variables
+    monkeypatch.setattr(decode, "random_variables", lambda model: made.append(model.cfg.attention) or real(model))
+    tiny = SMALL | {"model.vocab_size": 320, "model.n_layers": 1}
+    mha, mla = (points.Point(name, load_config(name, **tiny)) for name in ("mha_rope", "mla_rope"))
+    for point, batch in ((mha, 1), (mha, 2), (mla, 1), (mha, 1)):
+        assert decode.run(point, batch, 32, 4, 1)["tokens_per_s"] > 0
+    assert made == ["mha", "mla", "mha"]
+
+
 def bench(out: Path, cache: Path, *flags: str, **more: Any) -> str:
     return call("--mode=bench", "--quick", f"--out={out}", *flags, cache=cache, **more)
 

@@ -33,7 +33,15 @@ def call(tmp_path: Path):
     seen = tmp_path / "seen"
 
     def begin(script: str, *arguments: str, pipe: int = subprocess.PIPE, **environment: str) -> subprocess.Popen:
-        hidden = ("WORKERS", "GPUS", "CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION", "SMOKE", "MINUTES")
+        hidden = (
+            "WORKERS",
+            "GPUS",
+            "CUDA_VISIBLE_DEVICES",
+            "XLA_PYTHON_CLIENT_MEM_FRACTION",
+            "SMOKE",
+            "MINUTES",
+            "REPORT",
+        )
         kept = {name: value for name, value in os.environ.items() if name not in hidden}
         kept |= {"PYTHON": str(python), "SEEN": str(seen)} | environment
         command = ["bash", str(copy / "launch" / script), str(tmp_path / "out"), *arguments]
@@ -68,6 +76,13 @@ def test_each_gpu_gets_its_workers_and_one_report_is_made(call, script: str, arg
     assert "--report_only" in report and len(workers) == 6
     for gpu in (0, 1):  # three processes share each
         assert sum(line.startswith(f"gpu={gpu} memory=0.3 ") and "--sharing 3" in line for line in workers) == 3
+
+
+def test_a_rented_gpu_makes_no_report(call, tmp_path: Path) -> None:
+    done, seen = call("gpu_study.sh", WORKERS="2", REPORT="0")
+    assert done.returncode == 0, done.stderr
+    assert len(seen) == 2 and not any("--report_only" in line for line in seen)
+    assert not list((tmp_path / "out").glob(".rows*"))
 
 
 def test_a_process_each_has_its_gpu_to_itself(call) -> None:

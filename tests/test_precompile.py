@@ -1,6 +1,7 @@
 """mla_jax.train.precompile: what it compiles is what the first step runs."""
 
 import dataclasses
+import time
 from pathlib import Path
 
 import jax
@@ -76,6 +77,40 @@ def test_another_config_and_a_failed_compilation_have_no_step(tmp_path: Path, mo
     assert other.train_step(config) is None
 
 
+def test_one_thread_compiles_and_an_error_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config(write_stories(tmp_path / "stories.txt"), **{"model.vocab_size": 320})
+    backend = dataclasses.replace(choose(config.model), platform="gpu")
+    ended: list[float] = []
+
+    def slow(*_: object) -> None:
+        time.sleep(0.3)
+        ended.append(1)
+
+    monkeypatch.setattr(steps, "make_train_step", slow)
+    with pytest.raises(UserError), Precompiler(config, backend, 320) as ahead:
+        ahead.start()
+        ahead.start()
+        raise UserError("the data cannot be read: give others.")
+    assert ended == [1]
+    elsewhere = dataclasses.replace(backend, mesh=object())
+    for other, processes in ((elsewhere, 1), (backend, 2), (choose(config.model), 1)):
+        monkeypatch.setattr(jax, "process_count", lambda processes=processes: processes)
+        with pytest.raises(UserError), Precompiler(config, other, 320) as ahead:
+            ahead.start()
+            raise UserError("nothing was begun")
+    assert ended == [1]
+
+
+def test_fewer_pieces_than_asked_for_cost_a_compilation_once(compiled: list[str], tmp_path: Path) -> None:
+    """Where data have to be prepared; what is cached says how many there are."""
+    knobs = {"train.steps": 1, "train.eval_every": 1, "tokenizer.vocab_size": 4000, "model.vocab_size": 0}
+    config = small_config(write_stories(tmp_path / "stories.txt"), **knobs, **{"data.cache_dir": str(tmp_path / "c")})
+    for folder, times in (("first", 2), ("second", 1)):
+        compiled.clear()
+        assert loop.train(config, tmp_path / folder).row["metrics"]["step"] == 1
+        assert sum("backend_compile" in name and "train_step" in name for name in compiled) == times
+
+
 def test_a_run_compiles_its_step_once_and_learns_the_same(compiled: list[str], tmp_path: Path) -> None:
     """From nothing, going on, and again where it is finished, which compiles nothing."""
     config = small_config(write_stories(tmp_path / "stories.txt"), **{"train.steps": 2, "train.eval_every": 2})
@@ -95,7 +130,7 @@ def test_a_run_compiles_its_step_once_and_learns_the_same(compiled: list[str], t
     loop.train(replace(config, init_from=str(tmp_path / "run")), tmp_path / "from")
     assert steps_compiled() == 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Precompiler, "start", lambda self: None)
+        patch.setattr(Precompiler, "start", lambda *_: None)
         plain = loop.train(config, tmp_path / "plain").row
     assert plain["metrics"]["valid_loss"] == row["metrics"]["valid_loss"]
 
@@ -105,7 +140,7 @@ def test_it_begins_when_data_are_prepared_else_when_all_is_checked(
 ) -> None:
     config = small_config(write_stories(tmp_path / "stories.txt"), **{"data.cache_dir": str(tmp_path / "cache")})
     begun: list[bool] = []
-    monkeypatch.setattr(Precompiler, "start", lambda self: begun.append((tmp_path / "cache").exists()))
+    monkeypatch.setattr(Precompiler, "start", lambda *_: begun.append((tmp_path / "cache").exists()))
     setup.open_run(config, tmp_path / "run")
     assert begun == [False, True]
     begun.clear()

@@ -61,6 +61,9 @@ def test_a_short_context_has_fewer_steps_and_a_row(config: str, script: Any) -> 
     [
         (["--shapes=1x"], "--shapes has '1x'; a shape is BATCHxCONTEXT, with a context of at least 10"),
         (["--methods=greedy,best"], "--methods has 'best', which is none of greedy"),
+        (["--cache_dtypes=bfloat16,int4"], "--cache_dtypes has 'int4', which is none of bfloat16, float32, int8"),
+        (["--repeats=0"], "--repeats is 0; it must be at least 1"),
+        (["--steps=0"], "--steps is 0; it must be at least 1"),
         (["--config=mlaa"], "--config is 'mlaa'"),
     ],
 )

@@ -142,7 +142,8 @@ def test_the_plan_in_words_counts_what_is_left() -> None:
     assert "Done are" not in describe(made, plan(made, rows_of()), rows_of(), cost_model(made, []))
     assert text.count("waits for its learning rate") == 2
     lines = text.splitlines()
-    (end,) = (number for number, line in enumerate(lines) if "minutes in all" in line)
+    end, last = (number for number, line in enumerate(lines) if "minutes in all" in line)
+    assert last == len(lines) - 1 and lines[last] == lines[end]
     total, left = (float(lines[end].split()[i]) for i in (0, 4))
     assert 11 < total < 12 and left == pytest.approx(total - 1, abs=0.15)
     (one, *_, first_sum), (two, runs, _, all_before, shared) = (

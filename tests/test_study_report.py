@@ -127,7 +127,7 @@ def test_a_headline_with_rows_is_in_the_readmes_blocks(monkeypatch) -> None:
     text = both["tables"]
     assert re.search(r"\| per_head_rope_r2 \| 128 \| 50.0 % \| 2.0261 ± 0.0498 \(3\) \| \+0.30 ± 0.00 \(3\) \|", text)
     assert re.search(
-        r"\| A4 \|.*\| \*\*confirmed\*\*: \+0.30 \[\+0.30, \+0.30\], n=3 \(% of loss\), size xs at 0.\d+ \| - \|",
+        r"\| A4 \|.* % of loss \| \*\*confirmed\*\* \| size xs at 0.\d+: \+0.30 \[\+0.30, \+0.30\], n=3 \| - \|",
         both["verdicts"],
     )
     assert text.count(made.title) == 1 and "report.md" not in text  # a form without rows has no table, and no page

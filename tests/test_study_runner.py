@@ -15,6 +15,7 @@ import rich.console
 from run_tools import start
 from study_rows import row, study
 
+from mla_jax.errors import UserError
 from mla_jax.main import main
 from mla_jax.study import report, runner, study_mode
 from mla_jax.study.plan import CostModel
@@ -118,11 +119,19 @@ def test_one_of_the_processes_tries_the_kernels(tmp_path, console, trained, monk
     monkeypatch.setattr(runner.backend, "choose", lambda model: chosen.append((model.n_layers, len(trained))))
     do(tmp_path / "one", console)
     assert [done for _, done in chosen] == [0]
+    do(tmp_path / "one", console)
+    assert len(chosen) == 1, "nothing is left to do"
     (tmp_path / "two" / "study" / "locks").mkdir(parents=True)
     with open(tmp_path / "two" / "study" / "locks" / "kernels.lock", "w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         assert do(tmp_path / "two", console).left == 0
     assert len(chosen) == 1
+
+    def refuse(model: object) -> None:
+        raise UserError("model.decode_impl is 'pallas', which this device cannot have: use auto.")
+
+    monkeypatch.setattr(runner.backend, "choose", refuse)
+    assert do(tmp_path / "three", console).left == 0, "one point that cannot be had stops no other"
 
 
 @pytest.mark.parametrize("sharing", [1, 2])

@@ -224,10 +224,12 @@ def test_a_speed_on_which_devices_differ_is_undecided_and_each_is_shown() -> Non
         judged = next(j for j in verdicts.judge(found) if j.claim.id == "A11")
         assert judged.verdict == verdict and judged.tests[0].place == "a card", "measured last"
         assert judged.tests[1].verdict == "confirmed"
-        shown = readme._cell([judged])
-        assert shown.startswith(f"**{verdict}**") and shown.count("**") == 2
-        assert ("contradicted (faster than claimed): 2.00" in shown) == (speed == 2000.0)
-        assert ", a card" in shown and ", gpu" in shown and (verdict in claim_tables.claims(found))
+        said, shown = readme._found([judged])
+        assert said == f"**{verdict}**" and verdict in claim_tables.claims(found)
+        card, gpu = shown.split("<br>")
+        assert card.startswith(f"a card: {speed / 1000:.2f} [") and gpu.startswith("gpu: 1.40 [")
+        assert card.endswith("], contradicted (faster than claimed)") == (speed == 2000.0)
+        assert gpu.endswith(", confirmed") == (speed == 2000.0)  # as the verdict says where they agree
 
 
 def test_the_share_of_steps_is_of_the_model_that_most_seeds_have_trained() -> None:

@@ -24,9 +24,10 @@ SCALE = (
 
 
 def claims(found: Results) -> str:
-    """Paper says / arithmetic says / we measured / verdict."""
-    rows = []
-    for judged in judge(found):
+    """Paper says / arithmetic says / we measured / verdict; of a study too small to judge only what its runs test."""
+    rows, every = [], judge(found)
+    shown = every if found.study.verdicts else [j for j in every if j.tests and j.claim.unit != "times"]
+    for judged in shown:
         claim = judged.claim
         rows.append(
             (
@@ -39,7 +40,9 @@ def claims(found: Results) -> str:
             )
         )
     head = ("", "the paper says", "arithmetic says", "we measured (mean, 95 % interval, n)", "smallest", "verdict")
-    return f"{SCALE}\n\n{table(head, rows)}"
+    left_out = len(every) - len(shown)
+    note = f"\n\n{left_out} other claims have no runs in this study." if left_out else ""
+    return f"{SCALE}\n\n{table(head, rows)}{note}"
 
 
 def _verdicts(judged: Judged) -> str:
@@ -59,17 +62,21 @@ def _sign(unit: str) -> str:
     return "" if unit == "times" or unit.endswith("steps") else "+"
 
 
-def measured(found: Estimate, unit: str, digits: int = 2) -> str:
-    """ "+0.31 [-0.20, +0.82], n=3 (% of loss)"; of a speed the interval is the range of its timings."""
+def measured(found: Estimate, unit: str, digits: int = 2, says_unit: bool = True) -> str:
+    """ "+0.31 [-0.20, +0.82], n=3 (% of loss)"; of a speed the interval is the range of its timings.
+
+    says_unit: False where it stands elsewhere, and what the interval of a speed is.
+    """
+    behind = f" ({unit})" if unit and says_unit else ""
     if math.isinf(found.mean):
-        return f"not reached in every run, n={found.n} ({unit})"
+        return f"not reached in every run, n={found.n}{behind}"
     sign = _sign(unit)
     text = f"{found.mean:{sign}.{digits}f}"
     if not math.isnan(found.low):
         text += f" [{found.low:{sign}.{digits}f}, {found.high:{sign}.{digits}f}]"
     if unit == "times":
-        return f"{text} times (the range of {found.n} timings)"
-    return f"{text}, n={found.n}" + (f" ({unit})" if unit else "")
+        return f"{text} times (the range of {found.n} timings of one process)" if says_unit else text
+    return f"{text}, n={found.n}{behind}"
 
 
 def _smallest(judged: Judged) -> str:

@@ -156,7 +156,8 @@ def cost_model(study: Study, rows: Iterable[dict[str, Any]], device: str | None 
 
 
 def describe(study: Study, made: Plan, rows: Rows, cost: CostModel, here: str = "") -> str:
-    """The plan as Markdown: minutes by priority and in all, then every run in its order, what waits and why.
+    """The plan as Markdown: minutes by priority and in all, then every run in its order, what waits and why; the total
+    once more, for who sees the end.
 
     here: the device of this machine, to be told apart from the one that the minutes are for.
     """
@@ -175,12 +176,13 @@ def describe(study: Study, made: Plan, rows: Rows, cost: CostModel, here: str = 
     ]
     sums: dict[int, _Sum] = defaultdict(_Sum)
     runs = _runs(study, made, rows, cost, sums)
-    lines += _sums(sums)
+    *parts, total = _sums(sums)
+    lines += [*parts, total]
     done = Counter(row["device"] for task in made.tasks if (row := rows.done(task.key)))
     if set(done) - {cost.device}:
         each = "; ".join(f"{count} on {device}" for device, count in sorted(done.items()))
         lines += ["", f"Runs that are done, wherever: {each}."]
-    return "\n".join([*lines, "", runs])
+    return "\n".join([*lines, "", runs, "", total])
 
 
 def _runs(study: Study, made: Plan, rows: Rows, cost: CostModel, sums: dict[int, "_Sum"]) -> str:

@@ -19,11 +19,11 @@ from mla_jax.study.grid import Study, from_config_dict
 from mla_jax.study.results import Measured, Results, collect, reference_of, relative
 from mla_jax.study.rows import Rows, best_loss, gather, model_of
 from mla_jax.study.stats import estimate
-from mla_jax.study.verdicts import CONTRADICTED, Judged, judge_claim
+from mla_jax.study.verdicts import CONTRADICTED, Judged, Tested, judge_claim
 
 BEGIN = "<!-- {}: made by python -m mla_jax.study.readme README.md docs/results/README.md -->"
 END = "<!-- end of {} -->"
-CORPORA = {"": "we find: embedded stories, or arithmetic", ":files": "20,000 TinyStories"}  # form of a study -> column
+CORPORA = {"": "we find: embedded stories, arithmetic or speed", ":files": "20,000 TinyStories"}  # study's form: column
 SEEDS = 3  # that one point of a table needs
 _WORSE = ("better", "worse")
 # Below a claim's range, above it.
@@ -104,8 +104,9 @@ def _verdicts(corpora: list[list[Results]]) -> str:
     for claim in CLAIMS:
         judged = [[judge_claim(claim, s) for s in studies if claim.paper in s.study.papers] for studies in corpora]
         if any(judged):
-            rows.append((claim.id, claim.words, claim.range, *_cells(claim, judged)))
-    return table(("", "the paper says", "confirmed by", *CORPORA.values()), rows)
+            unit = f" {claim.unit}" if claim.range else ""
+            rows.append((claim.id, claim.words, claim.range + unit, *_cells(claim, judged)))
+    return table(("", "the paper says", "confirmed by", "verdict", *CORPORA.values()), rows)
 
 
 def _rope(corpora: list[list[Results]]) -> str:
@@ -118,33 +119,35 @@ def _rope(corpora: list[list[Results]]) -> str:
 
 
 def _cells(claim: Claim, judged: list[list[Judged]]) -> list[str]:
-    """What is found and the verdict, a cell a corpus; what depends on no corpus only in the first."""
+    """The verdict, and what is found, a cell a corpus; what depends on no corpus only in the first."""
     # Of several studies on one corpus, the one with most seeds has the verdict, and the others stand behind it.
     tested = [sorted((j for j in of if j.test), key=lambda j: -j.test.found.n) for of in judged]
     if not any(tested):
         j = next(j for of in judged for j in of)
-        return [f"{j.arithmetic + ': ' if j.arithmetic else ''}**{j.verdict}**", *("" for _ in judged[1:])]
+        return [f"**{j.verdict}**", j.arithmetic, *("" for _ in judged[1:])]
     if claim.unit == "times":  # of decoding, whatever was learnt
-        return [_cell(next(of for of in tested if of)[:1]), *("" for _ in judged[1:])]
-    return [_cell(of) or "-" for of in tested]
+        return [*_found(next(of for of in tested if of)[:1]), *("" for _ in judged[1:])]
+    verdict, found = _found(tested[0]) if tested[0] else ("-", "-")
+    others = [_found(of) if of else ("", "-") for of in tested[1:]]
+    return [verdict, found, *(f"{own}<br>{text}" if own else text for own, text in others)]
 
 
-def _cell(of: list[Judged]) -> str:
-    """The first study's verdict in bold with what it goes by, then what other sizes, devices and studies say."""
-    parts = []
+def _found(of: list[Judged]) -> tuple[str, str]:
+    """The first study's verdict in bold, and a line for it and for each other size, device and study."""
+    first, lines = of[0], []
     for judged in of:
         for test in judged.tests:
-            own, first = test.verdict == judged.verdict, not parts
-            verdict = judged.verdict if first else test.verdict
-            side = _side(judged.claim, test.evidence.found.mean) if test.verdict == CONTRADICTED else ""
-            shown = f"**{verdict}**{side if own else ''}" if first else f"{verdict}{side}"
-            if first and not own:  # the verdict is of all tests together
-                parts.append(shown)
-                shown = f"{test.verdict}{side}"
-            parts.append(
-                f"{shown}: {claim_tables.measured(test.evidence.found, judged.claim.unit)}, {test.evidence.where}"
-            )
-    return "; ".join(parts)
+            shown = claim_tables.measured(test.evidence.found, judged.claim.unit, says_unit=False)
+            lines.append(f"{test.evidence.where}: {shown}")
+            if test.verdict != first.verdict:
+                lines[-1] += f", {_words(judged.claim, test)}"
+    own = next((t for t in first.tests if t.verdict == first.verdict), None)
+    verdict = first.verdict if own is None else _words(first.claim, own)
+    return f"**{verdict}**", "<br>".join(lines)
+
+
+def _words(claim: Claim, test: Tested) -> str:
+    return test.verdict + (_side(claim, test.evidence.found.mean) if test.verdict == CONTRADICTED else "")
 
 
 def _side(claim: Claim, mean: float) -> str:

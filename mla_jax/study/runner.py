@@ -88,11 +88,11 @@ class Runner:
         All need its result when their first run is measured: at the same time, where they began together, and twelve
         processes that compile the same kernels took 20 to 50 s each. Its note is on disk (kernels/passed.py).
         """
-        _, made = self._look()
-        lock = locked(self.workdir / "locks" / "kernels.lock")
-        if lock is not None and made.tasks:
-            with lock:
-                backend.choose(made.tasks[0].config.model)
+        tasks = self._undone(*self._look())
+        lock = locked(self.workdir / "locks" / "kernels.lock") if tasks else None
+        if lock is not None:
+            with lock, contextlib.suppress(UserError):  # its own run says so, in its row
+                backend.choose(tasks[0].config.model)
 
     def _look(self) -> tuple[Rows, Plan]:
         rows = gather(self.workdir)

@@ -24,16 +24,17 @@ from mla_jax.train.state import abstract_state
 
 
 class Precompiler:
-    """`start` begins to compile `config`'s training step on a thread, once; `train_step` waits for it.
+    """`start` begins to compile the training step on a thread, once; `train_step` waits for it.
 
-    pieces: how many the tokenizer is expected to have. restores: whether the first state is read from a folder.
-    `start` does nothing on a CPU, whose cores the data need, and with several processes. An error inside the context
-    waits for the thread's end as well: a process must not end inside the compiler.
+    pieces: how many the tokenizer of `config` is expected to have. restores: whether the first state is read from a
+    folder. `start` does nothing on a CPU, whose cores the data need, and with several processes. An error inside the
+    context waits for the thread's end as well: a process must not end inside the compiler.
     """
 
     def __init__(self, config: Config, backend: Backend, pieces: int, restores: bool = False):
         sizes = {"model.vocab_size": config.model.vocab_size or pieces, "tokenizer.vocab_size": pieces}
-        self._config, self._sizes, self._backend, self._restores = config, sizes, backend, restores
+        self._expected = config, sizes
+        self._backend, self._restores = backend, restores
         self._thread: threading.Thread | None = None
         self._done: tuple[Config, Callable[..., Any]] | None = None
 
@@ -46,10 +47,11 @@ class Precompiler:
         if error is not None and self._thread is not None:
             self._thread.join()
 
-    def start(self) -> None:
+    def start(self, config: Config | None = None) -> None:
+        """config: with the tokenizer's real size, once that is known."""
         alone = jax.process_count() == 1 and self._backend.mesh is None
         if self._thread is None and alone and self._backend.platform != "cpu":
-            self._thread = threading.Thread(target=self._compile, name="precompile")
+            self._thread = threading.Thread(target=self._compile, args=(config,), name="precompile")
             self._thread.start()
 
     def train_step(self, config: Config) -> Callable[..., Any] | None:
@@ -58,9 +60,11 @@ class Precompiler:
             self._thread.join()
         return self._done[1] if self._done is not None and self._done[0] == config else None
 
-    def _compile(self) -> None:
+    def _compile(self, config: Config | None) -> None:
         try:
-            config = config_lib.replace(self._config, **self._sizes)
+            if config is None:
+                expected, sizes = self._expected
+                config = config_lib.replace(expected, **sizes)
             rows = jax.ShapeDtypeStruct((config.train.batch_size, config.train.seq_len + 1), jnp.int32)
             model, optimizer = Transformer(config.model, self._backend), make_optimizer(config.optim)
             train_step = steps.make_train_step(model, optimizer, config)

@@ -131,7 +131,7 @@ def _open(
     candidates = (_opening(prepared, story, config.model.max_len) for story in _first_stories(prepared, 8 * OPENINGS))
     openings = list(dict.fromkeys(candidates))[:OPENINGS]  # many stories begin alike
     if max(folder.steps(), default=0) < config.train.steps:
-        ahead.start()
+        ahead.start(config)
     return Setup(folder, config, prepared, backend, model, resumes, changes, baselines(prepared), openings, ahead)
 
 

@@ -107,6 +107,13 @@ def test_a_self_check_sees_values_and_scales_that_are_not_read(monkeypatch: pyte
         patch.setattr(probe, "flash_decode", values_are_keys)
         assert probe.CHECKS["head_decode"](interpret=True) > probe._TOLERANCE
 
+    def no_joint_scale(operands: Operands, *rest: Any) -> Any:
+        return real(operands.replace(k_scale=None) if operands.v is None else operands, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "flash_decode", no_joint_scale)
+        assert probe.CHECKS["head_decode"](interpret=True) > probe._TOLERANCE
+
     def no_scales(ref: Any, row: Any, here: Any, valid: jax.Array) -> Any:
         return None if ref is None else 0.01 * valid
 

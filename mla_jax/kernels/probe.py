@@ -110,7 +110,10 @@ def check_heads(interpret: bool = False) -> float:
         chosen, raw = blocks_lib.choose(2 * width, False, 1, groups, capacity), Raw(jnp.concatenate([cos, sin], -1))
         parts, cache = flash_decode(operands, scale, chosen, layout, interpret, Entry(rows, rows, None), raw)
         apart = head_decode(per_head, *int8, lengths, scale, *rotary, interpret=interpret)[0]
-        once = latent_decode(rows[:, :heads], q_rope, joint, k_rope, lengths, scale, scales[0], interpret=interpret)[0]
+        # Queries in the first rows of a larger array, as a packed step has them (model/packed_decode.py).
+        read = Operands(rows, q_rope, joint[:, :, None], None, k_rope, scales[0], None, lengths)
+        chosen = blocks_lib.choose(width + 16, True, 1, 1, capacity)
+        once = combine(*flash_decode(read, scale, chosen, Layout(1, heads), interpret)[0])[:, 0]
         return combine(*parts).reshape(1, heads, width), cache, apart, once
 
     out, cache, apart, once = run(rows, k, v)

@@ -92,6 +92,7 @@ memory() {
 tests() { # Numbers that need a GPU: cuDNN's attention, the loss without a float32 copy. Compiling takes most of the time.
     local together=()
     if "$python" -c "import xdist" 2>/dev/null; then together=(-n 6); fi
+    # 0.14: six processes share the memory.
     JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_MEM_FRACTION=0.14 \
         bounded 240 gpu_tests "$python" -m pytest -q -x "${together[@]}" \
         tests/test_loss.py tests/test_backend.py tests/test_train_kernels.py

@@ -7,8 +7,7 @@
 # others compile and evaluate. Short runs get done two to three times as fast; a run's own speed says nothing then.
 # GPUS=2 in front: WORKERS processes on each of two GPUs, all on the one study: the first two of CUDA_VISIBLE_DEVICES where
 # it is set, else 0 and 1. The default, 1, leaves CUDA_VISIBLE_DEVICES as it is.
-# REPORT=0 in front of WORKERS from 2 on: no report at the end, which takes a rented GPU half a minute and needs none
-# (--report_only makes it).
+# REPORT=0 in front: no report at the end, which takes half a minute and needs no GPU; --report_only makes it later.
 #
 # OUT gets STUDY.rows.jsonl (a row as soon as it is finished: a call that is cut has them), report.md, results.csv and
 # study*.log. A run that has trained when the minutes end is still evaluated: a minute and a half with ten workers, which
@@ -51,13 +50,16 @@ fi
 # a run took a minute instead of a second with 8 processes on 32 cores.
 if [ "$processes" -gt 1 ]; then export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1}; fi
 
+quiet=() # of several processes each would write the same report
+if [ "$processes" -gt 1 ] || [ "${REPORT:-1}" = 0 ]; then quiet=(--rows_only); fi
+
 work() { # NUMBER FLAGS...: one process, for what is left of the time; processes 1, 2, 3 ... are on GPUs 0, 1, 0 ...
   local log=$out/study$1.log left
   if [ "$gpus" -gt 1 ]; then export CUDA_VISIBLE_DEVICES=${devices[($1 - 1) % gpus]}; fi
   shift
   left=$(awk "BEGIN { print $minutes - ($SECONDS - $began) / 60 }")
   "$python" -m mla_jax.main --mode study --config "$study" --workdir "$work" --max_minutes "$left" \
-    --sharing "$workers" "$@" 2>&1 | tee "$log"
+    --sharing "$workers" "${quiet[@]}" "$@" 2>&1 | tee "$log"
 }
 
 save() { # all rows so far, in one file that is never half written

@@ -13,7 +13,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,19 +70,13 @@ def time_case(
 
 def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for every shape, cache type and method asked for. Raises UserError for what is none of them."""
-    methods = options.methods.split(",")
-    if unknown := [name for name in methods if name not in METHODS]:
-        raise UserError(f"--methods has {unknown[0]!r}, which is none of {', '.join(METHODS)}: use some of them.")
-    dtypes = options.cache_dtypes.split(",")
-    if unknown := [name for name in dtypes if name not in CACHE_DTYPES]:
-        raise UserError(
-            f"--cache_dtypes has {unknown[0]!r}, which is none of {', '.join(CACHE_DTYPES)}: use some of them."
-        )
-    for name in ("steps", "repeats"):
-        if getattr(options, name) < 1:
-            raise UserError(
-                f"--{name} is {getattr(options, name)}; it must be at least 1: leave it out for the default."
-            )
+    methods, dtypes = (
+        _names("methods", options.methods, METHODS),
+        _names("cache_dtypes", options.cache_dtypes, CACHE_DTYPES),
+    )
+    for name, value in (("steps", options.steps), ("repeats", options.repeats)):
+        if value < 1:
+            raise UserError(f"--{name} is {value}; it must be at least 1: leave it out for the default.")
     for shape in options.shapes.split(","):
         batch, context = _shape(shape, options.repeats)
         knobs = {"model.vocab_size": options.vocab_size, "model.max_len": context, "train.seq_len": min(context, 128)}
@@ -113,6 +107,15 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     "over_greedy": None if greedy is None else round(median / greedy, 3),
                 }
                 yield result_row(f"sampler {options.config} {name}", config.hash, metrics, "random weights", "none")
+
+
+def _names(flag: str, given: str, known: Collection[str]) -> list[str]:
+    """The names of a flag, between commas. Raises UserError for one that is not known."""
+    names = given.split(",")
+    for name in names:
+        if name not in known:
+            raise UserError(f"--{flag} has {name!r}, which is none of {', '.join(known)}: use some of them.")
+    return names
 
 
 def _shape(text: str, repeats: int) -> tuple[int, int]:

@@ -142,8 +142,9 @@ def _study(values: flags.FlagValues) -> int:
         raise UserError(
             f"--sharing is {values['sharing'].value}; it must be 1 or more: leave it out for a device alone."
         )
-    if values["dry_run"].value and values["report_only"].value:
-        raise UserError("--dry_run and --report_only are given together: choose one.")
+    given = [name for name in ("dry_run", "report_only", "rows_only") if values[name].value]
+    if len(given) > 1:
+        raise UserError(f"--{given[0]} and --{given[1]} are given together: choose one.")
     if values["dry_run"].value:
         study_mode.dry_run(study, _one_workdir(values) if workdirs else None, rich.console.Console())
         return 0
@@ -154,7 +155,8 @@ def _study(values: flags.FlagValues) -> int:
     from mla_jax import compile_cache
 
     compile_cache.enable()
-    return study_mode.run(study, workdir, max_minutes, rich.console.Console(), values["sharing"].value)
+    sharing, rows_only = values["sharing"].value, values["rows_only"].value
+    return study_mode.run(study, workdir, max_minutes, rich.console.Console(), sharing, rows_only)
 
 
 def _export(values: flags.FlagValues) -> int:

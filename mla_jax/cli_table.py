@@ -120,6 +120,7 @@ FLAGS = {
         _REAL, None, ("study", "bench"), "stop cleanly after so many minutes", setting="bench.max_minutes"
     ),
     "report_only": Flag(_YES, False, _STUDY, "write the report of the rows that there are"),
+    "rows_only": Flag(_YES, False, _STUDY, "write no report: --report_only makes it later"),
     "sharing": Flag(_WHOLE, 1, _STUDY, "so many processes like this one take turns on its device"),
     "trace_experts": Flag(_YES, False, _SAMPLE, "also write which experts each token went to"),
 }

@@ -276,6 +276,7 @@ def test_a_points_batches_follow_each_other_and_share_their_weights(monkeypatch:
     grid = points.grid("m", {"model.vocab_size": 512, "tokenizer.vocab_size": 512})
     jobs = [job for job in plan.decode_jobs(grid, load_config("base").bench) if job.context == 2048]
     assert [job.point.name for job in jobs] == [point.name for point in grid for _ in (1, 16, 128, 1024)]
+    decode.forget_variables()  # another test may have measured the same model last
     made: list[str] = []
     real = decode.random_variables
     monkeypatch.setattr(decode, "random_variables", lambda model: made.append(model.cfg.attention) or real(model))

@@ -81,7 +81,9 @@ def test_each_gpu_gets_its_workers_and_one_report_is_made(call, script: str, arg
 def test_a_rented_gpu_makes_no_report(call, tmp_path: Path) -> None:
     done, seen = call("gpu_study.sh", WORKERS="2", REPORT="0")
     assert done.returncode == 0, done.stderr
-    assert len(seen) == 2 and not any("--report_only" in line for line in seen)
+    assert len(seen) == 2 and all("--rows_only" in line and "--report_only" not in line for line in seen)
+    _, seen = call("gpu_study.sh", REPORT="0")
+    assert "--rows_only" in seen[-1]
     assert not list((tmp_path / "out").glob(".rows*"))
 
 

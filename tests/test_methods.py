@@ -17,7 +17,7 @@ from mla_jax.errors import UserError
 from mla_jax.kernels import row_draw
 from mla_jax.model.backend import Backend
 from mla_jax.sample import reference, threshold
-from mla_jax.sample.methods import GREEDY, Form, Method, Values, draw, keep
+from mla_jax.sample.methods import GREEDY, Form, Method, Values, draw, kept_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 N_TOKENS, VOCAB = 60, 64  # four surplus rows
@@ -61,7 +61,7 @@ def with_ties(rows: int) -> jax.Array:
 def kept(logits: jax.Array, values: Values, form: Form, platform: str) -> jax.Array:
     """`platform` keeps the programs of two platforms apart."""
     valid = jnp.arange(VOCAB) < N_TOKENS
-    return keep(jnp.where(valid, logits, jnp.asarray(-1e30, logits.dtype)), form, values, N_TOKENS) & valid
+    return kept_weights(jnp.where(valid, logits, jnp.asarray(-1e30, logits.dtype)), form, values, N_TOKENS) > 0
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])

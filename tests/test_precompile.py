@@ -1,8 +1,8 @@
 """mla_jax.train.precompile: what it compiles is what the first step runs."""
 
 import dataclasses
-import time
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -52,11 +52,10 @@ def ready(config: Config, backend: Backend) -> tuple[TrainState, dict[str, np.nd
 def test_the_first_step_only_runs_what_was_compiled_ahead(compiled: list[str], tmp_path: Path) -> None:
     config = small_config(write_stories(tmp_path / "stories.txt"), **{"model.vocab_size": 320})
     backend = dataclasses.replace(choose(config.model), platform="gpu")
-    with Precompiler(config, backend, 320) as ahead:
-        ahead.start()
-        config = replace(config, **{"tokenizer.vocab_size": 320})
-        arguments = ready(config, backend)
-        step = ahead.train_step(config)
+    ahead = Precompiler(backend)
+    ahead.start(config)
+    arguments = ready(config, backend)
+    step = ahead.train_step(config)
     assert any(name.endswith("train_step)") or name.endswith("train_step") for name in compiled)
     compiled.clear()
     _, metrics = step(*arguments)
@@ -64,41 +63,19 @@ def test_the_first_step_only_runs_what_was_compiled_ahead(compiled: list[str], t
 
 
 def test_another_config_and_a_failed_compilation_have_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where the tokenizer has fewer pieces than asked for."""
     config = small_config(write_stories(tmp_path / "stories.txt"), **{"model.vocab_size": 320})
     backend = dataclasses.replace(choose(config.model), platform="gpu")
-    ahead = Precompiler(config, backend, 320)
+    step = mock.MagicMock()
+    monkeypatch.setattr(steps, "make_train_step", lambda *_: step)
+    ahead = Precompiler(backend)
     assert ahead.train_step(config) is None  # not begun
-    monkeypatch.setattr(steps, "make_train_step", lambda *_: 1 / 0)
-    ahead.start()
-    assert ahead.train_step(replace(config, **{"tokenizer.vocab_size": 320})) is None
-    other = Precompiler(config, backend, 320)
-    other._done = replace(config, **{"tokenizer.vocab_size": 300}), print
-    assert other.train_step(config) is None
-
-
-def test_one_thread_compiles_and_an_error_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = small_config(write_stories(tmp_path / "stories.txt"), **{"model.vocab_size": 320})
-    backend = dataclasses.replace(choose(config.model), platform="gpu")
-    ended: list[float] = []
-
-    def slow(*_: object) -> None:
-        time.sleep(0.3)
-        ended.append(1)
-
-    monkeypatch.setattr(steps, "make_train_step", slow)
-    with pytest.raises(UserError), Precompiler(config, backend, 320) as ahead:
-        ahead.start()
-        ahead.start()
-        raise UserError("the data cannot be read: give others.")
-    assert ended == [1]
-    elsewhere = dataclasses.replace(backend, mesh=object())
-    for other, processes in ((elsewhere, 1), (backend, 2), (choose(config.model), 1)):
-        monkeypatch.setattr(jax, "process_count", lambda processes=processes: processes)
-        with pytest.raises(UserError), Precompiler(config, other, 320) as ahead:
-            ahead.start()
-            raise UserError("nothing was begun")
-    assert ended == [1]
+    ahead.start(config)
+    assert ahead.train_step(config) is step
+    assert ahead.train_step(replace(config, **{"tokenizer.vocab_size": 300})) is None
+    step.lower.side_effect = RuntimeError("no memory")
+    failed = Precompiler(backend)
+    failed.start(config)
+    assert failed.train_step(config) is None
 
 
 def test_fewer_pieces_than_asked_for_cost_a_compilation_once(compiled: list[str], tmp_path: Path) -> None:

@@ -116,9 +116,9 @@ def test_a_failed_run_keeps_its_error_and_does_not_stop_the_rest(tmp_path, conso
 def test_one_of_the_processes_tries_the_kernels(tmp_path, console, trained, monkeypatch) -> None:
     """Before its first run; a process that comes meanwhile begins to train."""
     chosen = []
-    monkeypatch.setattr(runner.backend, "choose", lambda model: chosen.append((model.n_layers, len(trained))))
+    monkeypatch.setattr(runner.backend, "choose", lambda model: chosen.append(len(trained)))
     do(tmp_path / "one", console)
-    assert [done for _, done in chosen] == [0]
+    assert chosen == [0]
     do(tmp_path / "one", console)
     assert len(chosen) == 1, "nothing is left to do"
     (tmp_path / "two" / "study" / "locks").mkdir(parents=True)
@@ -134,15 +134,13 @@ def test_one_of_the_processes_tries_the_kernels(tmp_path, console, trained, monk
     assert do(tmp_path / "three", console).left == 0, "one point that cannot be had stops no other"
 
 
-@pytest.mark.parametrize("sharing", [1, 2])
-def test_processes_that_share_a_device_leave_the_report_to_who_started_them(
-    tmp_path, console, trained, sharing: int
-) -> None:
-    assert study_mode.run(study(), str(tmp_path / "study"), None, console, sharing) == 0
+@pytest.mark.parametrize("rows_only", [False, True])
+def test_the_report_can_be_left_out(tmp_path, console, trained, rows_only: bool) -> None:
+    assert study_mode.run(study(), str(tmp_path / "study"), None, console, rows_only=rows_only) == 0
     console.file.flush()
     said = (tmp_path / "said.txt").read_text()
-    assert "11 runs done, 0 to go" in said and ("by --report_only" in said) == (sharing == 2)
-    assert (tmp_path / "study" / "report.md").exists() == (sharing == 1)
+    assert "11 runs done, 0 to go" in said and ("report.md" in said) != rows_only
+    assert (tmp_path / "study" / "report.md").exists() != rows_only
 
 
 def test_runs_that_another_process_holds_are_left_to_it(tmp_path, console, trained, monkeypatch) -> None:

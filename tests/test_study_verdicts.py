@@ -26,6 +26,7 @@ from mla_jax.study.claims import CLAIMS
 from mla_jax.study.plan import plan
 from mla_jax.study.results import collect
 from mla_jax.study.rows import read
+from mla_jax.study.stats import Estimate
 
 
 def verdicts_of(made, rows) -> dict[str, str]:
@@ -230,6 +231,20 @@ def test_a_speed_on_which_devices_differ_is_undecided_and_each_is_shown() -> Non
         assert card.startswith(f"a card: {speed / 1000:.2f} [") and gpu.startswith("gpu: 1.40 [")
         assert card.endswith("], contradicted (faster than claimed)") == (speed == 2000.0)
         assert gpu.endswith(", confirmed") == (speed == 2000.0)  # as the verdict says where they agree
+
+
+def test_a_claim_contradicted_on_both_sides_says_so_of_each() -> None:
+    claim = next(c for c in CLAIMS if c.id == "A5")  # -2.5 to -1.5 % of loss
+
+    def test_at(mean: float, place: str) -> verdicts.Tested:
+        found = Estimate(mean, mean - 0.1, mean + 0.1, 3, 0.2)
+        return verdicts.Tested(place, evidence.Evidence("a against b", found, place), verdicts.CONTRADICTED)
+
+    tests = (test_at(-5.0, "size s"), test_at(4.0, "size m"))
+    said, shown = readme._found([verdicts.Judged(claim, "", tests, verdicts.CONTRADICTED)])
+    assert said == "**contradicted (better than claimed)**"
+    small, large = shown.split("<br>")
+    assert small.endswith("n=3") and large.endswith("n=3, contradicted (worse than claimed)")
 
 
 def test_the_share_of_steps_is_of_the_model_that_most_seeds_have_trained() -> None:

@@ -12,7 +12,7 @@ import rich.console
 
 from mla_jax import config as config_lib
 from mla_jax import devices, runs
-from mla_jax.bench import device, plan, points, report, synthetic
+from mla_jax.bench import decode, device, plan, points, report, synthetic
 from mla_jax.bench.settings import QUICK, QUICK_CAVEAT, QUICK_MODEL
 from mla_jax.config import Config
 from mla_jax.config_files import load_config
@@ -88,6 +88,8 @@ def run(
         if settings.max_minutes and minutes >= settings.max_minutes:
             say(console, f"stopped   --max_minutes {settings.max_minutes:g}: {len(jobs) - number + 1} not run")
             break
+        if job.suite != "decode":
+            decode.forget_variables()
         row = _row(job, bandwidth, quick)
         append_row(folder / ROWS, row)
         rows.append(row)

@@ -1,6 +1,5 @@
 """Time of a decode step: the sampler's own loop, many steps in one program, all rows near the end of the cache."""
 
-import functools
 import math
 from typing import Any
 
@@ -37,10 +36,21 @@ def random_variables(model: Transformer, seed: int = 0) -> Any:
     return serve(init_params(model, seed))
 
 
-@functools.lru_cache(maxsize=1)
-def _newest_variables(cfg: ModelConfig, backend: Backend) -> Any:
-    """`random_variables` of the model measured last: making them takes longer than timing the steps of a batch."""
-    return random_variables(Transformer(cfg, backend))
+_newest: dict[tuple[ModelConfig, Backend], Any] = {}  # weights of the model measured last
+
+
+def newest_variables(model: Transformer) -> Any:
+    """`random_variables`, kept for the next batch of the same model: making them takes longer than its steps."""
+    key = model.cfg, model.backend
+    if key not in _newest:
+        forget_variables()  # first: two large models may not fit
+        _newest[key] = random_variables(model)
+    return _newest[key]
+
+
+def forget_variables() -> None:
+    """Free what `newest_variables` keeps."""
+    _newest.clear()
 
 
 def nbytes(tree: Any) -> int:
@@ -102,7 +112,7 @@ def run(
     """
     steps = min(steps, context // 2)
     model = for_context(point, context).model(**knobs)
-    variables = _newest_variables(model.cfg, model.backend)
+    variables = newest_variables(model)
     vocabulary = loop.Vocabulary(model.cfg.vocab_size, -1)  # nothing ends a row
     held = [filled_cache(model, batch, context)]
     cache_bytes, weight_bytes = nbytes(held[0]), nbytes(read_at_decode(variables, batch))

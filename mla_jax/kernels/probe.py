@@ -161,7 +161,7 @@ def check_row_experts(interpret: bool = False) -> float:
 def check_row_draw(interpret: bool = False) -> float:
     """Each of the three tokens that top-k, top-p or min-p keeps, drawn by numbers near both of its ends: 0 or infinity.
 
-    The program has several warps, over which the sums go.
+    3,000 logits make a program of four warps, so that the sums cross warps.
     """
     vocab, temperature, rows, chosen = 3000, 2.0, np.arange(6), np.arange(6) // 2
     likely = np.maximum(np.arange(vocab) - (vocab - 100.0), 0)  # 0 .. 99
@@ -170,6 +170,7 @@ def check_row_draw(interpret: bool = False) -> float:
     weights = np.exp((np.take_along_axis(logits, ids, axis=1) - 99) / temperature)
     shares = weights / weights.sum(axis=1, keepdims=True)
     ends = np.cumsum(shares, axis=1)
+    # 0.002 inside each end: float32 sums are off by far less.
     uniform = np.where(rows % 2, ends[rows, chosen] - 0.002, (ends - shares)[rows, chosen] + 0.002)
     operands = jnp.asarray(logits, jnp.bfloat16), jnp.asarray(uniform, jnp.float32), jnp.float32(temperature)
     run = jax.jit(lambda *numbers: row_draw(*operands, *numbers, (True, True, True), vocab, interpret))

@@ -30,20 +30,20 @@ def row_draw(
     top_k: jax.Array,
     top_p: jax.Array,
     min_p: jax.Array,
-    form: tuple[bool, bool, bool],
+    cuts: tuple[bool, bool, bool],
     n_tokens: int,
     interpret: bool = False,
 ) -> jax.Array:
-    """The first id at which the cumulated weights of what is kept are above uniform * their total -> ids [B] int32.
+    """The first id at which the cumulative weights of what is kept are above uniform * their total -> ids [B] int32.
 
     logits [B, V] bfloat16 or float32, penalised, ids from n_tokens on masked by a large negative number; uniform [B]
-    float32 in [0, 1); temperature, top_p, min_p [] float32; top_k [] int32; form: whether top-k, top-p, min-p apply.
-    What is kept is what `sample.methods.keep` keeps, and the draw is that of `sample.methods.choose`.
+    float32 in [0, 1); temperature, top_p, min_p [] float32; top_k [] int32; cuts: whether top-k, top-p, min-p apply.
+    The plain twins are `sample.methods.kept_weights` and `invert`.
     """
     batch, vocab = logits.shape
     size = pl.next_power_of_2(vocab)
     return pl.pallas_call(
-        functools.partial(_program, form=form, n_tokens=n_tokens, size=size),
+        functools.partial(_program, cuts=cuts, n_tokens=n_tokens, size=size),
         out_shape=jax.ShapeDtypeStruct((batch,), jnp.int32),
         grid=(batch,),
         compiler_params=plgpu.CompilerParams(num_warps=max(1, min(32, size // 1024)), num_stages=1),
@@ -61,10 +61,11 @@ def _program(
     min_p: Any,
     out: Any,
     *,
-    form: tuple[bool, bool, bool],
+    cuts: tuple[bool, bool, bool],
     n_tokens: int,
     size: int,
 ) -> None:
+    by_top_k, by_top_p, by_min_p = cuts
     row = pl.program_id(0)
     index = jnp.arange(size)
     inside = index < n_tokens
@@ -74,18 +75,18 @@ def _program(
     x = x.astype(jnp.float32)
     scaled = (x - jnp.max(x)) / temperature[0]
     weights = jnp.where(inside, jnp.exp(scaled), 0.0)
-    if form[0]:
+    if by_top_k:
         count = jnp.minimum(top_k[0], n_tokens)
         least = _search(keys, bits, lambda keep: jnp.sum(keep.astype(jnp.int32)) >= count)
         weights = jnp.where(keys >= least, weights, 0.0)
-    if form[1]:
+    if by_top_p:
         target = top_p[0] * jnp.sum(weights)
         least = _search(keys, bits, lambda keep: jnp.sum(jnp.where(keep, weights, 0.0)) >= target)
         weights = jnp.where(keys >= least, weights, 0.0)
-    if form[2]:
+    if by_min_p:
         weights = jnp.where(scaled >= jnp.log(min_p[0]), weights, 0.0)
-    cumulated = jnp.where(weights > 0, jnp.cumsum(weights), 0.0)
-    above = cumulated > uniform[row] * jnp.max(cumulated)
+    cumulative = jnp.where(weights > 0, jnp.cumsum(weights), 0.0)
+    above = cumulative > uniform[row] * jnp.max(cumulative)
     out[row] = jnp.min(jnp.where(above, index, n_tokens - 1)).astype(jnp.int32)
 
 

@@ -29,7 +29,7 @@ Parts = tuple[jax.Array, jax.Array | None, jax.Array | None]  # of one split: ou
 
 
 def applies(backend: Backend, length: int, store: cache.Cache) -> bool:
-    """Whether `length` new tokens a row can go this way; over int8 latents with the kernel, which knows scales."""
+    """Whether `length` new tokens a row can go this way. int8 latents need the kernel: cuDNN knows no scales."""
     known = backend.decode_impl == "pallas" or not cache.is_int8(store[0])
     return known and decode_attention.applies(backend, length, store[0])
 
@@ -64,7 +64,8 @@ def attention(
     y = linear(x, weights.w_in, backend, norm=weights.attention_norm)
     start = start.astype(jnp.int32)
     if cfg.attention == "mla":
-        parts, store = _over_latents(cfg, backend, weights, y, start, turn, store)
+        over = _over_int8_latents if cache.is_int8(store) else _over_latents
+        parts, store = over(cfg, backend, weights, y, start, turn, store)
     else:
         parts, store = _over_heads(cfg, backend, y, start, turn, store)
     return linear(parts, weights.w_out, backend, residual=x), store
@@ -117,8 +118,7 @@ def _over_latents(
     turn: jax.Array | None,
     store: cache.LatentCache,
 ) -> tuple[Parts, cache.LatentCache]:
-    if cache.is_int8(store):
-        return _over_int8_latents(cfg, backend, weights, y, start, turn, store)
+    """y [B, (H + 1) (C + R)], the product with `w_in` -> parts [S, B, 1, H, C], the cache with its new entry."""
     batch, heads, rank, rope = y.shape[0], cfg.n_heads, cfg.kv_lora_rank, cfg.qk_rope_head_dim
     at = (heads + 1) * rank  # where the rotary columns begin
     latents, raw, layout = y.reshape(batch, -1, rank), Raw(gain=weights.latent_gain), Layout(1, heads, k=heads)
@@ -128,8 +128,7 @@ def _over_latents(
         layout = Layout(1, heads, k=heads, q_rope=at // rope, k_rope=at // rope + heads)
         raw = Raw(turn, weights.latent_gain)
     elif rope:
-        columns = y[:, at : at + (heads + 1) * rope].reshape(batch, heads + 1, rope)
-        rotary = k_rope = _turned(columns, turn)
+        rotary = k_rope = _turned_columns(cfg, y, turn)
         layout = Layout(1, heads, k=heads, k_rope=heads)
     blocks = blocks_lib.choose(rank + rope, False, batch, 1, store.c_kv.shape[1])
     operands = Operands(latents, rotary, store.c_kv[:, :, None], None, store.k_rope, None, None, start)
@@ -149,19 +148,14 @@ def _over_int8_latents(
 ) -> tuple[Parts, cache.LatentCache]:
     """As `_over_latents`, but XLA makes, quantises and writes the new entry: its scale is a maximum over all of it."""
     batch, heads, rank, rope = y.shape[0], cfg.n_heads, cfg.kv_lora_rank, cfg.qk_rope_head_dim
-    at = (heads + 1) * rank
-    latents = y[:, :at].reshape(batch, heads + 1, rank)
-    new = latents[:, heads:]
+    latents = y[:, : (heads + 1) * rank].reshape(batch, heads + 1, rank)
+    rotary = _turned_columns(cfg, y, turn) if rope else None
+    c_kv, k_rope = latents[:, heads:], rotary[:, heads:] if rope else None
     if weights.latent_gain is not None:
-        new = functions.rms_norm(new, weights.latent_gain)
-    rotary = None
-    if rope:
-        rotary = _turned(y[:, at : at + (heads + 1) * rope].reshape(batch, heads + 1, rope), turn)
-    entry = cache.LatentCache(new, None if rotary is None else rotary[:, heads:])
-    store = cache.write(store, entry, start)
+        c_kv = functions.rms_norm(c_kv, weights.latent_gain)
+    store = cache.write(store, cache.LatentCache(c_kv, k_rope), start)
     blocks = blocks_lib.choose(rank + rope, True, batch, 1, store.c_kv.shape[1])
-    kept = (store.c_kv[:, :, None], None, store.k_rope, store.scale, None)
-    operands = Operands(latents, rotary, *kept, start + 1)
+    operands = Operands(latents, rotary, store.c_kv[:, :, None], None, store.k_rope, store.scale, None, start + 1)
     parts, _ = flash_decode(operands, cfg.qk_head_dim**-0.5, blocks, Layout(1, heads), backend.interpret)
     return parts, store
 
@@ -189,6 +183,13 @@ def _over_heads(
     entry = Entry(q_and_k, rows, None)
     parts, kept = flash_decode(operands, width**-0.5, blocks, layout, backend.interpret, entry, raw)
     return parts, store.replace(k=kept.k, v=kept.v)
+
+
+def _turned_columns(cfg: ModelConfig, y: jax.Array, turn: jax.Array) -> jax.Array:
+    """The rotary columns of y, behind its latents, by `angles` -> [B, H + 1, R]: the queries', then the new key's."""
+    heads, rope = cfg.n_heads, cfg.qk_rope_head_dim
+    at = (heads + 1) * cfg.kv_lora_rank
+    return _turned(y[:, at : at + (heads + 1) * rope].reshape(y.shape[0], heads + 1, rope), turn)
 
 
 def _turned(x: jax.Array, turn: jax.Array) -> jax.Array:

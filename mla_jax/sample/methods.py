@@ -3,8 +3,8 @@
 The order and the meaning are Hugging Face's. Ties are kept together: whatever is as likely as the last token kept is
 kept too, so that what can be drawn does not depend on the order of the vocabulary.
 
-A draw is the inverse of the cumulated weights: of one uniform number u a row, the token is the first, by id, at which
-they are above u times their total. Probabilities are met to 2^-23 or so of the whole: u has no smaller steps.
+Tokens are drawn by inverse transform sampling: with one uniform number u a row, the token is the first, by id, whose
+cumulative weight is above u times the total. Probabilities are exact to about 2^-23: u has no smaller steps.
 """
 
 import dataclasses
@@ -119,26 +119,25 @@ def draw(
     if not form.draws:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(keys)
-    # Where nothing is cut too: one launch instead of those of a sum along the vocabulary (docs/results/decode_gpu.md).
+    # Also where nothing is cut: one launch instead of several for the sum along the vocabulary.
     if backend is not None and backend.decode_impl == "pallas" and row_draw.applies(logits.shape[-1]):
         numbers = (values.temperature, values.top_k, values.top_p, values.min_p)
         cuts = (form.top_k, form.top_p, form.min_p)
         return row_draw.row_draw(logits, uniform, *numbers, cuts, n_tokens, backend.interpret)
-    kept = keep(logits, form, values, n_tokens) & valid
-    return choose(jnp.where(kept, jnp.exp(_scaled(logits, values)), 0.0), uniform, n_tokens)
+    return invert(kept_weights(logits, form, values, n_tokens), uniform, n_tokens)
 
 
-def choose(weights: jax.Array, uniform: jax.Array, n_tokens: int) -> jax.Array:
+def invert(weights: jax.Array, uniform: jax.Array, n_tokens: int) -> jax.Array:
     """weights [B, vocab] float32, 0 = never drawn; uniform [B] float32 in [0, 1) -> token ids [B] int32.
 
-    The largest weight of a row is 1. A row with one that is no number gives id n_tokens - 1.
+    Expects the largest weight of a row to be 1. A row whose weights are all NaN gives id n_tokens - 1.
     """
     # A parallel sum can rise or fall by a rounding from one id to the next. So ids of weight 0 have no say, and the
     # total is the largest sum of the others, which is above the target whatever the roundings: in float32
     # uniform * total is less than total for every uniform below 1.
-    cumulated = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)
-    target = uniform * jnp.max(cumulated, axis=-1)
-    above = cumulated > target[:, None]
+    cumulative = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)
+    target = uniform * jnp.max(cumulative, axis=-1)
+    above = cumulative > target[:, None]
     return jnp.min(jnp.where(above, jnp.arange(weights.shape[-1]), n_tokens - 1), axis=-1).astype(jnp.int32)
 
 
@@ -148,27 +147,21 @@ def penalise(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Arra
     return jnp.where(seen, jnp.where(x > 0, x / penalty, x * penalty), x).astype(logits.dtype)
 
 
-def keep(logits: jax.Array, form: Form, values: Values, n_tokens: int) -> jax.Array:
-    """logits [B, vocab], surplus rows masked -> bool [B, vocab]: what top-k, top-p and min-p leave."""
-    kept = jnp.ones_like(logits, bool)
-    if not (form.top_k or form.top_p or form.min_p):
-        return kept
-    scaled = _scaled(logits, values)
-    if form.top_k or form.top_p:
-        keys, bits = threshold.ordered_keys(logits)
+def kept_weights(logits: jax.Array, form: Form, values: Values, n_tokens: int) -> jax.Array:
+    """logits [B, vocab], surplus rows masked -> [B, vocab] float32: each token's probability over the likeliest's.
+
+    0 where top-k, top-p or min-p cuts it, and in surplus rows. `row_draw` does the same, line by line.
+    """
+    x = logits.astype(jnp.float32)
+    scaled = (x - jnp.max(x, axis=-1, keepdims=True)) / values.temperature
+    weights = jnp.where(jnp.arange(logits.shape[-1]) < n_tokens, jnp.exp(scaled), 0.0)
+    keys, bits = threshold.ordered_keys(logits)
     if form.top_k:
         count = jnp.broadcast_to(jnp.minimum(values.top_k, n_tokens), logits.shape[:1])
-        kept &= keys >= threshold.search(keys, bits, count)[:, None]
+        weights = jnp.where(keys >= threshold.search(keys, bits, count)[:, None], weights, 0.0)
     if form.top_p:
-        weights = jnp.where(kept, jnp.exp(scaled), 0.0)
         target = values.top_p * jnp.sum(weights, axis=-1)
-        kept &= keys >= threshold.search(keys, bits, target, weights)[:, None]
+        weights = jnp.where(keys >= threshold.search(keys, bits, target, weights)[:, None], weights, 0.0)
     if form.min_p:
-        kept &= scaled >= jnp.log(values.min_p)
-    return kept
-
-
-def _scaled(logits: jax.Array, values: Values) -> jax.Array:
-    """(logit - largest) / temperature in float32: log-probabilities over the likeliest token's."""
-    largest = jnp.max(logits, axis=-1, keepdims=True).astype(jnp.float32)
-    return (logits.astype(jnp.float32) - largest) / values.temperature
+        weights = jnp.where(scaled >= jnp.log(values.min_p), weights, 0.0)
+    return weights

@@ -37,9 +37,9 @@ def generate(
 
 
 def draw(logits: np.ndarray, uniform: float, seen: set[int], method: Method, n_tokens: int) -> int:
-    """The first token at which the cumulated probabilities are above `uniform` in [0, 1); greedy: the likeliest."""
-    cumulated = np.cumsum(probabilities(logits, seen, method, n_tokens))
-    return int(np.argmax(cumulated > uniform * cumulated[-1]))
+    """The first token at which the cumulative probabilities are above `uniform` in [0, 1); greedy: the likeliest."""
+    cumulative = np.cumsum(probabilities(logits, seen, method, n_tokens))
+    return int(np.argmax(cumulative > uniform * cumulative[-1]))
 
 
 def probabilities(logits: np.ndarray, seen: set[int], method: Method, n_tokens: int) -> np.ndarray:

@@ -24,7 +24,10 @@ SCALE = (
 
 
 def claims(found: Results) -> str:
-    """Paper says / arithmetic says / we measured / verdict; of a study too small to judge only what its runs test."""
+    """What the paper says, what arithmetic says, what we measured, the verdict.
+
+    A study too small to judge shows only the claims that its training runs test.
+    """
     rows, every = [], judge(found)
     shown = every if found.study.verdicts else [j for j in every if j.tests and j.claim.unit != "times"]
     for judged in shown:
@@ -41,7 +44,7 @@ def claims(found: Results) -> str:
         )
     head = ("", "the paper says", "arithmetic says", "we measured (mean, 95 % interval, n)", "smallest", "verdict")
     left_out = len(every) - len(shown)
-    note = f"\n\n{left_out} other claims have no runs in this study." if left_out else ""
+    note = f"\n\nNot shown, since no training run here tests them: {left_out} claims." if left_out else ""
     return f"{SCALE}\n\n{table(head, rows)}{note}"
 
 
@@ -65,7 +68,7 @@ def _sign(unit: str) -> str:
 def measured(found: Estimate, unit: str, digits: int = 2, says_unit: bool = True) -> str:
     """ "+0.31 [-0.20, +0.82], n=3 (% of loss)"; of a speed the interval is the range of its timings.
 
-    says_unit: False where it stands elsewhere, and what the interval of a speed is.
+    says_unit: False where the table says the unit, and what a speed's interval is.
     """
     behind = f" ({unit})" if unit and says_unit else ""
     if math.isinf(found.mean):

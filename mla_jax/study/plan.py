@@ -176,13 +176,13 @@ def describe(study: Study, made: Plan, rows: Rows, cost: CostModel, here: str = 
     ]
     sums: dict[int, _Sum] = defaultdict(_Sum)
     runs = _runs(study, made, rows, cost, sums)
-    *parts, total = _sums(sums)
-    lines += [*parts, total]
+    totals = _sums(sums)
+    lines += totals
     done = Counter(row["device"] for task in made.tasks if (row := rows.done(task.key)))
     if set(done) - {cost.device}:
         each = "; ".join(f"{count} on {device}" for device, count in sorted(done.items()))
         lines += ["", f"Runs that are done, wherever: {each}."]
-    return "\n".join([*lines, "", runs, "", total])
+    return "\n".join([*lines, "", runs, "", totals[-1]])
 
 
 def _runs(study: Study, made: Plan, rows: Rows, cost: CostModel, sums: dict[int, "_Sum"]) -> str:

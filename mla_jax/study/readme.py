@@ -132,17 +132,18 @@ def _cells(claim: Claim, judged: list[list[Judged]]) -> list[str]:
     return [verdict, found, *(f"{own}<br>{text}" if own else text for own, text in others)]
 
 
-def _found(of: list[Judged]) -> tuple[str, str]:
-    """The first study's verdict in bold, and a line for it and for each other size, device and study."""
-    first, lines = of[0], []
-    for judged in of:
-        for test in judged.tests:
-            shown = claim_tables.measured(test.evidence.found, judged.claim.unit, says_unit=False)
-            lines.append(f"{test.evidence.where}: {shown}")
-            if test.verdict != first.verdict:
-                lines[-1] += f", {_words(judged.claim, test)}"
-    own = next((t for t in first.tests if t.verdict == first.verdict), None)
-    verdict = first.verdict if own is None else _words(first.claim, own)
+def _found(studies: list[Judged]) -> tuple[str, str]:
+    """The first study's verdict in bold, and a line for every test of every study: what it says where that differs."""
+    claim, verdict = studies[0].claim, studies[0].verdict
+    for test in studies[0].tests:
+        if test.verdict == verdict:
+            verdict = _words(claim, test)
+            break
+    lines = []
+    for test in (test for judged in studies for test in judged.tests):
+        shown = claim_tables.measured(test.evidence.found, claim.unit, says_unit=False)
+        said = _words(claim, test)
+        lines.append(f"{test.evidence.where}: {shown}" + (f", {said}" if said != verdict else ""))
     return f"**{verdict}**", "<br>".join(lines)
 
 

@@ -83,15 +83,14 @@ class Runner:
         return Outcome(done, _total(made) - done, stopped, self.failed)
 
     def _try_kernels(self) -> None:
-        """Run the self-check of decode's kernels in one of the processes, while the others train.
+        """Let one process run the self-check of decode's kernels while the others train.
 
-        All need its result when their first run is measured: at the same time, where they began together, and twelve
-        processes that compile the same kernels took 20 to 50 s each. Its note is on disk (kernels/passed.py).
+        Each needs its result when its first run is measured; twelve that compiled the same kernels at once took 20 to
+        50 s each. The result is kept on disk (kernels/passed.py).
         """
         tasks = self._undone(*self._look())
-        lock = locked(self.workdir / "locks" / "kernels.lock") if tasks else None
-        if lock is not None:
-            with lock, contextlib.suppress(UserError):  # its own run says so, in its row
+        if tasks and (lock := locked(self.workdir / "locks" / "kernels.lock")):
+            with lock, contextlib.suppress(UserError):  # the run that needs what is refused says so in its row
                 backend.choose(tasks[0].config.model)
 
     def _look(self) -> tuple[Rows, Plan]:

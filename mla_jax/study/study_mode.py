@@ -48,11 +48,18 @@ def report_only(study: Study, workdir: str, console: rich.console.Console) -> No
     say(console, f"report      {path}")
 
 
-def run(study: Study, workdir: str, max_minutes: float | None, console: rich.console.Console, sharing: int = 1) -> int:
+def run(
+    study: Study,
+    workdir: str,
+    max_minutes: float | None,
+    console: rich.console.Console,
+    sharing: int = 1,
+    rows_only: bool = False,
+) -> int:
     """Do what is missing, then write the report. Exit code 0 when stopped or complete, 1 when a run failed.
 
-    sharing: how many processes take turns on this one's device. Those leave the report to whoever started them: each
-    would write the same one, while others still evaluate.
+    sharing: how many processes take turns on this one's device. rows_only: leave the report out; of several processes
+    each would write the same one, while others still evaluate.
     """
     from mla_jax.study.runner import Runner
 
@@ -66,9 +73,7 @@ def run(study: Study, workdir: str, max_minutes: float | None, console: rich.con
     if outcome.stopped:
         lines[0] += f"; stopped by {outcome.stopped}. The same command goes on."
     lines += [f"FAILED {name}: {error} (logs/{name}.txt)" for name, error in outcome.failed.items()]
-    if sharing > 1:
-        lines.append("report      by --report_only, once all processes that share the device have ended")
-    elif collect(study, rows).rows:
+    if not rows_only and collect(study, rows).rows:
         lines.append(f"report      {report.write(study, rows, folder)}")
     for line in lines:
         say(console, line)

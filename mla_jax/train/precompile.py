@@ -6,7 +6,6 @@ anything up. Where a tokenizer has fewer pieces than asked for, the config is an
 
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -14,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from mla_jax import config as config_lib
 from mla_jax.config import Config
 from mla_jax.model.backend import Backend
 from mla_jax.model.transformer import Transformer
@@ -24,47 +22,32 @@ from mla_jax.train.state import abstract_state
 
 
 class Precompiler:
-    """`start` begins to compile the training step on a thread, once; `train_step` waits for it.
+    """Compiles one training step on a thread, from `start` on; `train_step` waits for it.
 
-    pieces: how many the tokenizer of `config` is expected to have. restores: whether the first state is read from a
-    folder. `start` does nothing on a CPU, whose cores the data need, and with several processes. An error inside the
-    context waits for the thread's end as well: a process must not end inside the compiler.
+    restores: whether the first state is read from a folder. Nothing is compiled on a CPU, whose cores the data need, or
+    with several processes. The thread is no daemon: Python waits for it, as a process must not end inside the compiler.
     """
 
-    def __init__(self, config: Config, backend: Backend, pieces: int, restores: bool = False):
-        sizes = {"model.vocab_size": config.model.vocab_size or pieces, "tokenizer.vocab_size": pieces}
-        self._expected = config, sizes
+    def __init__(self, backend: Backend, restores: bool = False):
         self._backend, self._restores = backend, restores
         self._thread: threading.Thread | None = None
         self._done: tuple[Config, Callable[..., Any]] | None = None
 
-    def __enter__(self) -> "Precompiler":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None and self._thread is not None:
-            self._thread.join()
-
-    def start(self, config: Config | None = None) -> None:
-        """config: with the tokenizer's real size, once that is known."""
+    def start(self, config: Config) -> None:
+        """Begin to compile the step of `config`; the first call decides, later ones do nothing."""
         alone = jax.process_count() == 1 and self._backend.mesh is None
         if self._thread is None and alone and self._backend.platform != "cpu":
             self._thread = threading.Thread(target=self._compile, args=(config,), name="precompile")
             self._thread.start()
 
     def train_step(self, config: Config) -> Callable[..., Any] | None:
-        """The compiled step of this config (`steps.make_train_step`), or None where there is none."""
+        """The compiled step (`steps.make_train_step`); None where that of another config, or none, was compiled."""
         if self._thread is not None:
             self._thread.join()
         return self._done[1] if self._done is not None and self._done[0] == config else None
 
-    def _compile(self, config: Config | None) -> None:
+    def _compile(self, config: Config) -> None:
         try:
-            if config is None:
-                expected, sizes = self._expected
-                config = config_lib.replace(expected, **sizes)
             rows = jax.ShapeDtypeStruct((config.train.batch_size, config.train.seq_len + 1), jnp.int32)
             model, optimizer = Transformer(config.model, self._backend), make_optimizer(config.optim)
             train_step = steps.make_train_step(model, optimizer, config)

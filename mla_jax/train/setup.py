@@ -88,21 +88,13 @@ def open_run(config: Config, workdir: Path) -> Setup:
     backend = dataclasses.replace(backend, mesh=mesh_lib.make_mesh(config.mesh))
     mesh_lib.check_batches(config, backend.mesh)
     pieces = tokenizer.vocab_size if tokenizer else config.tokenizer.vocab_size
-    with Precompiler(config, backend, pieces, resumes or bool(config.init_from)) as ahead:
-        return _open(folder, config, saved, tokenizer, backend, ahead)
+    ahead = Precompiler(backend, restores=resumes or bool(config.init_from))
 
+    def start_early() -> None:
+        with contextlib.suppress(UserError):  # the tokenizer may get fewer pieces than asked for, and fit
+            ahead.start(with_vocabulary(config, pieces))
 
-def _open(
-    folder: RunFolder,
-    config: Config,
-    saved: Config | None,
-    tokenizer: Tokenizer | None,
-    backend: backend_lib.Backend,
-    ahead: Precompiler,
-) -> Setup:
-    """The rest of `open_run`: data, and what they decide. saved: the config of the run that is resumed."""
-    workdir, resumes = folder.path, saved is not None
-    prepared = prepare(config, tokenizer, on_build=ahead.start)
+    prepared = prepare(config, tokenizer, on_build=start_early)
     if resumes:
         check_vocabulary(config, runs.read_data(folder), prepared.tokenizer.vocab_size)
     elif config.init_from:
@@ -130,7 +122,7 @@ def _open(
     _check_prompts(config, prepared)
     candidates = (_opening(prepared, story, config.model.max_len) for story in _first_stories(prepared, 8 * OPENINGS))
     openings = list(dict.fromkeys(candidates))[:OPENINGS]  # many stories begin alike
-    if max(folder.steps(), default=0) < config.train.steps:
+    if max(folder.steps(), default=0) < config.train.steps:  # a finished run has no step to compile
         ahead.start(config)
     return Setup(folder, config, prepared, backend, model, resumes, changes, baselines(prepared), openings, ahead)
 
@@ -159,13 +151,13 @@ def starting_state(
             return restored
     if setup.config.init_from:
         source = runs.load_run(setup.config.init_from)
-        params = source.params
-        if setup.backend.mesh is not None:
-            where = mesh_lib.state_shardings(setup.backend.mesh, setup.config.model, params, params)
-            params = mesh_lib.spread(params, where)
-        state = init_state(setup.model, optimizer, params, source.router_bias)
-        # All on one device, as what a step returns and what a checkpoint gives: else the second step compiles again.
-        return state if setup.backend.mesh is not None else jax.device_put(state, jax.devices()[0])
+        params, mesh = source.params, setup.backend.mesh
+        if mesh is None:
+            state = init_state(setup.model, optimizer, params, source.router_bias)
+            # Bound to the device, as a step's result and a checkpoint are: else the second step compiles again.
+            return jax.device_put(state, jax.devices()[0])
+        params = mesh_lib.spread(params, mesh_lib.state_shardings(mesh, setup.config.model, params, params))
+        return init_state(setup.model, optimizer, params, source.router_bias)
     return init_state(setup.model, optimizer, init_params(setup.model, setup.config.train.seed))
 
 

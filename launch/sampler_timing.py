@@ -13,7 +13,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ import jax.numpy as jnp
 
 from mla_jax import accounting
 from mla_jax.bench.decode import ALL_METHODS, random_variables
+from mla_jax.config_bounds import CHOICES
 from mla_jax.config_files import load_config
-from mla_jax.errors import UserError
+from mla_jax.errors import UserError, run_command
 from mla_jax.model import backend
 from mla_jax.model.transformer import Transformer
 from mla_jax.rows import append_row, result_row
@@ -31,7 +32,7 @@ from mla_jax.sample import loop
 from mla_jax.sample.loop import Vocabulary
 from mla_jax.sample.methods import GREEDY, Method
 
-CACHE_DTYPES = ("bfloat16", "float32", "int8")
+CACHE_DTYPES = CHOICES["sample.cache_dtype"][1:]  # without auto
 METHODS = {
     "greedy": GREEDY,
     "temperature": Method(0.8, 0),
@@ -70,10 +71,8 @@ def time_case(
 
 def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for every shape, cache type and method asked for. Raises UserError for what is none of them."""
-    methods, dtypes = (
-        _names("methods", options.methods, METHODS),
-        _names("cache_dtypes", options.cache_dtypes, CACHE_DTYPES),
-    )
+    methods = _names("methods", options.methods, METHODS)
+    dtypes = _names("cache_dtypes", options.cache_dtypes, CACHE_DTYPES)
     for name, value in (("steps", options.steps), ("repeats", options.repeats)):
         if value < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1: leave it out for the default.")
@@ -129,7 +128,7 @@ def _shape(text: str, repeats: int) -> tuple[int, int]:
     return int(batch), int(context)
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="mla_rope:m")
     parser.add_argument("--shapes", default="1x512,1024x512", help="BATCHxCONTEXT, ...")
@@ -139,16 +138,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=32, help="decode steps in a run")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", default="", help="append the rows to this file")
-    options = parser.parse_args()
-    try:
-        for row in rows(options):
-            print(json.dumps(row["metrics"]), flush=True)
-            if options.out:
-                append_row(Path(options.out), row)
-    except UserError as error:
-        print(f"mla_jax: {error}", file=sys.stderr)
-        sys.exit(2)
+    options = parser.parse_args(arguments)
+    for row in rows(options):
+        print(json.dumps(row["metrics"]), flush=True)
+        if options.out:
+            append_row(Path(options.out), row)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -1,6 +1,5 @@
 """mla_jax.sample.methods, threshold: what is kept is what sorting keeps, draws follow the probabilities."""
 
-import dataclasses
 import functools
 
 import hypothesis
@@ -8,53 +7,17 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 import pytest
-from gpu_lowering import TRITON_CALL, lower_for_h100
+from draw_tools import KERNEL, METHODS, N_TOKENS, SEEN, VOCAB, draw_with, random_logits, with_ties
 from tiny import QUICK, REFERENCE
 
 from mla_jax.errors import UserError
-from mla_jax.kernels import row_draw
 from mla_jax.model.backend import Backend
 from mla_jax.sample import reference, threshold
 from mla_jax.sample.methods import GREEDY, Form, Method, Values, draw, kept_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
-N_TOKENS, VOCAB = 60, 64  # four surplus rows
-KERNEL = dataclasses.replace(REFERENCE, decode_impl="pallas", interpret=True)  # as plain JAX
 both_ways = pytest.mark.parametrize("backend", [KERNEL, REFERENCE], ids=["kernel", "xla"])
-
-METHODS = [
-    Method(1.0, 0),
-    Method(0.5, 0),
-    Method(3.0, 7),
-    Method(1.0, 1),
-    Method(1.0, 59),
-    Method(1.0, 60),
-    Method(1.0, 1000),
-    Method(0.8, 0, top_p=0.9),
-    Method(0.8, 0, top_p=0.1),
-    Method(0.8, 0, top_p=1e-6),
-    Method(0.8, 0, top_p=0.999),
-    Method(0.8, 0, min_p=0.05),
-    Method(0.8, 0, min_p=1.0),
-    Method(1.0, 0, repetition_penalty=1.3),
-    Method(1.0, 0, repetition_penalty=0.7),
-    Method(0.9, 30, 0.9, 0.02, 1.2),
-]
-
-
-def random_logits(rows: int, dtype: jnp.dtype, seed: int = 0) -> jax.Array:
-    """The surplus rows are the largest."""
-    x = np.random.default_rng(seed).standard_normal((rows, VOCAB)) * 2
-    x[:, N_TOKENS:] += 50
-    return jnp.asarray(x, dtype)
-
-
-def with_ties(rows: int) -> jax.Array:
-    """Few values, zeros of both signs among them."""
-    x = np.random.default_rng(1).choice([-1.5, -0.0, 0.0, 0.5, 2.0], (rows, VOCAB))
-    return jnp.asarray(x, jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3), compiler_options=QUICK)
@@ -110,7 +73,6 @@ def test_digits_divide_the_bits(size: int) -> None:
 
 
 DRAWS = 10_000
-SEEN = (1, 5, 17)
 
 
 @functools.partial(jax.jit, static_argnums=1, compiler_options=QUICK)
@@ -157,20 +119,6 @@ def test_temperature_0_is_greedy_of_equals_the_lowest_and_never_a_surplus_row(te
 
 
 JUST_BELOW_1 = float(np.nextafter(np.float32(1), np.float32(0)))
-
-
-def draw_with(uniform: npt.ArrayLike, logits: jax.Array, method: Method, backend: Backend) -> np.ndarray:
-    """Ids [B], where `uniform` [B] stands for what the keys would give."""
-    table, keys = jnp.asarray(uniform, jnp.float32), jax.vmap(jax.random.key)(jnp.arange(len(logits)))
-    seen = jnp.zeros(logits.shape, bool).at[:, jnp.asarray(SEEN)].set(True)
-
-    @functools.partial(jax.jit, compiler_options=QUICK)
-    def run(logits: jax.Array) -> jax.Array:
-        return draw(logits, keys, method.form, method.values, N_TOKENS, seen, backend)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax.random, "uniform", lambda key, **_: table[jax.random.key_data(key)[-1]])
-        return np.asarray(run(logits))
 
 
 @both_ways
@@ -306,67 +254,3 @@ NAN, INF = float("nan"), float("inf")
 def test_a_method_out_of_range_is_refused(field: str, value: float) -> None:
     with pytest.raises(UserError, match=f"^{field} is {value}; it must be"):
         Method(**({"temperature": 0.8, "top_k": 40} | {field: value}))
-
-
-_KERNEL_OFTEN = (
-    Method(1.0, 0),
-    Method(3.0, 7),
-    Method(0.8, 0, top_p=0.9),
-    Method(0.8, 0, min_p=0.05),
-    Method(0.9, 30, 0.9, 0.02, 1.2),
-)
-
-
-def _draw_both(logits: jax.Array, method: Method, seeds: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids [B, seeds] by the kernel and by plain XLA, with the same keys."""
-    seen = jnp.asarray(np.random.default_rng(2).random(logits.shape) < 0.3)
-
-    def ids(backend: Backend, values: Values, seed: jax.Array) -> jax.Array:
-        keys = jax.random.split(jax.random.key(seed), logits.shape[0])
-        return draw(logits, keys, method.form, values, N_TOKENS, seen, backend)
-
-    found = []
-    for backend in (KERNEL, REFERENCE):
-        run = jax.jit(jax.vmap(functools.partial(ids, backend), in_axes=(None, 0), out_axes=1), compiler_options=QUICK)
-        found.append(np.asarray(run(method.values, jnp.arange(seeds))))
-    return found[0], found[1]
-
-
-@pytest.mark.parametrize(
-    "method", [m if m in _KERNEL_OFTEN else pytest.param(m, marks=pytest.mark.slow) for m in METHODS], ids=str
-)
-def test_the_kernel_draws_what_plain_xla_draws(method: Method) -> None:
-    for logits in (random_logits(3, jnp.bfloat16), random_logits(2, jnp.float32), with_ties(2)):
-        fast, plain = _draw_both(logits, method, 40)
-        np.testing.assert_array_equal(fast, plain)
-
-
-@pytest.mark.parametrize("top_k", [1, 2, N_TOKENS - 1, N_TOKENS, 1000])
-def test_the_kernel_keeps_as_many_tokens_as_are_asked_for(top_k: int) -> None:
-    """Down to the least likely one, which chance would hardly ever choose: here it comes first, and the number is 0."""
-    logits = jnp.concatenate([jnp.sort(random_logits(3, jnp.float32)[:, :N_TOKENS]), jnp.ones((3, 4))], axis=1)
-    assert draw_with([0] * 3, logits, Method(1.0, top_k), KERNEL).tolist() == [max(0, N_TOKENS - top_k)] * 3
-
-
-@pytest.mark.parametrize("method", [*METHODS, GREEDY], ids=str)
-def test_every_draw_but_the_greedy_is_the_kernels_where_it_runs(method: Method) -> None:
-    def kernels(backend: Backend | None, vocab: int) -> int:
-        logits, keys = jnp.zeros((1, vocab)), jax.random.key(0)[None]
-        seen = jnp.zeros((1, vocab), bool)
-        run = jax.make_jaxpr(lambda x: draw(x, keys, method.form, method.values, 9, seen, backend))
-        return str(run(logits)).count("pallas_call")
-
-    assert kernels(KERNEL, 9) == (method != GREEDY)
-    assert kernels(KERNEL, row_draw.MAX_VOCAB + 1) == kernels(REFERENCE, 9) == kernels(None, 9) == 0
-
-
-@pytest.mark.parametrize(("vocab", "dtype"), [(8192, jnp.bfloat16), (50, jnp.float32), (32000, jnp.bfloat16)])
-def test_the_kernel_lowers_for_a_gpu(vocab: int, dtype: jnp.dtype) -> None:
-    def like(*shape: int, dtype: jnp.dtype = jnp.float32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-    arguments = (like(4, vocab, dtype=dtype), like(4), like(), like(dtype=jnp.int32), like(), like())
-    for form in ((True, True, True), (False, False, False)):
-        text = lower_for_h100(lambda *a, form=form: row_draw.row_draw(*a, form, vocab - 1), *arguments)
-        assert text.count(TRITON_CALL) == 1
-    assert not row_draw.applies(50304)

@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from mla_jax.bench.decode import random_variables
+from mla_jax.errors import run_command
 from mla_jax.model import serving
 from mla_jax.model.backend import Backend
 
@@ -68,10 +68,7 @@ def test_a_short_context_has_fewer_steps_and_a_row(config: str, script: Any) -> 
     ],
 )
 def test_what_it_cannot_time_is_a_sentence(
-    given: list[str], says: str, script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    given: list[str], says: str, script: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["sampler_timing.py", *given])
-    with pytest.raises(SystemExit) as left:
-        script.main()
-    assert left.value.code == 2
+    assert run_command(script.main, given) == 2
     assert capsys.readouterr().err.startswith(f"mla_jax: {says}")

@@ -94,6 +94,7 @@ def run(
         append_row(folder / ROWS, row)
         rows.append(row)
         say(console, f"{number:>4}/{len(jobs)} {_line(row['metrics'])}")
+    decode.forget_variables()
     everything = read_rows(folder / ROWS)
     say(console, f"wrote     {report.write(everything, folder)}")
     return rows

@@ -58,7 +58,7 @@ case $part in
     WORKERS=${WORKERS:-1} GPUS=${GPUS:-1} PYTHON=$python bash launch/gpu_study.sh "$out" "$study" "$minutes" "${data[@]}"
     ;;
   alone)
-    WORKERS=1 GPUS=1 PYTHON=$python bash launch/gpu_study.sh "$out/alone" "$alone" "$minutes" "${data[@]}"
+    WORKERS=1 SHARING=1 GPUS=1 PYTHON=$python bash launch/gpu_study.sh "$out/alone" "$alone" "$minutes" "${data[@]}"
     ;;
   torch)
     "$python" -m mla_jax.bench.peers.torch_run "$study" "${peer[@]}" --max_minutes "$minutes" \

@@ -5,6 +5,7 @@
 #
 # WORKERS=3 in front (the default is 1): so many processes take turns on the one GPU, so that it computes for one while
 # others compile and evaluate. Short runs get done two to three times as fast; a run's own speed says nothing then.
+# SHARING=14 in front: that many in all take turns on the GPU, where another call runs beside this one (default: WORKERS).
 # GPUS=2 in front: WORKERS processes on each of two GPUs, all on the one study: the first two of CUDA_VISIBLE_DEVICES where
 # it is set, else 0 and 1. The default, 1, leaves CUDA_VISIBLE_DEVICES as it is.
 # REPORT=0 in front: no report at the end, which takes half a minute and needs no GPU; --report_only makes it later.
@@ -22,9 +23,14 @@ out=${1:?usage: gpu_study.sh OUT [STUDY] [MINUTES] [--config.KNOB=VALUE ...]}
 study=${2:-study_paper_a}
 minutes=${3:-8}
 workers=${WORKERS:-1} # on each GPU
+sharing=${SHARING:-$workers}
 gpus=${GPUS:-1}
-if ! [[ $workers =~ ^[1-9][0-9]*$ && $gpus =~ ^[1-9][0-9]*$ ]]; then
-  echo "gpu_study.sh: WORKERS is $workers and GPUS $gpus: both count from 1." >&2
+if ! [[ $workers =~ ^[1-9][0-9]*$ && $gpus =~ ^[1-9][0-9]*$ && $sharing =~ ^[1-9][0-9]*$ ]]; then
+  echo "gpu_study.sh: WORKERS is $workers, GPUS $gpus and SHARING $sharing: all count from 1." >&2
+  exit 2
+fi
+if [ "$sharing" -lt "$workers" ]; then
+  echo "gpu_study.sh: SHARING is $sharing, but $workers WORKERS are on each GPU: raise SHARING or leave it out." >&2
   exit 2
 fi
 processes=$((workers * gpus))
@@ -59,7 +65,7 @@ work() { # NUMBER FLAGS...: one process, for what is left of the time; processes
   shift
   left=$(awk "BEGIN { print $minutes - ($SECONDS - $began) / 60 }")
   "$python" -m mla_jax.main --mode study --config "$study" --workdir "$work" --max_minutes "$left" \
-    --sharing "$workers" "${quiet[@]}" "$@" 2>&1 | tee "$log"
+    --sharing "$sharing" "${quiet[@]}" "$@" 2>&1 | tee "$log"
 }
 
 save() { # all rows so far, in one file that is never half written

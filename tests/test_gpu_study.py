@@ -35,6 +35,7 @@ def call(tmp_path: Path):
     def begin(script: str, *arguments: str, pipe: int = subprocess.PIPE, **environment: str) -> subprocess.Popen:
         hidden = (
             "WORKERS",
+            "SHARING",
             "GPUS",
             "CUDA_VISIBLE_DEVICES",
             "XLA_PYTHON_CLIENT_MEM_FRACTION",
@@ -87,6 +88,14 @@ def test_a_rented_gpu_makes_no_report(call, tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob(".rows*"))
 
 
+def test_a_call_beside_another_says_how_many_share_the_gpu(call) -> None:
+    done, seen = call("gpu_study.sh", WORKERS="2", SHARING="7", REPORT="0")
+    assert done.returncode == 0, done.stderr
+    assert len(seen) == 2 and all("--sharing 7" in line for line in seen)
+    done, _ = call("gpu_study.sh", WORKERS="2", SHARING="1")
+    assert done.returncode == 2 and "SHARING is 1, but 2 WORKERS" in done.stderr
+
+
 def test_a_process_each_has_its_gpu_to_itself(call) -> None:
     done, seen = call("gpu_muon.sh", "study", GPUS="2")
     assert done.returncode == 0, done.stderr
@@ -96,7 +105,7 @@ def test_a_process_each_has_its_gpu_to_itself(call) -> None:
 
 
 def test_a_run_for_seconds_shares_nothing_whatever_the_environment_says(call) -> None:
-    done, seen = call("gpu_muon.sh", "alone", GPUS="2", WORKERS="3")
+    done, seen = call("gpu_muon.sh", "alone", GPUS="2", WORKERS="3", SHARING="9")
     assert done.returncode == 0, done.stderr
     (line,) = seen
     assert line.startswith("gpu=unset memory=unset ") and "--config study_muon:alone" in line and "--sharing 1" in line
@@ -123,7 +132,7 @@ def test_a_call_that_is_killed_has_brought_its_finished_rows(call, tmp_path: Pat
 
 def test_counts_that_are_none_are_refused(call) -> None:
     done, seen = call("gpu_study.sh", GPUS="two")
-    assert done.returncode == 2 and "GPUS two: both count from 1" in done.stderr and not seen
+    assert done.returncode == 2 and "GPUS two and SHARING 1: all count from 1" in done.stderr and not seen
 
 
 def test_assigned_gpus_are_the_ones_taken(call) -> None:

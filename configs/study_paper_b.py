@@ -4,9 +4,9 @@
 
 Priority 1, grid: what the claims are judged by (size s, 800 steps of 64 x 256, learning rate 1e-3, 5 seeds; MHA and
 MLA+RoPE are paper A's rows). 2: the rest of the matched sets. 3, headline: the judged ones at size m (1,000 steps of
-64 x 512, dense models at the best of four learning rates, experts of three, 3 seeds). 4: experts without latents or
-without RoPE at size m; balancing on, off, auxiliary. 5: compression {1, 1/2, 1/4, 1/8} x dense and 8, 16, 64, 128
-experts. `study_paper_b:long`: 1,000 steps of 128 x 512, grids of 1,500. `study_paper_b:files`, with
+64 x 512, each at the best of four learning rates, 3 seeds). 4: experts without latents or without RoPE at size m;
+balancing on, off, auxiliary. 5: compression {1, 1/2, 1/4, 1/8} x dense and 8, 16, 64, 128 experts.
+`study_paper_b:long`: 1,000 steps of 128 x 512, grids of 1,500. `study_paper_b:files`, with
 --config.common.data.path=TRAIN.txt (and .valid_path): the matched sets alone, at size m, on a small file of real
 stories (dropout 0.1: several epochs); MHA with RoPE is its priority 2.
 """
@@ -24,9 +24,6 @@ EXPERTS = {"model.ffn": "moe", "model.n_shared_experts": 2}
 NEEDS = "model.ffn=moe"
 WIDTH = 512  # of sizes s and m
 SEEDS, FEWER, ONE = (0, 1, 2, 3, 4), (0, 1, 2), (0,)
-# Of size m with experts. Dense models are best at 2e-3 or 4e-3 of four rates; experts of size s at 1e-3 of
-# (1, 2, 4)e-3, and 40 % worse at 4e-3 (docs/results/study_optimizer).
-EXPERT_RATES = (5e-4, 1e-3, 2e-3)
 
 
 def get_config(form: str = "short") -> ConfigDict:
@@ -44,8 +41,7 @@ def get_config(form: str = "short") -> ConfigDict:
             judged = name in ("mha", "mla_rope", "moe_mla_rope", "moe_mla_rope_flops")
             times = seeds if judged else FEWER
             priority = priorities[0 if judged else 1]
-            rates = EXPERT_RATES if tier == "headline" and _needs(name) else ()
-            declare.point(c, f"{prefix}{name}", config, tier, knobs, times, priority, _needs(name), rates)
+            declare.point(c, f"{prefix}{name}", config, tier, knobs, times, priority, _needs(name))
     _balance(c)
     _compression(c)
     return c

@@ -1,6 +1,7 @@
 """model.decode_impl: the choice, its refusals, and each fast path against the plain one inside the whole model."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from tiny import abstract_params, quick_jit, random_params, random_tokens, tiny_
 
 from mla_jax.config_files import load_config
 from mla_jax.errors import UserError
-from mla_jax.kernels import flash_program, probe
+from mla_jax.kernels import flash_program, kernel_call, probe
 from mla_jax.kernels.operands import Operands
 from mla_jax.model.backend import Backend, choose
 from mla_jax.model.cache import init_cache
@@ -96,7 +97,17 @@ def test_the_self_check_of_the_draw_sees_whatever_is_wrong(monkeypatch: pytest.M
     assert probe.CHECKS["row_draw"](interpret=True) == float("inf")
 
 
-def test_a_self_check_sees_values_and_scales_that_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def own_kernels() -> Iterator[None]:
+    """Neither kernels of other tests, nor this test's for others."""
+    kernel_call.forget()
+    yield
+    kernel_call.forget()
+
+
+def test_a_self_check_sees_values_and_scales_that_are_not_read(
+    monkeypatch: pytest.MonkeyPatch, own_kernels: None
+) -> None:
     """Joint latents in bfloat16, which were all that was tried, have neither."""
     real = probe.flash_decode
 
@@ -117,6 +128,7 @@ def test_a_self_check_sees_values_and_scales_that_are_not_read(monkeypatch: pyte
     def no_scales(ref: Any, row: Any, here: Any, valid: jax.Array) -> Any:
         return None if ref is None else 0.01 * valid
 
+    kernel_call.forget()
     monkeypatch.setattr(flash_program, "_load_scale", no_scales)
     assert probe.CHECKS["head_decode"](interpret=True) > probe._TOLERANCE
 

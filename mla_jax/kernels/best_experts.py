@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from mla_jax.kernels.kernel_call import kernel_call
 from mla_jax.kernels.tiles import padded
 
 
@@ -48,7 +49,7 @@ def forward(
     """`best_experts`, without a gradient, with blocks of one's own."""
     n_rows = scores.shape[0]
     blocks = blocks._replace(rows=min(blocks.rows, _ROWS))
-    return pl.pallas_call(
+    return kernel_call(
         functools.partial(_program, n_experts=scores.shape[1], k=k, n_rows=blocks.rows),
         out_shape=(jax.ShapeDtypeStruct((n_rows, k), jnp.int32), jax.ShapeDtypeStruct((n_rows, k), jnp.float32)),
         grid=(n_rows // blocks.rows,),

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from mla_jax.kernels.kernel_call import kernel_call
 from mla_jax.kernels.tiles import padded
 from mla_jax.model.functions import MASKED
 
@@ -73,7 +74,7 @@ def cross_entropy_and_gradient(
     held = plan.block >= vocab
     rows = plan.rows if held and n_rows % plan.rows == 0 else 1
     program = functools.partial(_held_program, rows=rows) if held else functools.partial(_long_program, keep=plan.keep)
-    d_logits, nll = pl.pallas_call(
+    d_logits, nll = kernel_call(
         functools.partial(program, block=plan.block, vocab=vocab, n_tokens=min(n_tokens, vocab)),
         out_shape=(
             jax.ShapeDtypeStruct((n_rows, vocab), logits.dtype),

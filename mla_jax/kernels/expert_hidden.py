@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from mla_jax.kernels.kernel_call import kernel_call
 from mla_jax.kernels.tiles import padded
 from mla_jax.model.functions import activation
 
@@ -47,7 +48,7 @@ def hidden_backward(
     columns = pl.next_power_of_2(width)
     rows = max(1, min(128, _NUMBERS // columns))
     like = jax.ShapeDtypeStruct(d_hidden.shape, d_hidden.dtype)
-    hidden, *d_pre, d_weight = pl.pallas_call(
+    hidden, *d_pre, d_weight = kernel_call(
         functools.partial(_program, width=width, block=(rows, columns)),
         out_shape=(*[like] * (1 + len(pre)), jax.ShapeDtypeStruct((n_rows,), jnp.float32)),
         grid=(n_rows // rows,),

@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from mla_jax.kernels.flash_program import program, value_width
+from mla_jax.kernels.kernel_call import kernel_call
 from mla_jax.kernels.operands import Blocks, Entry, Layout, Operands, Raw, addressable
 from mla_jax.kernels.tiles import MIN_BLOCK
 
@@ -59,7 +60,7 @@ def flash_decode(
     ]
     cache = None if new is None else Entry(operands.k, operands.v, operands.k_rope)
     shapes.append(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), cache))
-    out, top, total, cache = pl.pallas_call(
+    out, top, total, cache = kernel_call(
         functools.partial(program, blocks=blocks, layout=layout, head_block=head_block, log2_scale=log2_scale),
         out_shape=shapes,
         # The last axis runs fastest: programs that read neighbouring heads of one row run together.

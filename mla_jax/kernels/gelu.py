@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from mla_jax.kernels.kernel_call import kernel_call
+
 
 class Blocks(NamedTuple):
     """What a program does: `steps` tiles [rows, columns] of the same columns, one after another."""
@@ -53,7 +55,7 @@ def forward(x: jax.Array, bias: jax.Array, interpret: bool, blocks: Blocks = FOR
     """`bias_gelu`, without a gradient, with blocks of one's own: x [..., F], bias [F] -> [..., F] in x's dtype."""
     rows = x.reshape(-1, x.shape[-1])
     blocks, grid, _ = _divide(rows.shape, blocks)
-    h = pl.pallas_call(
+    h = kernel_call(
         functools.partial(
             _forward_program, width=rows.shape[1], blocks=blocks, logistic=logistic_for(x.dtype, interpret)
         ),
@@ -76,7 +78,7 @@ def backward(
     width = x.shape[-1]
     rows, d_rows = x.reshape(-1, width), dh.reshape(-1, width)
     blocks, grid, n_parts = _divide(rows.shape, blocks)
-    dx, parts = pl.pallas_call(
+    dx, parts = kernel_call(
         functools.partial(_backward_program, width=width, blocks=blocks, logistic=logistic_for(x.dtype, interpret)),
         out_shape=(jax.ShapeDtypeStruct(rows.shape, x.dtype), jax.ShapeDtypeStruct((n_parts, width), jnp.float32)),
         grid=grid,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from mla_jax.kernels.kernel_call import kernel_call
 from mla_jax.kernels.tiles import dot
 
 ROWS = 128  # of a block, and of a program of `grouped_product`
@@ -56,7 +57,7 @@ def grouped_product(
     program = functools.partial(
         _product_program, depth=rows.shape[1], columns=n_columns, tiles=tiles, transposed=transposed
     )
-    return pl.pallas_call(
+    return kernel_call(
         program if source is not None else functools.partial(_without, program, 2),
         out_shape=jax.ShapeDtypeStruct((n_rows, n_columns), rows.dtype),
         # The last axis runs fastest: programs that read the same rows run together.
@@ -101,7 +102,7 @@ def grouped_outer(
     if g_source is None:
         program = functools.partial(_without, program, 2 if rows_source is None else 3)
     sources = [source for source in (rows_source, g_source) if source is not None]
-    return pl.pallas_call(
+    return kernel_call(
         program,
         out_shape=jax.ShapeDtypeStruct((n_experts, depth, columns), rows.dtype),
         grid=(n_experts, pl.cdiv(depth, tiles.down), pl.cdiv(columns, tiles.columns)),

@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from mla_jax.kernels import gelu
+from mla_jax.kernels.kernel_call import kernel_call
 from mla_jax.kernels.tiles import padded
 
 
@@ -84,7 +85,7 @@ def forward(
     form = _form(pre, bias, expert_idx, n_shared)
     blocks = _fitting(form, blocks)
     logistic = gelu.logistic_for(pre[0].dtype, interpret)
-    return pl.pallas_call(
+    return kernel_call(
         functools.partial(_forward_program, form=form, blocks=blocks, logistic=logistic),
         out_shape=jax.ShapeDtypeStruct(pre[0].shape, pre[0].dtype),
         grid=(pre[0].shape[0] // blocks.rows,),
@@ -116,7 +117,7 @@ def backward(
     if bias is not None:
         shapes.append(jax.ShapeDtypeStruct((programs, *bias.shape), jnp.float32))
     logistic = gelu.logistic_for(pre[0].dtype, interpret)
-    found = pl.pallas_call(
+    found = kernel_call(
         functools.partial(_backward_program, form=form, blocks=blocks, logistic=logistic),
         out_shape=shapes,
         grid=(programs,),

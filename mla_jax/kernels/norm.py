@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from mla_jax.kernels.kernel_call import kernel_call
 from mla_jax.kernels.tiles import padded
 
 
@@ -79,7 +80,7 @@ def forward(
     width = x.shape[-1]
     rows = x.reshape(-1, width)
     given = [gain] if bias is None else [gain, bias]
-    y = pl.pallas_call(
+    y = kernel_call(
         functools.partial(_forward_program, width=width, eps=eps, centred=bias is not None, n_rows=blocks.rows),
         out_shape=jax.ShapeDtypeStruct(rows.shape, x.dtype),
         grid=(rows.shape[0] // blocks.rows,),
@@ -100,7 +101,7 @@ def backward(eps: float, interpret: bool, residuals: tuple, cotangents: tuple, b
     programs = rows.shape[0] // (blocks.rows * blocks.steps)
     bias, stream_bias = (vector is not None for vector in others)
     n_vectors = 1 + bias + stream_bias
-    d_x, parts = pl.pallas_call(
+    d_x, parts = kernel_call(
         functools.partial(
             _backward_program, width=width, eps=eps, centred=bias, sums_stream=stream_bias, blocks=blocks
         ),

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from mla_jax.kernels.kernel_call import kernel_call
 from mla_jax.kernels.tiles import pieces
 
 
@@ -106,7 +107,7 @@ def _forward(
     blocks, _ = both
     matrix = y.reshape(-1, y.shape[-1])
     given = () if gain is None else (gain,)
-    found = pl.pallas_call(
+    found = kernel_call(
         functools.partial(_forward_program, parts=parts, eps=eps, blocks=blocks),
         out_shape=[jax.ShapeDtypeStruct((matrix.shape[0], part.columns), y.dtype) for part in parts],
         grid=(matrix.shape[0] // blocks.rows,),
@@ -132,7 +133,7 @@ def _backward(
     if gain is not None:
         given = (gain, y.reshape(-1, shape[-1]))
         out_shape.append(jax.ShapeDtypeStruct((programs, gain.shape[0]), jnp.float32))
-    dy, *d_gain = pl.pallas_call(
+    dy, *d_gain = kernel_call(
         functools.partial(_backward_program, parts=parts, eps=eps, blocks=blocks),
         out_shape=out_shape,
         grid=(programs,),

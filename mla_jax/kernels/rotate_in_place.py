@@ -10,6 +10,7 @@ import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from mla_jax.kernels.kernel_call import kernel_call
 from mla_jax.kernels.rotate_heads import At, Blocks, Part, move_heads, row_angles
 
 # Size m's queries, 65,536 rows in bfloat16 on an H200 (launch/rope_tuning.py): 36 us; 16 rows a warp 39 to 43, XLA 118.
@@ -37,7 +38,7 @@ def turned(
     """`rotate`, without a gradient, with blocks of one's own."""
     matrix = y.reshape(-1, y.shape[-1])
     blocks = blocks or (IN_PLACE if y.shape[1] % IN_PLACE.rows == 0 else _SHORT)
-    out = pl.pallas_call(
+    out = kernel_call(
         functools.partial(_turning_program, part=part, blocks=blocks),
         out_shape=jax.ShapeDtypeStruct(matrix.shape, matrix.dtype),
         grid=(matrix.shape[0] // blocks.rows,),

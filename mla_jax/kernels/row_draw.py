@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from mla_jax.kernels.kernel_call import kernel_call
 from mla_jax.kernels.tiles import ordered
 from mla_jax.model.functions import MASKED
 
@@ -42,7 +43,7 @@ def row_draw(
     """
     batch, vocab = logits.shape
     size = pl.next_power_of_2(vocab)
-    return pl.pallas_call(
+    return kernel_call(
         functools.partial(_program, cuts=cuts, n_tokens=n_tokens, size=size),
         out_shape=jax.ShapeDtypeStruct((batch,), jnp.int32),
         grid=(batch,),

@@ -19,6 +19,7 @@ from flax import struct
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from mla_jax.kernels.kernel_call import kernel_call
 from mla_jax.kernels.row_linear import (
     MAX_ROWS,
     Linear,
@@ -112,7 +113,7 @@ def row_experts(
     choices = rule.top_k + n_experts - weights.router.shape[0]
     blocks = blocks or choose_blocks(hidden)
     logits = row_linear(x, Linear(weights.router), norm, blocks=blocks.router, interpret=interpret)
-    units, chosen = pl.pallas_call(
+    units, chosen = kernel_call(
         functools.partial(_up_program, columns=blocks.up.columns, layer=layer, rule=rule),
         out_shape=(
             jax.ShapeDtypeStruct((batch, choices, hidden), weights.up.dtype),
@@ -123,7 +124,7 @@ def row_experts(
         interpret=interpret,
         name="experts_up",
     )(x, logits, router_bias, weights.up, weights.up_bias, norm)
-    return pl.pallas_call(
+    return kernel_call(
         functools.partial(_down_program, columns=blocks.down.columns),
         out_shape=jax.ShapeDtypeStruct((batch, width), weights.down.dtype),
         grid=(pl.cdiv(width, blocks.down.columns), batch),

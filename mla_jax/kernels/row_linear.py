@@ -17,6 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from mla_jax.kernels.flash_decode import combine
+from mla_jax.kernels.kernel_call import kernel_call
 from mla_jax.kernels.tiles import pieces
 from mla_jax.model import functions
 from mla_jax.model.functions import LAYER_NORM_EPS, RMS_EPS
@@ -87,7 +88,7 @@ def row_linear(
     program = functools.partial(
         _program, columns=blocks.columns, value_width=value_width, activation=activation, gated=gated
     )
-    return pl.pallas_call(
+    return kernel_call(
         program,
         out_shape=jax.ShapeDtypeStruct((batch, n), linear.w.dtype),
         grid=(pl.cdiv(n, blocks.columns),),
@@ -103,7 +104,7 @@ def join(x: tuple[jax.Array, jax.Array, jax.Array], dtype: Any, interpret: bool 
     batch, width = out.shape[1:]
     size = min(1024, 1 << ((width & -width).bit_length() - 1))  # the largest power of two that divides the width
     program = functools.partial(_join_program, size=size, value_width=x[0].shape[-1])
-    return pl.pallas_call(
+    return kernel_call(
         program,
         out_shape=jax.ShapeDtypeStruct((batch, width), dtype),
         grid=(batch, width // size),

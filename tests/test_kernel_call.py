@@ -1,0 +1,75 @@
+"""mla_jax.kernels.kernel_call: what is alike is traced once, and is what pallas_call gives."""
+
+import functools
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gpu_lowering import TRITON_CALL, lower_for_h100
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from mla_jax.kernels import norm
+from mla_jax.kernels.kernel_call import kernel_call
+
+traced: list[tuple[int, int]] = []
+
+
+def program(shift: int, x_ref: Any, out_ref: Any, *, factor: int) -> None:
+    traced.append((shift, factor))
+    plgpu.store(out_ref.at[:], plgpu.load(x_ref.at[:]) * factor + shift)
+
+
+def scaled(x: jax.Array, factor: int, shift: int = 0, call: Any = kernel_call) -> jax.Array:
+    return call(
+        functools.partial(functools.partial(program, shift), factor=factor),
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
+        grid=(1,),
+        compiler_params=plgpu.CompilerParams(num_warps=1),
+        input_output_aliases={0: 0},
+        interpret=True,
+        name="scaled",
+    )(x)[0]
+
+
+def test_calls_that_are_alike_trace_a_kernel_once() -> None:
+    traced.clear()
+
+    @jax.jit
+    def layers(x: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
+        for _ in range(3):
+            x = scaled(x, 2)
+        return x, scaled(x, 3), scaled(x, 2, shift=1), scaled(y, 2)
+
+    found = layers(jnp.ones(8), jnp.ones(4))
+    assert traced == [(0, 2), (0, 3), (1, 2), (0, 2)]  # also each constant, and each shape, once
+    for numbers, wanted in zip(found, (8, 24, 17, 2), strict=True):
+        np.testing.assert_array_equal(numbers, wanted)
+
+
+def test_the_program_is_that_of_pallas_call() -> None:
+    x = jnp.arange(8.0)
+    plain, shared = (
+        str(jax.make_jaxpr(lambda x, call=call: scaled(x, 5, call=call))(x)) for call in (pl.pallas_call, kernel_call)
+    )
+    assert plain == shared
+
+
+def test_a_training_kernel_is_traced_once_each_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = ("_forward_program", "_backward_program")
+    counted = {way: mock.Mock(side_effect=getattr(norm, way)) for way in ways}
+    for way in ways:
+        monkeypatch.setattr(norm, way, counted[way])
+
+    def layers(x: jax.Array, gain: jax.Array) -> jax.Array:
+        x, gain = 2 * x, 2 * gain  # what arguments know of their device is another type
+        for _ in range(4):
+            x = x + norm.norm_with_stream(x, gain, None, None, 1e-6, False)[1]
+        return jnp.sum(x)
+
+    x, gain = jax.ShapeDtypeStruct((128, 64), jnp.bfloat16), jax.ShapeDtypeStruct((64,), jnp.float32)
+    assert lower_for_h100(jax.grad(layers, argnums=(0, 1)), x, gain).count(TRITON_CALL) == 8
+    assert [counted[way].call_count for way in ways] == [1, 1]

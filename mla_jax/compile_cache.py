@@ -12,4 +12,5 @@ def enable() -> None:
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     jax.config.update("jax_compilation_cache_dir", str(cache_root() / "jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    # Small programs too: fresh weights and an optimizer's state are a dozen, each quickly compiled, but at every start.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

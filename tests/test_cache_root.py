@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from mla_jax import compile_cache
 from mla_jax.cache_root import cache_root
@@ -39,3 +40,18 @@ def test_compiled_programs_are_kept_there_unless_the_user_chose(tmp_path: Path, 
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     compile_cache.enable()
     assert chosen["jax_compilation_cache_dir"] == str(tmp_path / "jax")
+
+
+def test_a_second_start_compiles_no_small_program_either(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("MLA_JAX_CACHE", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    folder, least = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    try:
+        compile_cache.enable()
+        compilation_cache.reset_cache()  # it holds on to the place that it found first
+        jax.jit(lambda x: x + 1)(1)
+        assert any((tmp_path / "jax").iterdir())
+    finally:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+        compilation_cache.reset_cache()

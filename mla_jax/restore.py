@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from mla_jax import checksums
 from mla_jax.config import ModelConfig
 from mla_jax.errors import UserError, brief
+from mla_jax.model.initial import param_shapes
 from mla_jax.model.moe import initial_router_bias
 from mla_jax.model.transformer import Transformer
 
@@ -137,8 +138,7 @@ def drop_failed_reads() -> None:
 def abstract_params(model: Transformer) -> Any:
     """Shapes and dtypes of the parameters, with the default device's sharding."""
     sharding = _one_device()
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes)
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), param_shapes(model))
 
 
 def _one_device() -> jax.sharding.Sharding:

@@ -3,6 +3,7 @@
 import functools
 import math
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,10 @@ from tiny import REFERENCE, quick_jit, reference_model, tiny_config
 from mla_jax.config import ModelConfig, replace
 from mla_jax.model.attention import Where
 from mla_jax.model.initial import init_params
-from mla_jax.model.transformer import attention_module
+from mla_jax.model.transformer import Transformer, attention_module
+from mla_jax.restore import abstract_params
+from mla_jax.train.optim import make_optimizer
+from mla_jax.train.state import abstract_state
 
 WIDTH, HEADS, HEAD_DIM, STD = 256, 4, 64, 0.02
 
@@ -146,3 +150,17 @@ def test_arrays_drawn_one_by_one_have_the_shapes_and_constants_of_flax_init(name
         else:
             assert float(mine.std()) == pytest.approx(float(leaf.std()), rel=0.25), path
             assert float(jnp.abs(mine - leaf).max()) > 0
+
+
+def test_all_who_ask_for_a_models_shapes_have_one_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start asks twice: for the training step, and for fresh weights."""
+    model = reference_model(tiny_config("mla_rope", **{"model.vocab_size": 333}))  # of no other test
+    traced = mock.Mock(side_effect=Transformer.init)
+    monkeypatch.setattr(Transformer, "init", lambda *arguments: traced(*arguments))
+    state = abstract_state(model, make_optimizer(tiny_config("mla_rope").optim))
+    params = init_params(Transformer(model.cfg, model.backend), 0)
+    assert traced.call_count == 1
+    for shapes in (state.params, abstract_params(model)):
+        assert jax.tree.map(lambda a: (a.shape, a.dtype), shapes) == jax.tree.map(lambda a: (a.shape, a.dtype), params)
+    shapes.clear()
+    assert abstract_params(model) and traced.call_count == 1

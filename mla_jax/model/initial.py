@@ -77,18 +77,23 @@ def _maker(shape: tuple[int, ...], random: bool, place: Any) -> Callable[..., ja
     return jax.jit(make, out_shardings=place)
 
 
-def _plan(model: Any) -> tuple[Any, list[Initial]]:
-    """The parameters' shapes, and of each leaf what it is drawn from; nothing is computed."""
+def param_shapes(model: Any) -> Any:
+    """The parameters of a Transformer as ShapeDtypeStructs; nothing is computed."""
+    return jax.tree.map(lambda shape: shape, _plan(model)[0])  # dicts of the caller's own
+
+
+@functools.lru_cache(maxsize=16)  # a start asks for the training step, on a thread, and for fresh weights
+def _plan(model: Any) -> tuple[Any, tuple[Initial, ...]]:
+    """The parameters' shapes, and of each leaf what it is drawn from."""
     initials: list[Initial] = []
 
-    def trace(key: jax.Array, tokens: jax.Array) -> Any:
+    def trace() -> Any:
         with _noting() as noted:
-            params = model.init(key, tokens)["params"]
+            params = model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
         initials.extend(noted[id(leaf)][0] for leaf in jax.tree.leaves(params))
         return params
 
-    shapes = jax.eval_shape(trace, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
-    return shapes, initials
+    return jax.eval_shape(trace), tuple(initials)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import optax
 from flax import struct
 
 from mla_jax import mesh
+from mla_jax.model.initial import param_shapes
 from mla_jax.model.moe import initial_router_bias
 from mla_jax.model.transformer import Transformer, variables_of
 
@@ -53,11 +54,10 @@ def shardings(model: Transformer, state: TrainState) -> TrainState:
 def abstract_state(model: Transformer, optimizer: optax.GradientTransformation) -> TrainState:
     """Shapes, dtypes and places of a state, computing nothing: what a checkpoint is restored against."""
 
-    def build() -> TrainState:
-        params = model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+    def build(params: Any) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), initial_router_bias(model.cfg))
 
-    state = jax.eval_shape(build)
+    state = jax.eval_shape(build, param_shapes(model))
     if model.backend.mesh is None:
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         where = jax.tree.map(lambda _: place, state)

@@ -11,6 +11,7 @@ import pytest
 from gpu_lowering import TRITON_CALL, lower_for_h100
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
+from run_tools import REPOSITORY
 
 from mla_jax.kernels import norm
 from mla_jax.kernels.kernel_call import kernel_call
@@ -56,6 +57,12 @@ def test_the_program_is_that_of_pallas_call() -> None:
         str(jax.make_jaxpr(lambda x, call=call: scaled(x, 5, call=call))(x)) for call in (pl.pallas_call, kernel_call)
     )
     assert plain == shared
+
+
+def test_every_kernel_goes_this_way() -> None:
+    folder = REPOSITORY / "mla_jax"
+    found = {path.stem for path in folder.rglob("*.py") if "pallas_call(" in path.read_text(encoding="utf-8")}
+    assert found == {"kernel_call"}
 
 
 def test_a_training_kernel_is_traced_once_each_way(monkeypatch: pytest.MonkeyPatch) -> None:

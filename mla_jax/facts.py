@@ -3,9 +3,12 @@
 The questions and their scoring are `world.questions`; this is the model's answer to them.
 """
 
+import bisect
+import functools
 import itertools
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,8 +26,9 @@ from mla_jax.world import questions, stories
 from mla_jax.world.questions import Probe
 
 CUT_WORDS = 20  # the context left to the short-sighted control
-_WIDTH = 64  # sequences are padded to it times a power of two: each width is compiled, seconds on a GPU
-_BATCH = 128
+_NARROWEST = 64  # sequences are padded to it times a power of two: each width is compiled, seconds on a GPU
+_FEW = 8  # batches: fewer are not worth a width of their own and take the next one
+_SMALLEST_BATCH = 32
 
 
 def _unheard(n: int) -> None:
@@ -32,25 +36,28 @@ def _unheard(n: int) -> None:
 
 
 def logprob_fn(
-    run: Run, advance: Callable[[int], None] = _unheard
+    run: Run, advance: Callable[[int], None] = _unheard, eval_step: Callable[..., Any] | None = None
 ) -> Callable[[Sequence[Probe]], Iterator[list[float]]]:
     """A `LogProbFn` for `questions.score`: nats of every candidate as the model's continuation of its prefix.
 
     A prefix too long for `model.max_len` loses its beginning. advance: is told how many more candidates are done.
+    eval_step: the run's own (`make_eval_step`), where it has evaluated already: batches are of evaluation's size, so
+    that those of the training length find their program compiled.
     """
-    eval_step = make_eval_step(run.model, run.config)
+    eval_step = eval_step or make_eval_step(run.model, run.config)
     limit = run.config.model.max_len
+    size = max(_SMALLEST_BATCH, run.config.eval.batch_size)
 
     def sequence(prefix: list[int], candidate: list[int]) -> list[int]:
         return (prefix + candidate)[-(limit + 1) :]
 
     def answer(probes: Sequence[Probe]) -> Iterator[list[float]]:
-        encode = run.tokenizer.encode
+        encode = functools.cache(run.tokenizer.encode)  # candidates come again and again
         # Pieces never cross the space that a candidate begins with, so the parts encode as the whole does.
         tails = [[encode(candidate) for candidate in probe.candidates] for probe in probes]
         heads = [[run.tokenizer.separator_id, *encode(probe.prefix)] for probe in probes]
         rows = [(sequence(head, tail), len(tail)) for head, group in zip(heads, tails, strict=True) for tail in group]
-        scores = iter(_sum_tails(eval_step, run.variables, rows, run.tokenizer.separator_id, limit, advance))
+        scores = iter(_sum_tails(eval_step, run.variables, rows, run.tokenizer.separator_id, limit, size, advance))
         for group in tails:
             yield list(itertools.islice(scores, len(group)))
 
@@ -63,16 +70,19 @@ def _sum_tails(
     rows: list[tuple[list[int], int]],
     padding: int,
     limit: int,
+    size: int,
     advance: Callable[[int], None],
 ) -> np.ndarray:
-    """Log-probability of the last `tail` tokens of each row (tokens, tail), in order; float64 [len(rows)]."""
+    """Log-probability of the last `tail` tokens of each row (tokens, tail), in order; float64 [len(rows)].
+
+    Rows go by length, in batches of `size`, padded to one of `_widths`.
+    """
     scores = np.zeros(len(rows))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-    for begin in range(0, len(order), _BATCH):
-        chosen = order[begin : begin + _BATCH]
-        longest = max(len(rows[i][0]) for i in chosen) - 1
-        width = min(_WIDTH << ((longest - 1) // _WIDTH).bit_length(), limit)
-        tokens = np.full((_BATCH, width + 1), padding, np.int32)
+    batches = [order[begin : begin + size] for begin in range(0, len(order), size)]
+    widths = _widths([len(rows[chosen[-1]][0]) - 1 for chosen in batches], limit)
+    for chosen, width in zip(batches, widths, strict=True):
+        tokens = np.full((size, width + 1), padding, np.int32)
         segments = np.zeros_like(tokens)
         for slot, i in enumerate(chosen):
             ids, _ = rows[i]
@@ -84,6 +94,20 @@ def _sum_tails(
             scores[i] = -nll[slot, len(ids) - 1 - tail : len(ids) - 1].sum(dtype=np.float64)
         advance(len(chosen))
     return scores
+
+
+def _widths(longest: Sequence[int], limit: int) -> list[int]:
+    """What each batch is padded to. longest: of each batch, rising.
+
+    _NARROWEST times a power of two, at most `limit`; a width of fewer than _FEW batches is left to the next one.
+    """
+    fitting = [min(_NARROWEST << ((length - 1) // _NARROWEST).bit_length(), limit) for length in longest]
+    counted = Counter(fitting)
+    for width, wider in itertools.pairwise(sorted(counted)):
+        if counted[width] < _FEW:
+            counted[wider] += counted.pop(width)
+    kept = sorted(counted)
+    return [kept[bisect.bisect_left(kept, width)] for width in fitting]
 
 
 def check_embedded(run: Run) -> None:

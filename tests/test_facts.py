@@ -67,3 +67,32 @@ def test_asking_says_that_it_begins_and_counts_every_answer(run, tmp_path, capsy
     assert said == f"Asking {folder.name} {len(probes)} fact questions twice: {2 * answers:,} answers to score\n"
     list(facts.logprob_fn(run, counted.append)(probes))
     assert sum(counted) == answers
+
+
+def test_batches_are_of_evaluations_size_and_of_few_widths(run):
+    seen = []
+
+    def eval_step(variables, batch):
+        assert variables is run.variables
+        seen.append(batch["tokens"].shape)
+        return np.zeros((batch["tokens"].shape[0], batch["tokens"].shape[1] - 1), np.float32)
+
+    config = dataclasses.replace(run.config, eval=dataclasses.replace(run.config.eval, batch_size=48))
+    other = types.SimpleNamespace(**vars(run) | {"config": config})
+    probes = list(questions.probes(stories(12, 0, "valid")))
+    list(facts.logprob_fn(other, eval_step=eval_step)(probes))
+    assert len(seen) == -(-sum(len(probe.candidates) for probe in probes) // 48)
+    assert {shape[0] for shape in seen} == {48} and len(set(seen)) <= 2
+
+
+@pytest.mark.parametrize(
+    ("longest", "padded"),
+    [
+        ([30] * 8 + [65] * 3 + [129] * 9 + [300], [64] * 8 + [256] * 12 + [400]),
+        ([30, 64, 65, 90, 200], [256] * 5),  # few of each: all take the widest
+        ([30] * 9 + [390] * 2, [64] * 9 + [400] * 2),
+        ([10], [64]),
+    ],
+)
+def test_a_width_of_few_batches_is_left_to_the_next(longest, padded):
+    assert facts._widths(longest, limit=400) == padded

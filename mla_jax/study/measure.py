@@ -37,14 +37,15 @@ def measure(folder: Path, tier: Tier) -> dict[str, Any]:
 
     run = timed("load", runs.load_run, folder)
     prepared = prepare(run.config, run.tokenizer, quiet=True)
-    by_length = timed("eval", _by_length, run, prepared, tier.lengths)
+    eval_step = make_eval_step(run.model, run.config)
+    by_length = timed("eval", _by_length, run, eval_step, prepared, tier.lengths)
     own = by_length[1]
     stored = runs.read_data(run.folder)
     return {
         "curve": curve(run.folder.metrics),
         "by_position": {str(times): binned(result, run.config.train.seq_len) for times, result in by_length.items()},
         "story_losses": [round(row["loss"], 4) for row in own.by_story(prepared.valid)],
-        "facts": timed("facts", fact_scores, run, tier.fact_stories),
+        "facts": timed("facts", fact_scores, run, eval_step, tier.fact_stories),
         "spectra": timed("spectra", cache_spectra, run, windows(prepared, run.config.train.seq_len)),
         "experts": expert_load(run.folder.metrics),
         "stories": timed("stories", sampled, run, stored["openings"][: tier.stories]),
@@ -79,9 +80,10 @@ def lengths_of(config: Config, lengths: tuple[int, ...]) -> list[int]:
     return sorted({1, *(times for times in lengths if times * config.train.seq_len <= limit)})
 
 
-def _by_length(run: Run, prepared: Prepared, lengths: tuple[int, ...]) -> dict[int, EvalResult]:
-    eval_step, config = make_eval_step(run.model, run.config), run.config
-    found = {}
+def _by_length(
+    run: Run, eval_step: Callable[..., Any], prepared: Prepared, lengths: tuple[int, ...]
+) -> dict[int, EvalResult]:
+    config, found = run.config, {}
     for times in lengths_of(config, lengths):
         batch = max(1, config.eval.batch_size // times)
         found[times] = evaluate(eval_step, run.variables, prepared.valid, times * config.train.seq_len, batch)
@@ -96,11 +98,11 @@ def binned(result: EvalResult, seq_len: int) -> list[tuple[int, float]]:
     return [(start, round(float(np.nanmean(values)), 4)) for start, values in bins if np.isfinite(values).any()]
 
 
-def fact_scores(run: Run, n_stories: int) -> list[dict[str, Any]]:
+def fact_scores(run: Run, eval_step: Callable[..., Any], n_stories: int) -> list[dict[str, Any]]:
     """`questions.score` rows, rounded, of held-out embedded stories; [] for other corpora or no stories."""
     if not n_stories or run.config.data.path:
         return []
-    scored = questions.score(_probes(n_stories, run.config.data.seed), facts.logprob_fn(run))
+    scored = questions.score(_probes(n_stories, run.config.data.seed), facts.logprob_fn(run, eval_step=eval_step))
     return [{name: round(v, 4) if isinstance(v, float) else v for name, v in row.items()} for row in scored]
 
 

@@ -9,7 +9,7 @@ import pytest
 from study_rows import PAPER_SAYS, by_name, claims_study, done, row, rows_of, study
 
 from mla_jax.errors import run_command
-from mla_jax.study import readme, report, series, tables
+from mla_jax.study import load_table, readme, report, series, tables
 from mla_jax.study.plan import plan
 from mla_jax.study.results import collect
 from mla_jax.study.rows import Rows, gather, key_of_row, merge, read
@@ -84,6 +84,19 @@ def test_plots_draw_what_the_rows_say(tmp_path) -> None:
     assert all((tmp_path / "plots" / name).stat().st_size > 5000 for name in pictures)
     assert text == (report.write(made, done(made, by_name(PAPER_SAYS, noise=0.01)), tmp_path)).read_text()
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + len(found.rows)
+
+
+def test_expert_load_has_a_line_a_point_with_experts() -> None:
+    made = claims_study()
+    assert load_table.expert_load(collect(made, done(made, by_name(PAPER_SAYS)))) == ""
+    rows = done(made, by_name(PAPER_SAYS, noise=0.01))
+    for r in rows.by_key.values():
+        if r["name"] == "mha":
+            high = 2.0 + r["study"]["seed"]
+            r["experts"] = {"load": [[high, 0.0, 1.0], [0.9, 1.1, 1.0]], "dead": [1, 0]}
+    *_, line = load_table.expert_load(collect(made, rows)).splitlines()
+    cells = "3.00, 2.00 to 4.00 (3) | 0.00, 0.00 to 0.00 (3) | 1, 1 to 1 (3) | 6 |"
+    assert line.startswith("| mha | 2.0200 ± 0.0497 (3) | ") and line.endswith(cells)
 
 
 def test_the_readmes_blocks_come_from_rows_and_keep_the_rest(tmp_path, capsys) -> None:

@@ -18,6 +18,7 @@ CLOSE = 0.06  # of an axis: ticks whose labels would touch
 BANDS = "bars and bands: range over seeds"
 FEW_DECADES = 30.0  # times the lowest: below, a logarithmic axis has labels between its powers of ten
 LAYERS = 3  # at most, that a heat map has labels for
+MAPS = 9  # of expert load: the matched sets, and what balances them
 
 
 def write(found: Results, folder: Path) -> list[tuple[str, str]]:
@@ -63,7 +64,7 @@ def _figures(found: Results):
         figure = draw(lines, "batch", "decode tokens/s", log_x=2, log_y=True, marks=True)
         yield "speed", "Decode speed over the batch", figure
     if loads := series.expert_load(found):
-        yield "experts", "Expert load at the end of training (1 = even)", heat_maps(loads[:6])
+        yield "experts", "Expert load at the end of training (1 = even)", heat_maps(loads[:MAPS])
 
 
 def _by_tier(found: Results, name: str, caption: str, lines_of: Callable, drawn: Callable):

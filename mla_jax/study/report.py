@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mla_jax.files import write_text
-from mla_jax.study import claim_tables, plots, results_csv, tables
+from mla_jax.study import claim_tables, load_table, plots, results_csv, tables
 from mla_jax.study.grid import Study
 from mla_jax.study.results import Results, collect
 from mla_jax.study.rows import Rows
@@ -49,6 +49,7 @@ def markdown(found: Results, pictures: list[tuple[str, str]]) -> str:
     parts += ["## Learning rates", tables.learning_rates(found)]
     parts += ["## Fact questions", tables.facts(found)]
     parts += ["## Loss by position", tables.by_position(found)]
+    parts += ["## Experts", load_table.expert_load(found)]
     parts += ["## How many directions the cache uses", tables.effective_ranks(found)]
     parts += ["## Samples", tables.samples(found)]
     parts += ["## Plots", "\n\n".join(f"{caption}\n\n![{caption}](plots/{name})" for name, caption in pictures)]

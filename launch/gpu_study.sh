@@ -5,7 +5,8 @@
 #
 # WORKERS=3 in front (the default is 1): so many processes take turns on the one GPU, so that it computes for one while
 # others compile and evaluate. Short runs get done two to three times as fast; a run's own speed says nothing then.
-# SHARING=14 in front: that many in all take turns on the GPU, where another call runs beside this one (default: WORKERS).
+# SHARING=14 in front: so many in all take turns on the GPU, where another call runs beside this one (default: WORKERS).
+# Each gets that part of the memory; XLA_PYTHON_CLIENT_MEM_FRACTION in front gives it another.
 # GPUS=2 in front: WORKERS processes on each of two GPUs, all on the one study: the first two of CUDA_VISIBLE_DEVICES where
 # it is set, else 0 and 1. The default, 1, leaves CUDA_VISIBLE_DEVICES as it is.
 # REPORT=0 in front: no report at the end, which takes half a minute and needs no GPU; --report_only makes it later.
@@ -47,8 +48,9 @@ mkdir -p "$out"
 name=${study//[:\/]/_}
 work=runs/studies/$name # kept between calls while the machine is: a run that was cut goes on from its checkpoint
 export MLA_JAX_CACHE=${MLA_JAX_CACHE:-$PWD/runs/cache}
-if [ "$workers" -gt 1 ]; then # each process takes its share of the memory at once
-  share=$(awk "BEGIN { print 0.9 / $workers }")
+if [ "$sharing" -gt 1 ]; then # each process takes its share of the memory at once, and 1.2 GiB beside it
+  mib=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | head -n 1) || true
+  share=$(awk -v n="$sharing" -v mib="${mib:-0}" 'BEGIN { print 0.95 / n - (mib > 0 ? 1300 / mib : 0.05 / n) }')
   export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-$share}
 fi
 

@@ -92,8 +92,18 @@ def test_a_call_beside_another_says_how_many_share_the_gpu(call) -> None:
     done, seen = call("gpu_study.sh", WORKERS="2", SHARING="7", REPORT="0")
     assert done.returncode == 0, done.stderr
     assert len(seen) == 2 and all("--sharing 7" in line for line in seen)
+    assert all(line.startswith("gpu=unset memory=0.128571 ") for line in seen)  # 0.9 / 7
     done, _ = call("gpu_study.sh", WORKERS="2", SHARING="1")
     assert done.returncode == 2 and "SHARING is 1, but 2 WORKERS" in done.stderr
+
+
+def test_a_process_leaves_room_for_what_each_takes_beside_its_share(call, tmp_path: Path) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/usr/bin/env bash\necho 143771\necho 143771\n")
+    tool.chmod(0o755)
+    _, seen = call("gpu_study.sh", WORKERS="12", REPORT="0", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    share = float(seen[0].split("memory=")[1].split()[0])
+    assert len(seen) == 12 and 12 * (share * 143771 + 1200) == pytest.approx(0.95 * 143771, rel=0.02)
 
 
 def test_a_process_each_has_its_gpu_to_itself(call) -> None:

@@ -4,7 +4,7 @@
 
 MHA, MHA+RoPE, MLA+RoPE (joint, r = d/2) and paper A's per-head form at every size: 800 steps of 64 x 256, one learning
 rate a size (wider ones take a smaller one), one seed (`study_sizes:long`: 1,500 steps, three at xs and m). Size s is
-paper A's grid. Its rows give the times of the full schedule: run it alone on its device.
+paper A's grid. Where its runs have the device to themselves, rows give the time of the full schedule.
 """
 
 from ml_collections import ConfigDict

@@ -82,7 +82,7 @@ def param_shapes(model: Any) -> Any:
     return jax.tree.map(lambda shape: shape, _plan(model)[0])  # dicts of the caller's own
 
 
-@functools.lru_cache(maxsize=16)  # a start asks for the training step, on a thread, and for fresh weights
+@functools.lru_cache(maxsize=16)  # a start asks for fresh weights and, on a thread, for the training step
 def _plan(model: Any) -> tuple[Any, tuple[Initial, ...]]:
     """The parameters' shapes, and of each leaf what it is drawn from."""
     initials: list[Initial] = []

@@ -251,7 +251,10 @@ def samples(found: Results) -> str:
 
 
 def time_used(found: Results) -> str:
-    """Device minutes, and the hours of the papers' full schedule at the measured speed, a line a point and device."""
+    """Device minutes, and the hours of the papers' full schedule at the measured speed, a line a point and device.
+
+    Where no run of a point had the device to itself there is no speed, and the hours are a bound.
+    """
     lines = []
     for p in found.points:
         for device, rows in sorted(_by_device(p.measured.values()).items()):
@@ -259,11 +262,15 @@ def time_used(found: Results) -> str:
             median = statistics.median(r["metrics"]["tokens_per_s"] for r in alone or rows)
             hours = f"{'' if alone else 'at most '}{FULL_SCHEDULE / median / 3600:.1f}"
             mean = seconds(tuple(rows)) / len(rows)
-            lines.append((p.name, p.tier, device, f"{median:,.0f}", f"{mean:.0f}", hours))
+            speed = f"{median:,.0f}" if alone else "-"
+            lines.append((p.name, p.tier, device, speed, f"{mean:.0f}", hours))
     head = ("point", "tier", "device", "training tokens/s", "device seconds a run", "hours for 50,000 x 128 x 512")
     text = table(head, lines)
     if any(line[-1].startswith("at most") for line in lines):
-        text += "\n\nAt most: its runs took turns with others on the device, so alone they are faster."
+        text += (
+            "\n\nAt most: its runs took turns with others on the device, with few or with many, so such hours are no "
+            "measure of a point beside another; alone they are faster."
+        )
     return f"{device_minutes(found.rows)}.\n\n{text}"
 
 

@@ -94,6 +94,8 @@ def test_expert_load_has_a_line_a_point_with_experts() -> None:
         if r["name"] == "mha":
             high = 2.0 + r["study"]["seed"]
             r["experts"] = {"load": [[high, 0.0, 1.0], [0.9, 1.1, 1.0]], "dead": [1, 0]}
+        elif r["name"] == "s_mha":
+            del r["experts"]  # as in the row of a run that diverged
     *_, line = load_table.expert_load(collect(made, rows)).splitlines()
     cells = "3.00, 2.00 to 4.00 (3) | 0.00, 0.00 to 0.00 (3) | 1, 1 to 1 (3) | 6 |"
     assert line.startswith("| mha | 2.0200 ± 0.0497 (3) | ") and line.endswith(cells)

@@ -8,7 +8,7 @@ source lines in a kernel's text: they are the first caller's (compile_cache.py l
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.experimental import pallas as pl
@@ -30,54 +30,33 @@ def kernel_call(
     program: a function of a module, or partials of one; what it is given must be hashable, and all that it depends on.
     """
     shapes, tree = jax.tree.flatten(out_shape)
-    aliases = tuple(sorted((input_output_aliases or {}).items()))
-    return _made(_frozen(program), tuple(shapes), tree, grid, compiler_params, interpret, name, aliases)
+    aliases = input_output_aliases or {}
+    key = _key(program), *shapes, tree, grid, compiler_params, interpret, name, *sorted(aliases.items())
+    if key not in _made:
+        _made[key] = pl.pallas_call(
+            program,
+            out_shape=out_shape,
+            grid=grid,
+            compiler_params=compiler_params,
+            input_output_aliases=aliases,
+            interpret=interpret,
+            name=name,
+        )
+    return _made[key]
 
 
-@functools.lru_cache(maxsize=256)
-def _made(
-    program: Any, shapes: tuple, tree: Any, grid: tuple, params: Any, interpret: bool, name: str, aliases: tuple
-) -> Callable[..., Any]:
-    return pl.pallas_call(
-        _thawed(program),
-        out_shape=jax.tree.unflatten(tree, shapes),
-        grid=grid,
-        compiler_params=params,
-        input_output_aliases=dict(aliases),
-        interpret=interpret,
-        name=name,
-    )
+_made: dict[Any, Callable[..., Any]] = {}
 
 
 def forget() -> None:
     """Make all kernels anew from now on: for a test that changes what a program calls, before and after."""
-    _made.cache_clear()
+    _made.clear()
 
 
-class _Partial(NamedTuple):
-    """A functools.partial, which itself equals no other."""
-
-    function: Any
-    given: tuple[Any, ...]
-    named: tuple[tuple[str, Any], ...]
-
-
-class _Typed(NamedTuple):
-    """A value with its type: 1, 1.0 and True are equal, and make three kernels."""
-
-    kind: type
-    value: Any
-
-
-def _frozen(program: Any) -> Any:
+def _key(program: Any) -> Any:
+    """Equal for programs that are alike. A functools.partial equals no other; 1, 1.0 and True are equal, and make
+    three kernels."""
     if not isinstance(program, functools.partial):
-        return _Typed(type(program), program)
-    named = ((name, _frozen(value)) for name, value in sorted(program.keywords.items()))
-    return _Partial(_frozen(program.func), tuple(map(_frozen, program.args)), tuple(named))
-
-
-def _thawed(program: Any) -> Any:
-    if not isinstance(program, _Partial):
-        return program.value
-    named = {name: _thawed(value) for name, value in program.named}
-    return functools.partial(_thawed(program.function), *map(_thawed, program.given), **named)
+        return type(program), program
+    named = tuple((name, _key(value)) for name, value in sorted(program.keywords.items()))
+    return _key(program.func), tuple(map(_key, program.args)), named

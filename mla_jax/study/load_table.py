@@ -11,10 +11,10 @@ def expert_load(found: Results) -> str:
     ones; "" for none."""
     lines = []
     for p in found.distinct():
-        loads = [row["experts"]["load"] for row in p.measured.values() if row["experts"]]
-        if not loads:
+        used = [row["experts"] for row in p.measured.values() if row.get("experts")]
+        if not used:
             continue
-        dead = [float(sum(row["experts"]["dead"])) for row in p.measured.values()]
+        loads, dead = [u["load"] for u in used], [float(sum(u["dead"])) for u in used]
         lines.append(
             (
                 p.label,

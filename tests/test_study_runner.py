@@ -246,14 +246,19 @@ def test_a_study_stops_goes_on_and_is_complete(tmp_path, capsys, run_env, monkey
     assert main([*command, "--max_minutes=0.0001"]) == 0
     out = capsys.readouterr().out
     assert "0 runs done, 1 to go; stopped by the time limit" in out
+    (spent,) = (tmp_path / "study" / "runs").glob("*/spent.json")
+    first = json.loads(spent.read_text())["seconds"]
+    began = time.monotonic()
     live = len(jax.live_arrays())
     assert main(command) == 0
+    second = time.monotonic() - began
     out = capsys.readouterr().out
     assert "1 runs done, 0 to go\n" in out and "report.md" in out
     assert len(jax.live_arrays()) <= live + 2  # the run left nothing on the device
     (path,) = (tmp_path / "study" / "rows").iterdir()
     found = json.loads(path.read_text())
     assert found["study"]["resumed"] and found["study"]["status"] == "done" and found["metrics"]["step"] == 8
+    assert first > 0.1 and first < found["study"]["seconds"] < first + second  # both calls count
     assert [step for step, _ in found["curve"]["eval"]] == [4, 8]
     assert [step for step, _ in found["curve"]["train"]] == list(range(1, 9))  # none twice, none missing
     assert len(found["story_losses"]) == 6 and all(4 < loss < 8 for loss in found["story_losses"])

@@ -130,8 +130,11 @@ def _number(value: float, digits: int) -> str:
 
 
 def _first(row: dict[str, Any]) -> str:
+    """Seconds from the model to its first step's end, as of torch's. The step compiles beside data and weights, so that
+    all phases after the data count, whichever of them waited for it."""
     parts = row["metrics"].get("startup_s") or {}
-    return f"{parts.get('compile', 0) + parts.get('first step', 0):.0f}" if parts else "-"
+    took = sum(parts.get(phase, 0) for phase in ("state", "batch", "compile", "first step"))
+    return f"{took:.0f}" if parts else "-"
 
 
 def main(arguments: Sequence[str]) -> None:

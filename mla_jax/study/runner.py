@@ -20,7 +20,7 @@ from mla_jax import config as config_lib
 from mla_jax.config import Config
 from mla_jax.data.prepare import prepare
 from mla_jax.errors import UserError, brief
-from mla_jax.files import locked, write_text
+from mla_jax.files import locked, parsed, write_text
 from mla_jax.model import backend
 from mla_jax.rows import read_result, result_row
 from mla_jax.runs import RunFolder, read_config, read_data
@@ -159,10 +159,13 @@ class Runner:
                 traceback.print_exc(file=file)
             row = self._failed_row(task, text)
         seconds = time.monotonic() - began
+        spent = self.workdir / "runs" / task.name / "spent.json"
+        total = round(seconds + _spent(spent), 1)
         if row is None:
+            write_text(spent, json.dumps({"seconds": total}) + "\n")
             self._say(f"{task.name} was stopped after {seconds:.0f} s; it goes on from its checkpoint")
         else:
-            row["study"] |= {"seconds": round(seconds, 1), "sharing": self.sharing}
+            row["study"] |= {"seconds": total, "sharing": self.sharing}
             write_text(self.workdir / "rows" / f"{task.name}.json", json.dumps(row) + "\n")
             self._say(f"{task.name} {_in_words(row)} · {seconds:.0f} s")
             if row["study"]["status"] in DONE and not self.study.keep_checkpoints:
@@ -176,6 +179,12 @@ class Runner:
     def _say(self, text: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self.began), 60)
         say(self.console, f"{minutes:3d}:{seconds:02d} {text}")
+
+
+def _spent(path: Path) -> float:
+    """Seconds that calls before this one gave to a run and were told to stop; those of a killed one nobody knows."""
+    found = parsed(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return float((found or {}).get("seconds", 0.0))
 
 
 def _done(made: Plan, rows: Rows, fingerprint: str | None) -> int:

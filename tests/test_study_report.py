@@ -9,7 +9,7 @@ import pytest
 from study_rows import PAPER_SAYS, by_name, claims_study, done, row, rows_of, study
 
 from mla_jax.errors import run_command
-from mla_jax.study import load_table, readme, report, series, tables
+from mla_jax.study import commands, load_table, readme, report, series, tables
 from mla_jax.study.plan import plan
 from mla_jax.study.results import collect
 from mla_jax.study.rows import Rows, gather, key_of_row, merge, read
@@ -194,3 +194,15 @@ def test_rows_that_come_back_are_merged(tmp_path) -> None:
     assert merge(into, [back]) == 2
     losses = {r["name"]: r["metrics"]["best_valid_loss"] for r in read([into]).by_key.values()}
     assert losses == {"mha": 1.5, "per_head_rope_r2": 2.0}
+
+
+def test_commands_are_told_apart_by_what_they_trained() -> None:
+    base = "python -m mla_jax.main --mode study --config study_paper_a"
+    rate = "'--config.tiers.headline.learning_rates=(0.002,)'"
+    given = [
+        f"{base} --workdir a --max_minutes 4.25 --sharing 7 --rows_only --config.plan_flops=1e15",
+        f"{base} --workdir=b --max_minutes=3 --config.points.mha.priority=0 --config.plan_step_s 0.0",
+        f"{base} --rows_only {rate} --workdir c",
+    ]
+    assert commands.told_apart(given) == [(base, 2), (f"{base} {rate}", 1)]
+    assert commands.told_apart([f"{base} --max_minutes"]) == [(base, 1)]  # a flag cut off at the end

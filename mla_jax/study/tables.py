@@ -8,6 +8,7 @@ import numpy as np
 
 from mla_jax.accounting import kv_bytes, mha_kv_bytes
 from mla_jax.markdown import table
+from mla_jax.study import commands
 from mla_jax.study.results import Measured, Results, Row, reference_of, relative, seconds
 from mla_jax.study.rows import best_loss, fact_accuracy, model_of
 from mla_jax.study.stats import Estimate, estimate, holm, story_p
@@ -58,7 +59,11 @@ def about(found: Results) -> str:
         f"* Device: {'; '.join(found.devices)}",
         *(f"* Versions: {version}" for version in versions),
         f"* Data: fingerprint {found.fingerprint[:16]}, tokenizer {rows[0]['tokenizer_sha256'][:16]}",
-        *(f"* Command: `{command}`" for command in sorted({row["command"] for row in rows})),
+        *(
+            f"* Command ({times} runs): `{command}`"
+            for command, times in commands.told_apart(r["command"] for r in rows)
+        ),
+        "* Commands are without `--workdir`, `--max_minutes` and whatever else changes no result; rows have them whole",
         *(f"* {line}" for line in _scale(found)),
     ]
     if found.other_data:

@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     c.common.data.valid_path = ""  # "" = data.valid_fraction of data.path
     c.tiers = ConfigDict()  # name -> settings; mla_jax.study.declare.tier adds one
     c.points = ConfigDict()  # name -> settings; mla_jax.study.declare.point adds one
+    c.only = ()  # names of points: a call with it does these alone, and reports what it has of them; () = all
     c.keep_checkpoints = False  # True: keep the weights of finished runs; rows are complete without them
     c.plan_device = "NVIDIA H100 80GB HBM3"  # whose minutes --dry_run counts
     # What --dry_run counts with while no row of that device has been measured. H100, docs/results: size m trains at

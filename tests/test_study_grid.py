@@ -10,7 +10,7 @@ from mla_jax import accounting
 from mla_jax import config as config_lib
 from mla_jax.config_files import load_config_dict, study_names
 from mla_jax.errors import UserError
-from mla_jax.study import declare, grid
+from mla_jax.study import declare, grid, tables
 from mla_jax.study.claims import CLAIMS
 from mla_jax.study.plan import CostModel, chosen_rate, cost_model, describe, plan
 from mla_jax.study.results import collect
@@ -228,6 +228,21 @@ def test_both_matched_sets_are_trained_on_files_and_matched_at_their_vocabulary(
             assert abs(accounting.params(other)["total"] - total["mha"]) > abs(total[name] - total["mha"])
     for name in ("moe_mha_flops", "moe_mla_rope_flops"):  # 8 x 256 hidden units a token, as dense
         assert active[name] == pytest.approx(active["mha"], rel=0.01) and total[name] > 4 * total["mha"]
+
+
+def test_only_some_points_are_planned_and_reported_when_asked_for() -> None:
+    everything = grid.from_config_dict(load_config_dict("study_muon"))
+    c = load_config_dict("study_muon")
+    c.only = ("mla_rope_muon", "mha_rope_muon")
+    some = grid.from_config_dict(c)
+    assert {p.name for p in some.points} == set(c.only)
+    keys = {task.key for task in plan(some, rows_of()).tasks}
+    assert keys < {task.key for task in plan(everything, rows_of()).tasks}  # the same runs: their rows count for all
+    assert "`only` asked for: mla_rope_muon, mha_rope_muon" in tables.about(collect(some, gather(None)))
+    assert "`only`" not in tables.about(collect(everything, gather(None)))
+    c.only = ("mla_rope_muno",)
+    with pytest.raises(UserError, match="only has 'mla_rope_muno', which is no point .did you mean mla_rope_muon"):
+        grid.from_config_dict(c)
 
 
 def test_points_that_need_a_newer_version_are_shown_and_skipped() -> None:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable
 
 PLACE = ("--workdir", "--max_minutes", "--sharing", "--rows_only")
-_ORDER = re.compile(r"--config\.(plan_\w+|points\.\w+\.priority)")  # what is planned for, and which run comes first
+_ORDER = re.compile(r"--config\.(only|plan_\w+|points\.\w+\.priority)")  # which runs, and which of them first
 
 
 def told_apart(commands: Iterable[str]) -> list[tuple[str, int]]:

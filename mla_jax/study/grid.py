@@ -53,7 +53,8 @@ class Point:
 class Study:
     """A whole study, checked: every available point makes valid configs. Settings: configs/study_base.py.
 
-    knobs: ((dotted name, value), ...) of every run; tiers: (Tier, ...); points: (Point, ...).
+    knobs: ((dotted name, value), ...) of every run; tiers: (Tier, ...); points: (Point, ...), without those
+    that `only` leaves out.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Study:
     knobs: Any
     tiers: Any
     points: Any
+    only: tuple[str, ...]
     keep_checkpoints: bool
     plan_device: str
     plan_flops: float
@@ -110,7 +112,19 @@ def from_config_dict(config_dict: ConfigDict) -> Study:
     }
     study = build(Study, content | values, prefix="")
     _check(study)
-    return study
+    return _only(study)
+
+
+def _only(study: Study) -> Study:
+    """The study without the points that its `only` does not name. Raises UserError for a name that is no point."""
+    names = [point.name for point in study.points]
+    for name in study.only:
+        if name not in names:
+            raise UserError(
+                f"only has {name!r}, which is no point{suggest(name, names)}: --dry_run without it lists all."
+            )
+    kept = tuple(point for point in study.points if point.name in study.only)
+    return dataclasses.replace(study, points=kept) if study.only else study
 
 
 def _build(cls: type, content: Any, prefix: str, name: str) -> Any:

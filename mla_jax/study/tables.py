@@ -60,12 +60,14 @@ def about(found: Results) -> str:
         *(f"* Versions: {version}" for version in versions),
         f"* Data: fingerprint {found.fingerprint[:16]}, tokenizer {rows[0]['tokenizer_sha256'][:16]}",
         *(
-            f"* Command ({times} runs): `{command}`"
+            f"* Command ({times} run{'s' if times > 1 else ''}): `{command}`"
             for command, times in commands.told_apart(r["command"] for r in rows)
         ),
         "* Commands are without `--workdir`, `--max_minutes` and whatever else changes no result; rows have them whole",
         *(f"* {line}" for line in _scale(found)),
     ]
+    if found.study.only:
+        lines.append(f"* Points that `only` asked for: {', '.join(found.study.only)}; the study has more")
     if found.other_data:
         lines.append(f"* Left out: {found.other_data} rows of the same configs on other data")
     if found.to_do:

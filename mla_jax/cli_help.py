@@ -68,6 +68,17 @@ def mode_page(mode: str, does: str, about: dict[str, tuple[str, Any]]) -> str:
     notes = {
         "sample": ["", "What is not given is as in the `sample` section of the run's own config.json."],
         "train": ["", "--config NAME --help lists the knobs of a config."],
+        "study": [
+            "",
+            "A study's own settings (configs/study_base.py) are set like knobs:",
+            *_table(
+                {
+                    """--config.only="('mha','mla')\"""": "these points alone",
+                    "--config.common.data.path=FILE": "other stories",
+                    '--config.points.mha.seeds="(0,1)"': "other seeds of a point",
+                }
+            ),
+        ],
     }
     return "\n".join([*_wrapped(f"--mode {mode}: {does}."), *_table(rows), *notes.get(mode, [])])
 

@@ -2,12 +2,12 @@
 # Muon against AdamW at size m, and the seconds to a loss beside nanoGPT's recipe in torch: pieces of at most 9 minutes.
 #
 #   bash launch/gpu_muon.sh OUT study [TRAIN VALID]     17 runs of 600 to 1,000 steps, as many as fit into MINUTES
-#   bash launch/gpu_muon.sh OUT torch [TRAIN VALID]     3 learning rates of the torch peer (pip install -e ".[gpu,hf]")
+#   bash launch/gpu_muon.sh OUT torch [TRAIN VALID]     4 learning rates of the torch peer (pip install -e ".[gpu,hf]")
 #   bash launch/gpu_muon.sh OUT alone [TRAIN VALID]     one more seed of the best recipe with a GPU to itself: its seconds
 #   bash launch/gpu_muon.sh OUT report [TRAIN VALID]    the tables of what is there
 #
 # Without TRAIN and VALID on the embedded stories. On H200s a run alone takes 78 s (a third of it steps), 14 runs by 8
-# processes on two of them 6 minutes, torch's three 2 minutes. Repeat a part until it says that all is done.
+# processes on two of them 6 minutes, torch's four 2.5 minutes. Repeat a part until it says that all is done.
 # On a machine that keeps nothing, bring OUT back, merge the study's rows where the repository is kept (they count as
 # done) and keep OUT's torch rows for the next call:
 #

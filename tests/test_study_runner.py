@@ -17,7 +17,7 @@ from study_rows import row, study
 
 from mla_jax.errors import UserError
 from mla_jax.main import main
-from mla_jax.study import report, runner, study_mode
+from mla_jax.study import report, runner, spent, study_mode
 from mla_jax.study.plan import CostModel
 from mla_jax.study.rows import gather
 
@@ -111,6 +111,48 @@ def test_a_failed_run_keeps_its_error_and_does_not_stop_the_rest(tmp_path, conso
     assert "Traceback" in next((tmp_path / "study" / "logs").glob("s_mha-*")).read_text()
     monkeypatch.setattr(runner, "run_task", good)
     assert do(tmp_path, console).left == 0  # a failed run is tried again by the next call
+
+
+def test_a_row_has_the_device_seconds_of_all_calls_that_worked_at_it(tmp_path, console, trained, monkeypatch) -> None:
+    """Stopped alone on the device, failed with one beside it, done with three: 8 + 4 / 2 + 4 / 4 seconds."""
+    made, clock = study(), [0.0]
+    monkeypatch.setattr(runner.time, "monotonic", lambda: clock[0])
+    good = runner.run_task
+
+    def call(sharing: int, seconds: float, ending: str) -> dict | None:
+        one = runner.Runner(made, tmp_path / "study", math.inf, console, sharing)
+        task = runner.plan(made, gather(tmp_path / "study", False)).tasks[0]
+        (tmp_path / "study" / "runs" / task.name).mkdir(parents=True, exist_ok=True)
+        for name in ("rows", "logs"):
+            (tmp_path / "study" / name).mkdir(exist_ok=True)
+
+        def work(*rest):
+            clock[0] += seconds
+            if ending == "failed":
+                raise RuntimeError("RESOURCE_EXHAUSTED")
+            return good(*rest) if ending == "done" else None
+
+        monkeypatch.setattr(runner, "run_task", work)
+        one._do(task, "1/1")
+        path = tmp_path / "study" / "rows" / f"{task.name}.json"
+        return json.loads(path.read_text())["study"] if path.exists() else None
+
+    assert call(1, 8.0, "stopped") is None
+    assert call(2, 4.0, "failed")["status"] == "failed"
+    about = call(4, 4.0, "done")
+    assert (about["status"], about["sharing"], about["seconds"]) == ("done", 4, 44.0)
+    assert about["seconds"] / about["sharing"] == 8 + 4 / 2 + 4 / 4
+    assert not list(tmp_path.rglob("spent.json"))  # a lost row is trained again from nothing
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"device_s": null}', '{"device_s": "a"}', '{"device_s": NaN}'])
+def test_damaged_seconds_cost_no_row(tmp_path, text: str) -> None:
+    (tmp_path / "spent.json").write_text(text)
+    assert spent.device_s(tmp_path) == 0.0
+    spent.keep(tmp_path / "absent", 3.0)
+    assert spent.device_s(tmp_path / "absent") == 0.0
+    spent.keep(tmp_path, 3.0)
+    assert spent.device_s(tmp_path) == 3.0
 
 
 def test_one_of_the_processes_tries_the_kernels(tmp_path, console, trained, monkeypatch) -> None:
@@ -246,8 +288,8 @@ def test_a_study_stops_goes_on_and_is_complete(tmp_path, capsys, run_env, monkey
     assert main([*command, "--max_minutes=0.0001"]) == 0
     out = capsys.readouterr().out
     assert "0 runs done, 1 to go; stopped by the time limit" in out
-    (spent,) = (tmp_path / "study" / "runs").glob("*/spent.json")
-    first = json.loads(spent.read_text())["seconds"]
+    (kept,) = (tmp_path / "study" / "runs").glob("*/spent.json")
+    first = json.loads(kept.read_text())["device_s"]
     began = time.monotonic()
     live = len(jax.live_arrays())
     assert main(command) == 0
@@ -259,6 +301,7 @@ def test_a_study_stops_goes_on_and_is_complete(tmp_path, capsys, run_env, monkey
     found = json.loads(path.read_text())
     assert found["study"]["resumed"] and found["study"]["status"] == "done" and found["metrics"]["step"] == 8
     assert first > 0.1 and first < found["study"]["seconds"] < first + second  # both calls count
+    assert not kept.exists()
     assert [step for step, _ in found["curve"]["eval"]] == [4, 8]
     assert [step for step, _ in found["curve"]["train"]] == list(range(1, 9))  # none twice, none missing
     assert len(found["story_losses"]) == 6 and all(4 < loss < 8 for loss in found["story_losses"])

@@ -36,7 +36,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
             penalty = abs(task.learning_rate - 2e-3)  # of all the rates 2e-3 is the best
             curve = [[step, 5.0 - 0.1 * pace * step + penalty] for step in range(4, 21, 4)]
             made = row(task, curve[-1][1], curve={"eval": curve})
-            startup = {"imports": 9.0, "data": 8.0, "state": 0.5, "batch": 1.5, "compile": 0.25, "first step": 0.75}
+            startup = {
+                "imports": 9.0,
+                "device": 8.0,
+                "data": 0.25,
+                "state": 0.5,
+                "batch": 1.5,
+                "compile": 0.5,
+                "first step": 0.25,
+            }
             made["metrics"] |= {"tokens_per_s": 1280.0, "startup_s": startup}
             found[key_of_row(made)] = made
     folder = tmp_path_factory.mktemp("rows")

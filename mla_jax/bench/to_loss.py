@@ -130,10 +130,10 @@ def _number(value: float, digits: int) -> str:
 
 
 def _first(row: dict[str, Any]) -> str:
-    """Seconds from the model to its first step's end, as of torch's. The step compiles beside data and weights, so that
-    all phases after the data count, whichever of them waited for it."""
+    """Seconds to the first step's end without imports and the device, which torch's leave out too. The data are in it,
+    since the step compiles beside them: where they are cached (torch's are by then) they take less than a second."""
     parts = row["metrics"].get("startup_s") or {}
-    took = sum(parts.get(phase, 0) for phase in ("state", "batch", "compile", "first step"))
+    took = sum(parts.get(phase, 0) for phase in ("data", "state", "batch", "compile", "first step"))
     return f"{took:.0f}" if parts else "-"
 
 

@@ -5,15 +5,22 @@ import re
 import shlex
 from collections.abc import Iterable
 
-PLACE = ("--workdir", "--max_minutes", "--sharing", "--rows_only")
-_ORDER = re.compile(r"--config\.(only|plan_\w+|points\.\w+\.priority)")  # which runs, and which of them first
+PLACE = ("--workdir", "--max_minutes", "--sharing", "--rows_only", "--config.keep_checkpoints")
+_ORDER = re.compile(r"--config\.(only|plan_\w+|points\.[^.]+\.priority)")  # which runs, and which of them first
 
 
 def told_apart(commands: Iterable[str]) -> list[tuple[str, int]]:
     """(command without such flags, how many rows have it), those of most rows first; a study was often done in dozens
     of calls that differ in nothing else."""
-    counted = collections.Counter(shlex.join(_trained(shlex.split(command))) for command in commands)
+    counted = collections.Counter(map(_shortened, commands))
     return sorted(counted.items(), key=lambda pair: (-pair[1], pair[0]))
+
+
+def _shortened(command: str) -> str:
+    try:
+        return shlex.join(_trained(shlex.split(command)))
+    except ValueError:  # a quote that is not closed: a row written by other hands
+        return command
 
 
 def _trained(words: list[str]) -> list[str]:

@@ -189,6 +189,6 @@ def relative(variant: Measured, reference: Measured, value: Callable[[Row], floa
 def seconds(rows: tuple[Row, ...]) -> float:
     """Device time of rows, in seconds: of a device that processes took turns on, their shares.
 
-    A run that was cut counts from where it was gone on with.
+    A run has those of all calls that worked at it, but for calls that were killed.
     """
     return math.fsum(row["study"]["seconds"] / row["study"]["sharing"] for row in rows)

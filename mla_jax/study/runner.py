@@ -20,10 +20,11 @@ from mla_jax import config as config_lib
 from mla_jax.config import Config
 from mla_jax.data.prepare import prepare
 from mla_jax.errors import UserError, brief
-from mla_jax.files import locked, parsed, write_text
+from mla_jax.files import locked, write_text
 from mla_jax.model import backend
 from mla_jax.rows import read_result, result_row
 from mla_jax.runs import RunFolder, read_config, read_data
+from mla_jax.study import spent
 from mla_jax.study.grid import Study
 from mla_jax.study.measure import curve, measure
 from mla_jax.study.plan import Plan, Task, cost_model, plan, training_flops
@@ -147,11 +148,11 @@ class Runner:
             return  # another process finished it between the look and the lock
         self.started += 1
         self._say(f"[{number}] {task.name} begins")
-        began = time.monotonic()
+        began, folder = time.monotonic(), self.workdir / "runs" / task.name
         row = None
         try:
             with _log(self.workdir / "logs" / f"{task.name}.txt") as console:
-                row = run_task(self.study, task, self.workdir / "runs" / task.name, console, self.deadline)
+                row = run_task(self.study, task, folder, console, self.deadline)
         except Exception as error:  # one failed run does not stop the rest
             text = f"{type(error).__name__}: {brief(error, 500)}"
             self.failed[task.name] = text
@@ -159,17 +160,20 @@ class Runner:
                 traceback.print_exc(file=file)
             row = self._failed_row(task, text)
         seconds = time.monotonic() - began
-        spent = self.workdir / "runs" / task.name / "spent.json"
-        total = round(seconds + _spent(spent), 1)
+        before = spent.device_s(folder)
+        finished = row is not None and row["study"]["status"] in DONE
+        if not finished:  # the next call goes on with it, or tries it again
+            spent.keep(folder, before + seconds / self.sharing)
         if row is None:
-            write_text(spent, json.dumps({"seconds": total}) + "\n")
             self._say(f"{task.name} was stopped after {seconds:.0f} s; it goes on from its checkpoint")
         else:
-            row["study"] |= {"seconds": total, "sharing": self.sharing}
+            row["study"] |= {"seconds": round(seconds + before * self.sharing, 1), "sharing": self.sharing}
             write_text(self.workdir / "rows" / f"{task.name}.json", json.dumps(row) + "\n")
             self._say(f"{task.name} {_in_words(row)} · {seconds:.0f} s")
-            if row["study"]["status"] in DONE and not self.study.keep_checkpoints:
-                shutil.rmtree(self.workdir / "runs" / task.name / "checkpoints", ignore_errors=True)
+            if finished:
+                spent.forget(folder)
+            if finished and not self.study.keep_checkpoints:
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         forget_programs()
 
     def _failed_row(self, task: Task, error: str) -> dict[str, Any]:
@@ -179,12 +183,6 @@ class Runner:
     def _say(self, text: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self.began), 60)
         say(self.console, f"{minutes:3d}:{seconds:02d} {text}")
-
-
-def _spent(path: Path) -> float:
-    """Seconds that calls before this one gave to a run and were told to stop; those of a killed one nobody knows."""
-    found = parsed(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return float((found or {}).get("seconds", 0.0))
 
 
 def _done(made: Plan, rows: Rows, fingerprint: str | None) -> int:

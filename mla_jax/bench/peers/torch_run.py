@@ -86,7 +86,7 @@ def run(config: Config, prepared: Prepared, compile_model: bool) -> dict[str, An
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", help="the study whose headline tier is trained: e.g. study_muon:files")
-    parser.add_argument("--rates", default="6e-4,1e-3,2e-3", help="learning rates, a run each")
+    parser.add_argument("--rates", default="6e-4,1e-3,2e-3,4e-3", help="learning rates, a run each")
     parser.add_argument("--knob", action="append", default=[], help="KNOB=VALUE, e.g. data.path=TRAIN.txt")
     parser.add_argument("--no_compile", action="store_true")
     parser.add_argument("--max_minutes", type=float, default=float("inf"), help="no run starts that would take longer")

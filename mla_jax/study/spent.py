@@ -1,0 +1,35 @@
+"""Device seconds that calls before this one gave to a run: kept in its folder (spent.json) until its row has them.
+
+A call that was killed leaves none: nobody knows when it ended.
+"""
+
+import json
+import math
+from pathlib import Path
+
+from mla_jax.files import parsed, write_text
+
+
+def device_s(folder: Path) -> float:
+    """Seconds; 0 where nothing, or nothing that can be read, is kept."""
+    path = _file(folder)
+    try:
+        kept = (parsed(path.read_text(encoding="utf-8", errors="replace")) or {}).get("device_s")
+    except OSError:
+        return 0.0
+    return float(kept) if isinstance(kept, int | float) and math.isfinite(kept) and kept > 0 else 0.0
+
+
+def keep(folder: Path, seconds: float) -> None:
+    """Keep the sum of all calls so far. A run without a folder has nothing to go on with, and keeps nothing."""
+    if folder.is_dir():
+        write_text(_file(folder), json.dumps({"device_s": round(seconds, 3)}) + "\n")
+
+
+def forget(folder: Path) -> None:
+    """Once the row has them: a row that is lost is trained again from nothing."""
+    _file(folder).unlink(missing_ok=True)
+
+
+def _file(folder: Path) -> Path:
+    return folder / "spent.json"

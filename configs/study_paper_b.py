@@ -4,8 +4,9 @@
 
 Priority 1, grid: what the claims are judged by (size s, 800 steps of 64 x 256, learning rate 1e-3, 5 seeds; MHA and
 MLA+RoPE are paper A's rows). 2: the rest of the matched sets. 3, headline: the judged ones at size m (1,000 steps of
-64 x 512, each at the best of four learning rates, 3 seeds). 4: experts without latents or without RoPE at size m;
-balancing on, off, auxiliary. 5: compression {1, 1/2, 1/4, 1/8} x dense and 8, 16, 64, 128 experts.
+64 x 512, each at the best of four learning rates, 3 seeds; dense models have 5, paper A's rows). 4: experts without
+latents or without RoPE at size m; balancing on, off, auxiliary. 5: compression {1, 1/2, 1/4, 1/8} x dense and 8, 16,
+64, 128 experts.
 `study_paper_b:long`: 1,000 steps of 128 x 512, grids of 1,500. `study_paper_b:files`, with
 --config.common.data.path=TRAIN.txt (and .valid_path): the matched sets alone, at size m, on a small file of real
 stories (dropout 0.1: several epochs); MHA with RoPE is its priority 2.
@@ -39,7 +40,8 @@ def get_config(form: str = "short") -> ConfigDict:
     ):
         for name, (config, knobs) in _matched(size, scale.VOCABULARY).items():
             judged = name in ("mha", "mla_rope", "moe_mla_rope", "moe_mla_rope_flops")
-            times = seeds if judged else FEWER
+            dense = tier == "headline" and not _needs(name)  # paper A's rows, which have five
+            times = SEEDS if dense else seeds if judged else FEWER
             priority = priorities[0 if judged else 1]
             declare.point(c, f"{prefix}{name}", config, tier, knobs, times, priority, _needs(name))
     _balance(c)

@@ -67,6 +67,14 @@ def _help(argv: list[str]) -> str:
     return cli_help.mode_page(mode, MODES[mode], about)
 
 
+def _knob_of_that_name(name: str) -> str:
+    """' (did you mean --config.train.steps?)' for "steps", '' where no knob is called so. Training's comes first."""
+    knobs = config_files.knobs(config_files.load_config_dict("base"))
+    found = [knob for knob in knobs if knob.rpartition(".")[2] == name]
+    chosen = min(found, key=lambda knob: not knob.startswith("train."), default="")
+    return f" (did you mean --config.{chosen}?)" if chosen else ""
+
+
 def flags_of(mode: str) -> list[str]:
     """Names of the flags that a mode takes."""
     return [name for name, flag in _ALL.items() if mode in flag.modes]
@@ -76,7 +84,8 @@ def _flag_sentence(error: flags.Error, values: flags.FlagValues) -> str:
     if isinstance(error, flags.UnrecognizedFlagError):
         if "." in error.flagname:
             return f"--{error.flagname} is not a flag: knobs of the config are set by --config.SECTION.KNOB=VALUE."
-        return f"--{error.flagname} is not a flag{suggest(error.flagname, values)}: --help lists them."
+        near = _knob_of_that_name(error.flagname) or suggest(error.flagname, values)
+        return f"--{error.flagname} is not a flag{near}: --help lists them."
     text = " ".join(str(error).split()).removesuffix(".").removeprefix("ERROR:: ").replace("flag --", "--")
     flag, _, reason = text.partition(": ")
     name, equals, value = flag.partition("=")

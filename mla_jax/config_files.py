@@ -3,6 +3,8 @@
 import contextlib
 import importlib.util
 import inspect
+import re
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mla_jax.config import Config, from_config_dict
-from mla_jax.errors import UserError
+from mla_jax.errors import UserError, brief
 from mla_jax.typed import suggest
 
 
@@ -79,11 +81,27 @@ def load_config_dict(name_or_path: str) -> ConfigDict:
     except SystemExit as error:
         raise UserError(f"--config {name_or_path}: it exits with {error.code!r}: let it return a ConfigDict.") from None
     except Exception as error:  # a config is the user's own program: whatever it raises is theirs to read
-        words = " ".join(str(error).split())  # one line, whatever was raised
-        raise UserError(f"--config {name_or_path}: {type(error).__name__}: {words}.") from error
+        raise UserError(f"--config {name_or_path}{_line(error, path)}: {_words(error)}.") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config {name_or_path}: get_config() returned {type(config).__name__}; return a ConfigDict.")
     return config.lock()
+
+
+_LOCKED = re.compile(r'Key "(.*?)" does not exist and cannot be added.*?(?:Did you mean "(.*?)".*)?', re.DOTALL)
+
+
+def _words(error: Exception) -> str:
+    """What a config file raised, in one line. A ConfigDict's own refusal of a name has all fields beside it in it."""
+    if found := _LOCKED.fullmatch(str(error).strip("'")):
+        near = f" (did you mean {found[2]}?)" if found[2] else ""
+        return f"{found[1]} is not a knob of that section{near}: configs/base.py lists them all"
+    return f"{type(error).__name__}: {brief(error, 300)}".rstrip(".")
+
+
+def _line(error: Exception, path: Path) -> str:
+    """', line 4', where the file itself has a part in the error."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f", line {lines[-1]}" if lines else ""
 
 
 class _Refused(ValueError):
@@ -102,7 +120,9 @@ def _module(path: Path) -> Any:
 
 def _run(path: Path, argument: str | None) -> Any:
     """What the file's `get_config([argument])` returns. Raises whatever it does, and _Refused for its argument."""
-    get_config = _module(path).get_config
+    get_config = getattr(_module(path), "get_config", None)
+    if not callable(get_config):
+        raise UserError(f"--config is {str(path)!r}, which has no get_config(): define one that returns a ConfigDict.")
     if argument is None:
         return get_config()
     if not inspect.signature(get_config).parameters:

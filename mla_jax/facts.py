@@ -27,6 +27,7 @@ from mla_jax.world.questions import Probe
 
 CUT_WORDS = 20  # the context left to the short-sighted control
 _NARROWEST = 64  # sequences are padded to it times a power of two: each width is compiled, seconds on a GPU
+_RECALLS = 0.1  # above what the last words or guessing give: less is no recall to speak of
 _FEW = 8  # batches: fewer are not worth a width of their own and take the next one
 _SMALLEST_BATCH = 32
 
@@ -110,6 +111,19 @@ def _widths(longest: Sequence[int], limit: int) -> list[int]:
     return [kept[bisect.bisect_left(kept, width)] for width in fitting]
 
 
+def _verdict(whole: Sequence[dict[str, Any]], short: Sequence[dict[str, Any]]) -> str:
+    """What the table says: whether facts stated long ago are recalled, which the last words alone would not give."""
+    far = [(row, cut) for row, cut in zip(whole, short, strict=True) if row["kind"] == "all"]
+    row, cut = next((pair for pair in far if pair[0]["distance"] == questions.FAR), (None, None))
+    if row is None or not row["n"]:
+        return f"No fact was stated {questions.FAR} words before its question: ask about more stories."
+    without = max(cut["accuracy"], row["chance"])
+    text = f"Recalled from {questions.FAR} words before: {row['accuracy']:.0%} of the answers; {without:.0%} without"
+    if row["accuracy"] < without + _RECALLS:
+        return f"{text} those words or by guessing, so this model has not learned to recall yet (docs/world.md)."
+    return f"{text} those words or by guessing."
+
+
 def check_embedded(run: Run) -> None:
     """Raise UserError unless the run was trained on the embedded stories, which carry facts."""
     if run.config.data.path:
@@ -142,6 +156,7 @@ def ask(run: Run, n_stories: int, console: rich.console.Console) -> dict[str, An
         table.add_row(row["kind"], row["distance"], str(row["n"]), *figures)
     console.print(f"fact questions of {n_stories} held-out stories, {run.folder.name}", highlight=False, markup=False)
     console.print(table, highlight=False)
+    console.print(_verdict(whole, short), highlight=False)
     metrics = {"questions": whole, f"questions_{CUT_WORDS}_words": short, "step": run.step, "stories": n_stories}
     fingerprint = read_data(run.folder)["fingerprint"]
     row = result_row(run.folder.name, run.config.hash, metrics, fingerprint, run.tokenizer.sha256)

@@ -88,7 +88,7 @@ FLAGS = [
     ),
     (("--config=smoke", "--workdir=W", "--config.optim.beta1=x"), "beta1 is 'x'", "a number: e.g. 0.9."),
     (("--config=smoke", "--workdir=W", "--config.sample.prompts=no quotes"), "prompts"),
-    (("--config=smoke", "--workdir=W", "--steps=5"), "--steps", "did you mean step"),
+    (("--config=smoke", "--workdir=W", "--steps=5"), "--steps", "did you mean --config.train.steps"),
     (("--hlep",), "did you mean help"),
     (("--config=smoke", "--workdir=W", "--train.steps=5"), "--train.steps", "--config.SECTION.KNOB"),
     (("--config=smoke", "--workdir=W", "--top_k=5"), "--top_k", "sample.top_k"),

@@ -168,11 +168,21 @@ def test_a_name_that_leads_nowhere_is_refused(name: str, says: str) -> None:
     ("body", "says"),
     [
         ("def get_config(:", "SyntaxError"),
-        ("x = 1", "get_config"),
         ("def get_config(): return {}", "returned dict; return a ConfigDict"),
         ("def get_config(): return None", "returned NoneType"),
         ("import not_a_module", "ModuleNotFoundError"),
-        ("def get_config(): raise RuntimeError('no\\nluck')", "RuntimeError: no luck"),
+        ("def get_config(): raise RuntimeError('no\\nluck')", "line 1: RuntimeError: no luck."),
+        ("x = 1", "which has no get_config(): define one"),
+        (
+            "from mla_jax.config_files import base_config\ndef get_config():\n    c = base_config()\n"
+            "    c.model.atention = 'mha'\n    return c",
+            ", line 4: atention is not a knob of that section (did you mean attention?): configs/base.py lists them",
+        ),
+        (
+            "from mla_jax.config_files import base_config\ndef get_config():\n    c = base_config()\n"
+            "    c.model.zzzzqqq = 1\n    return c",
+            "zzzzqqq is not a knob of that section: configs/base.py lists them",
+        ),
     ],
 )
 def test_a_config_file_that_does_not_work_is_one_sentence(tmp_path: Path, body: str, says: str) -> None:

@@ -1,6 +1,8 @@
 """mla_jax.facts: candidate log-probabilities are those of the plain forward pass; files carry no facts."""
 
 import dataclasses
+import math
+import re
 import types
 
 import jax
@@ -67,6 +69,24 @@ def test_asking_says_that_it_begins_and_counts_every_answer(run, tmp_path, capsy
     assert said == f"Asking {folder.name} {len(probes)} fact questions twice: {2 * answers:,} answers to score\n"
     list(facts.logprob_fn(run, counted.append)(probes))
     assert sum(counted) == answers
+
+
+def bucket(accuracy: float, n: int = 40, kind: str = "all", chance: float = 0.2) -> dict:
+    return {"kind": kind, "distance": questions.FAR, "n": n, "accuracy": accuracy, "chance": chance}
+
+
+@pytest.mark.parametrize(
+    ("whole", "short", "says"),
+    [
+        (bucket(0.94), bucket(0.25), r"0 words before: 94% of the answers; 25% without those words or by guessing\.$"),
+        (bucket(0.18), bucket(0.26), "18% of the answers; 26% without .* has not learned to recall yet"),
+        (bucket(0.29), bucket(0.10), "29% of the answers; 20% without .* has not learned to recall yet"),
+        (bucket(math.nan, n=0), bucket(math.nan, n=0), "ask about more stories"),
+    ],
+)
+def test_the_table_of_facts_ends_with_what_it_says(whole, short, says):
+    rows = [[bucket(0.9, kind="owner"), row] for row in (whole, short)]
+    assert re.search(says, facts._verdict(*rows))
 
 
 def test_batches_are_of_evaluations_size_and_of_few_widths(run):

@@ -1,6 +1,6 @@
 """Exports in transformers itself: logits, greedy decoding, tokenizer and the way back, for random configs.
 
-Needs pip install 'mla-jax[hf]'; `launch/test.sh --full` installs it.
+Needs pip install '.[hf]' in the checkout; `launch/test.sh --full` installs it.
 """
 
 import os
@@ -25,7 +25,7 @@ from mla_jax.model.moe import MoE
 from mla_jax.runs import Run
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-REASON = "needs pip install 'mla-jax[hf]'"
+REASON = "needs pip install '.[hf]' in the checkout"
 torch = pytest.importorskip("torch", reason=REASON)
 transformers = pytest.importorskip("transformers", reason=REASON)
 pytestmark = pytest.mark.slow

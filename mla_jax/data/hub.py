@@ -70,7 +70,7 @@ def _load(name: str, source: Source) -> dict[str, Any]:
     except ImportError:
         raise source.fail(
             "there is no such file or folder, and reading it as a Hugging Face data set needs the package datasets",
-            f"pip install 'mla-jax[data]', or {_LOCAL}",
+            f"pip install '.[data]' in the checkout, or {_LOCAL}",
         ) from None
     repository, _, config = name.partition(":")
     with _hub_errors(source):

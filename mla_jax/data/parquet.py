@@ -22,7 +22,7 @@ def read_parquet(source: "Source", file: IO[bytes], count: "Count") -> Iterator[
         import pyarrow.parquet
     except ImportError:
         raise source.fail(
-            "reading parquet needs pyarrow, which is not installed", "pip install 'mla-jax[data]'"
+            "reading parquet needs pyarrow, which is not installed", "pip install '.[data]' in the checkout"
         ) from None
     try:
         parquet = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER)

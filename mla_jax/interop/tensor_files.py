@@ -20,7 +20,8 @@ def library() -> Any:
         import safetensors.numpy
     except ImportError:
         raise UserError(
-            "Hugging Face folders need the package safetensors: pip install 'mla-jax[hf]' (or safetensors alone; "
+            "Hugging Face folders need the package safetensors: "
+            "pip install '.[hf]' in the checkout (or safetensors alone; "
             "torch and transformers are not needed to export or import)."
         ) from None
     return safetensors

@@ -201,7 +201,7 @@ def _grouped_impl(cfg: ModelConfig, device: Any, dtype: str) -> str:
     if wanted == "tokamax" and not found:
         raise UserError(
             f"model.grouped_impl is 'tokamax', which needs an NVIDIA GPU from sm80 on (this is {_describe(device)}) "
-            "and the package: pip install 'mla-jax[gpu]', or use auto."
+            "and the package: pip install '.[gpu]' in the checkout, or use auto."
         )
     if wanted == "pallas" and not gpu:
         raise UserError(

@@ -43,6 +43,7 @@ def blocks(rows: Rows | None = None) -> dict[str, str]:
 
 def _headlines(corpora: list[list[Results]]) -> list[str]:
     shown = [(found, _rows_of(found)) for studies in corpora for found in studies]
+    shown.sort(key=lambda pair: (pair[0].study.papers, pair[0].study.name))
     # Studies share rows: of two tables one may be a part of the other.
     headlines = [_headline(found) for found, own in shown if own and not any(own < other for _, other in shown)]
     return [text for text in headlines if text]

@@ -132,7 +132,7 @@ def _print(
         table.add_row(name, value)
     console.print(table, highlight=False)
     for i, (prompt, text) in enumerate(samples, 1):
-        say(console, f"\nsample {i}: {prompt}|{text}")
+        say(console, f"\nsample {i}{' (| is where the prompt ends)' if i == 1 else ''}: {prompt}|{text}")
     say(
         console,
         f"\nrun folder  {folder.path}\nloss plot   {plot}\nreport      {folder.report}\n"

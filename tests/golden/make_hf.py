@@ -1,6 +1,6 @@
 """Writes hf_*.npz: tiny random models of transformers, tokens and the logits that transformers computes for them.
 
-    pip install 'mla-jax[hf]' && python tests/golden/make_hf.py
+    pip install '.[hf]' in the checkout && python tests/golden/make_hf.py
 
 Nothing of mla_jax is used: configs, tensor names and order of rows are transformers' own. Gains, biases and latent
 norms are random, since ones and zeros hide mistakes.

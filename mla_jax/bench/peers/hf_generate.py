@@ -19,7 +19,8 @@ def measure(cfg: ModelConfig, family: str, batch: int, prompt: int, new: int, re
         import transformers
     except ImportError:
         raise UserError(
-            "the Hugging Face peer needs torch and transformers, which are not installed: pip install 'mla-jax[hf]'."
+            "the Hugging Face peer needs torch and transformers, which are not installed: "
+            "pip install '.[hf]' in the checkout."
         ) from None
     cuda = torch.cuda.is_available()
     device, dtype = ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)

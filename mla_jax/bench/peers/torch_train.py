@@ -78,7 +78,9 @@ def import_torch() -> Any:
     try:
         import torch
     except ImportError:
-        raise UserError("the torch peer needs torch, which is not installed: pip install 'mla-jax[hf]'.") from None
+        raise UserError(
+            "the torch peer needs torch, which is not installed: pip install '.[hf]' in the checkout."
+        ) from None
     return torch
 
 

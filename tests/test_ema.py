@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import random_params, reference_model, tiny_config
+from tiny import random_params, random_tokens, reference_model, tiny_config
 
 from mla_jax.train.ema import swapped, with_average
 from mla_jax.train.optim import make_optimizer
 from mla_jax.train.state import TrainState, init_state
+from mla_jax.train.step import make_train_step
 
 PARAMS = {"w_q": jnp.full((2, 3), 2.0), "gain": jnp.ones((3,))}
 
@@ -36,6 +37,24 @@ def state_of(**knobs: Any) -> TrainState:
     config = tiny_config(**{"model.n_layers": 1, **knobs})
     model = reference_model(config)
     return init_state(model, make_optimizer(config.optim), random_params(model))
+
+
+def test_the_average_is_of_what_qk_clip_leaves() -> None:
+    """An average that forgets at once is the parameters, which the clip scales after the optimizer."""
+    knobs = {"model.n_layers": 1, "optim.warmup_steps": 0, "optim.learning_rate": 1e-2, "train.batch_size": 2}
+    for clip in (0.0, 0.01):
+        config = tiny_config("mla_rope", **knobs, **{"optim.ema_decay": 1e-9, "optim.qk_clip": clip})
+        model, optimizer = reference_model(config), make_optimizer(config.optim)
+        state = init_state(model, optimizer, random_params(model))
+        before = jax.tree.map(np.array, state.params)
+        tokens = random_tokens(config, 2, config.train.seq_len + 1)
+        batch = {"tokens": tokens, "segment_ids": jnp.ones_like(tokens)}
+        state, _ = make_train_step(model, optimizer, config)(state, batch)
+        for a, p in zip(*map(jax.tree.leaves, (state.opt_state.average, state.params)), strict=True):
+            np.testing.assert_allclose(a, p, rtol=1e-6, atol=1e-7)
+        name = "w_q"
+        was, now = (float(jnp.linalg.norm(t["layer_0"]["attention"][name])) for t in (before, state.params))
+        assert (now < 0.9 * was) == bool(clip)  # the clip had something to do
 
 
 def moved(state: TrainState) -> TrainState:

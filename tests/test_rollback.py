@@ -11,10 +11,12 @@ import pytest
 from run_tools import small_config
 
 from mla_jax import compile_cache
+from mla_jax.config import replace
 from mla_jax.rows import read_rows
 from mla_jax.runs import RunFolder, load_run
 from mla_jax.train import loop
 from mla_jax.train import step as steps
+from mla_jax.train.result import counted_so_far
 from mla_jax.train.rollback import MAX_ROLLBACKS, NonFiniteLoss, Rollbacks
 
 pytest_plugins = ["run_fixtures"]
@@ -75,6 +77,32 @@ def test_rollback_goes_on_from_the_checkpoint_without_the_batches_in_between(
     assert len({batch.tobytes() for batch in batches}) == len(batches)
     assert read_rows(run / "metrics.jsonl")[-1]["step"] == 12
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(load_run(run).params))
+
+
+def test_a_resumed_run_goes_on_counting_what_was_bad(
+    run_env: Path, stories_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, knobs = tmp_path / "run", {**KNOBS, "train.on_nonfinite": "rollback"}
+    with monkeypatch.context() as patched:
+        poison(patched, {5})
+        loop.train(small_config(stories_file, **knobs | {"train.steps": 6}), run)
+    loop.train(small_config(stories_file, **knobs), run)
+    counts = {row["step"]: row["rollbacks"] for row in read_rows(run / "metrics.jsonl") if row["kind"] == "train"}
+    assert counts == dict.fromkeys(range(1, 4), 0) | dict.fromkeys(range(4, 13), 1)
+    assert counted_so_far(RunFolder(run), 3) == {"skipped": 0, "rollbacks": 0}
+    assert counted_so_far(RunFolder(run), 7) == {"skipped": 0, "rollbacks": 1}
+    assert counted_so_far(RunFolder(tmp_path / "absent"), 7) == {"skipped": 0, "rollbacks": 0}
+
+
+def test_a_first_step_that_is_logged_has_a_speed(run_env: Path, stories_file: Path, tmp_path: Path) -> None:
+    """The clock begins anew after the first step, which compiles, but not between a step and its own line."""
+    config = small_config(stories_file, **{"train.log_every": 5, "checkpoint.every": 4, "train.steps": 4})
+    run = tmp_path / "run"
+    assert loop.train(config, run).row["metrics"]["tokens_per_s"] > 0
+    result = loop.train(replace(config, **{"train.steps": 5}), run)  # one step more, and it is due
+    assert result.row["metrics"]["tokens_per_s"] > 0
+    rows = [row for row in read_rows(run / "metrics.jsonl") if row["kind"] == "train"]
+    assert [row["step"] for row in rows] == [4, 5] and all(row["tokens_per_s"] > 0 for row in rows)
 
 
 def test_a_rollback_that_does_not_help_ends(

@@ -113,6 +113,20 @@ def test_a_failed_run_keeps_its_error_and_does_not_stop_the_rest(tmp_path, conso
     assert do(tmp_path, console).left == 0  # a failed run is tried again by the next call
 
 
+def test_a_run_whose_own_row_cannot_be_used_has_failed(tmp_path, console, trained, monkeypatch) -> None:
+    """It would not count as done, and be trained again and again."""
+    good = runner.run_task
+
+    def without_speed(study, task, *rest):
+        made = good(study, task, *rest)
+        return made | {"metrics": made["metrics"] | {"tokens_per_s": 0.0}} if task.point.name == "s_mha" else made
+
+    monkeypatch.setattr(runner, "run_task", without_speed)
+    outcome = do(tmp_path, console)
+    assert len([name for name in trained if name.startswith("s_mha-")]) == len(outcome.failed) > 0
+    assert all("tokens_per_s is '0.0' and must be a number above 0" in text for text in outcome.failed.values())
+
+
 def test_a_row_has_the_device_seconds_of_all_calls_that_worked_at_it(tmp_path, console, trained, monkeypatch) -> None:
     """Stopped alone on the device, failed with one beside it, done with three: 8 + 4 / 2 + 4 / 4 seconds."""
     made, clock = study(), [0.0]

@@ -5,7 +5,7 @@ import json
 import math
 
 import pytest
-from study_rows import PAPER_SAYS, PER_HEAD, by_name, claims_study, claims_study_dict, done, rows_of, study
+from study_rows import PAPER_SAYS, PER_HEAD, TINY, by_name, claims_study, claims_study_dict, done, rows_of, study
 
 from mla_jax import accounting
 from mla_jax.config_files import load_config_dict
@@ -261,3 +261,14 @@ def test_the_share_of_steps_is_of_the_model_that_most_seeds_have_trained() -> No
             rows.by_key[task.key]["curve"]["eval"] = [(steps[task.point.name], 2.0 - 0.01 * task.seed)]
     test = evidence.share_of_steps("muon", "adamw")(collect(made, rows))
     assert (test.what, test.found.n, test.found.mean) == ("a_muon against a_adamw", 3, pytest.approx(60))
+
+
+def test_optimizers_are_compared_within_one_tier() -> None:
+    c = declare.new("tiers", "t", papers=("C",), reference="x_adamw")
+    declare.tier(c, "a", "xs", TINY)
+    declare.tier(c, "b", "xs", TINY | {"train.steps": 20})
+    declare.point(c, "x_adamw", "mha", "a", {}, (0, 1, 2))
+    declare.point(c, "x_muon", "mha", "b", {"optim.name": "muon"}, (0, 1, 2))
+    made = grid.from_config_dict(c)
+    rows = done(made, lambda task: 2.0 if "adamw" in task.point.name else 1.9)
+    assert verdicts_of(made, rows) == dict.fromkeys(("C1", "C2"), "undecided: no rows yet")

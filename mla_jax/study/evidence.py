@@ -165,7 +165,9 @@ def share_of_steps(fast: str, slow: str) -> ClaimTest:
 
 
 def _shares(found: Results, fast: Measured, slow: Measured | None) -> Evidence | None:
-    if slow is None or not (fast.tuned and slow.tuned) or not (seeds := common_seeds((fast, slow))):
+    if slow is None or slow.tier != fast.tier or not (fast.tuned and slow.tuned):
+        return None
+    if not (seeds := common_seeds((fast, slow))):
         return None
     curves = [[p.measured[seed]["curve"]["eval"] for p in (fast, slow)] for seed in seeds]
     what = f"{fast.name} against {slow.name}"

@@ -28,6 +28,7 @@ from mla_jax.study import spent
 from mla_jax.study.grid import Study
 from mla_jax.study.measure import curve, measure
 from mla_jax.study.plan import Plan, Task, cost_model, plan, training_flops
+from mla_jax.study.row_checks import fault_of
 from mla_jax.study.rows import DONE, Rows, gather
 from mla_jax.terminal import say
 from mla_jax.train.loop import NonFiniteLoss, train
@@ -153,6 +154,8 @@ class Runner:
         try:
             with _log(self.workdir / "logs" / f"{task.name}.txt") as console:
                 row = run_task(self.study, task, folder, console, self.deadline)
+            if row is not None:
+                _check_row(row)
         except Exception as error:  # one failed run does not stop the rest
             text = f"{type(error).__name__}: {brief(error, 500)}"
             self.failed[task.name] = text
@@ -183,6 +186,13 @@ class Runner:
     def _say(self, text: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self.began), 60)
         say(self.console, f"{minutes:3d}:{seconds:02d} {text}")
+
+
+def _check_row(row: dict[str, Any]) -> None:
+    """Raise ValueError for a row that would not count as done: its run would be trained again, and again."""
+    written = json.dumps(row | {"study": {"seconds": 0.0, "sharing": 1} | row["study"]})  # tuples become lists
+    if fault := fault_of(json.loads(written)):
+        raise ValueError(f"the row of this run cannot be used: {fault}")
 
 
 def _done(made: Plan, rows: Rows, fingerprint: str | None) -> int:

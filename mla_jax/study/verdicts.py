@@ -53,6 +53,8 @@ def judge_claim(claim: Claim, found: Results) -> Judged:
     else:
         parts = {tier: found.only(tier) for tier in found.tiers}
     every = [(place, e) for place, part in parts.items() if (e := claim.test(part))]
+    if not every:  # no tier has all of it
+        return Judged(claim, text, (), decided or _by_rows(claim, None, found))
     every.sort(key=lambda pair: pair[1].what != first.what)
     tests, seen = [], set()
     for place, e in every:

@@ -3,6 +3,7 @@
 Training goes on from the raw weights; evaluation, samples and the checkpoint's item `model` are the average.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +24,8 @@ class EmaState(NamedTuple):
 def with_average(optimizer: optax.GradientTransformation, decay: float) -> optax.GradientTransformationExtraArgs:
     """`optimizer`, with the average of the parameters it leads to: average <- d average + (1 - d) parameters.
 
-    d = min(decay, (1 + t) / (10 + t)) after t updates, so that the random start is soon forgotten.
+    d = min(decay, (1 + t) / (10 + t)) after t updates, so that the random start is soon forgotten. `update` takes as
+    `finished` what the step makes of the parameters after the optimizer (QK-clip): the average is of those.
     """
 
     optimizer = optax.with_extra_args_support(optimizer)
@@ -32,10 +34,18 @@ def with_average(optimizer: optax.GradientTransformation, decay: float) -> optax
         # A copy: the step donates parameters and average, and one buffer cannot be given away twice.
         return EmaState(optimizer.init(params), jax.tree.map(jnp.array, params), jnp.zeros((), jnp.int32))
 
-    def update(updates: Any, state: EmaState, params: Any, **given: Any) -> tuple[Any, EmaState]:
+    def update(
+        updates: Any,
+        state: EmaState,
+        params: Any,
+        *,
+        finished: Callable[[Any], Any] = lambda params: params,
+        **given: Any,
+    ) -> tuple[Any, EmaState]:
         updates, inner = optimizer.update(updates, state.inner, params, **given)
         d = jnp.minimum(decay, (1.0 + state.count) / (10.0 + state.count))
-        average = jax.tree.map(lambda a, p, u: a + (1 - d) * (p + u - a), state.average, params, updates)
+        after = finished(optax.apply_updates(params, updates))
+        average = jax.tree.map(lambda a, p: a + (1 - d) * (p - a), state.average, after)
         return updates, EmaState(inner, average, optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -27,7 +27,7 @@ from mla_jax.train.ema import swapped
 from mla_jax.train.optim import make_optimizer
 from mla_jax.train.pending import Pending
 from mla_jax.train.reporting import Reporting
-from mla_jax.train.result import final_metrics
+from mla_jax.train.result import counted_so_far, final_metrics
 from mla_jax.train.resume import flatten
 from mla_jax.train.rollback import BadStep, NonFiniteLoss, Rollbacks, stop_message
 from mla_jax.train.setup import Setup, held, open_run, starting_state, write_run_files
@@ -117,11 +117,12 @@ class _Training:
         start_clock.mark("state")
         self.train_step = setup.ahead.train_step(config) or steps.make_train_step(setup.model, self.optimizer, config)
         self.seed = np.uint32(config.train.seed)  # an argument: runs that differ by it share a compiled program
-        self.pending = Pending(config.train, checkpoints)
+        before = counted_so_far(setup.folder, self.start)
+        self.pending = Pending(config.train, checkpoints, before["skipped"])
         self.report = Reporting(setup, self.start, self.pending, console, start_clock)
         self.validation = Validation(setup, self.start)
         self.trace = Trace(setup.folder.path / "profile", config.train.profile_steps)
-        self.rollbacks = Rollbacks()
+        self.rollbacks = Rollbacks(before["rollbacks"])
         self.stopping: str | None = None  # by what, once that is known
 
     def already_finished(self, row: dict[str, Any]) -> TrainResult:
@@ -169,9 +170,9 @@ class _Training:
         self.report.has_batch()
         self.state, metrics = self.train_step(self.state, batch, self.seed)
         self.pending.add(done, metrics)
-        self.report.has_stepped(metrics)
+        self.report.has_stepped(done, metrics)
         self.pending.drain(keep=1)
-        if done % cfg.log_every == 0 or done == total:
+        if self.report.is_due(done):
             self.report.log(done, self.state, batch, self.rollbacks.total)
         if done % cfg.eval_every == 0 or done == total:
             self._evaluate(done)

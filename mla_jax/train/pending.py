@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 class Pending:
     """latest: the newest fetched step's scalars. experts: what routers did since the last log line or evaluation.
-    skipped: bad steps whose update was left out."""
+    skipped: bad steps whose update was left out, those of processes before this one included."""
 
-    def __init__(self, cfg: TrainConfig, checkpoints: "Checkpoints"):
+    def __init__(self, cfg: TrainConfig, checkpoints: "Checkpoints", skipped: int = 0):
         self._cfg, self._checkpoints = cfg, checkpoints
         self._steps: deque[tuple[int, dict[str, jax.Array]]] = deque()
         self.latest: dict[str, float] = {}
         self.experts = ExpertMeter()
-        self.skipped = 0
+        self.skipped = skipped
 
     def add(self, done: int, metrics: dict[str, jax.Array]) -> None:
         """Metrics, still on the device, of step `done`."""

@@ -69,8 +69,13 @@ class Reporting:
         if not self.startup:
             self._start_clock.mark("batch")
 
-    def has_stepped(self, metrics: dict[str, jax.Array]) -> None:
-        """A step was called; its metrics may still be computed. After the first one: where the time up to here went."""
+    def is_due(self, done: int) -> bool:
+        """Whether step `done` has a line of its own."""
+        return done % self._config.train.log_every == 0 or done == self._config.train.steps
+
+    def has_stepped(self, done: int, metrics: dict[str, jax.Array]) -> None:
+        """Step `done` was called; its metrics may still be computed. After this process' first one: where the time up
+        to here went."""
         self.clock.steps += 1
         if self.startup:
             return
@@ -80,7 +85,7 @@ class Reporting:
         self.startup = self._start_clock.seconds()
         self._writer.write("startup", self._start, {name.replace(" ", "_"): s for name, s in self.startup.items()})
         self.say(self._start_clock.line())
-        if self._config.train.log_every > 1:
+        if not self.is_due(done):  # else its own line would be of no step
             self.clock.restart()  # compiled now: the first figures should not count that
 
     def log(self, done: int, state: TrainState, batch: dict[str, Any], rollbacks: int) -> None:

@@ -24,6 +24,13 @@ def best_so_far(folder: RunFolder, start: int) -> Best:
     return Best(best["step"], best["loss"], best["bits_per_byte"]) if best else Best()
 
 
+def counted_so_far(folder: RunFolder, start: int) -> dict[str, int]:
+    """{"skipped", "rollbacks"} as of the last line of the log up to step `start`, where training goes on."""
+    rows = [r for r in read_rows(folder.metrics) if r["kind"] == "train" and r["step"] <= start]
+    newest = max(rows, key=lambda r: r["step"], default={})
+    return {name: int(newest.get(name, 0)) for name in ("skipped", "rollbacks")}
+
+
 def final_metrics(
     config: Config, step: int, result: EvalResult, best: Best, baselines: dict[str, float], speed: dict[str, Any]
 ) -> dict[str, Any]:

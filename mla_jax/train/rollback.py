@@ -36,10 +36,10 @@ def stop_message(step: int, metrics: dict[str, float], good: int | None, cfg: Tr
 
 
 class Rollbacks:
-    """Counts rollbacks to the newest checkpoint, so that they come to an end."""
+    """Counts rollbacks to the newest checkpoint, so that they come to an end. total: before this process, and here."""
 
-    def __init__(self) -> None:
-        self.total, self._here, self._good = 0, 0, -1
+    def __init__(self, total: int = 0) -> None:
+        self.total, self._here, self._good = total, 0, -1
 
     def allow(self, good: int | None) -> str:
         """Why no rollback to checkpoint `good` may be made, as a clause; "" where one may, which is then counted."""

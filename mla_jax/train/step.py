@@ -134,10 +134,14 @@ def _make_update(
             grads = jax.lax.with_sharding_constraint(grads, places)
         with jax.named_scope("optimizer"):
             grad_norm = joint_norm(grads, places)
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, grad_norm=grad_norm)
-            params = optax.apply_updates(state.params, updates)
-            if optim.qk_clip:
-                params = clip_queries_and_keys(params, sums.logit_max, optim.qk_clip, cfg)
+
+            def finished(params: Any) -> Any:
+                """What the step makes of the parameters that the optimizer leads to."""
+                return clip_queries_and_keys(params, sums.logit_max, optim.qk_clip, cfg) if optim.qk_clip else params
+
+            given = {"grad_norm": grad_norm} | ({"finished": finished} if optim.ema_decay else {})
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **given)
+            params = finished(optax.apply_updates(state.params, updates))
         router_bias = state.router_bias
         if sums.router is not None:
             load = sums.router.expert_load
@@ -157,9 +161,16 @@ def _is_good(loss: jax.Array, grad_norm: jax.Array, cfg: TrainConfig) -> jax.Arr
 
 
 def _moved_if(good: jax.Array, moved: _Moved, state: TrainState) -> _Moved:
-    """`moved` where good [], else what `state` has."""
+    """`moved` where good [], else what `state` has; but the learning rate's schedule goes by steps, skipped or not."""
     old = _Moved(state.params, state.opt_state, state.router_bias)
-    return jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, old)
+
+    def is_schedule(part: Any) -> bool:
+        return isinstance(part, optax.ScaleByScheduleState)
+
+    def chosen(new: Any, old: Any) -> Any:
+        return new if is_schedule(new) else jnp.where(good, new, old)
+
+    return jax.tree.map(chosen, moved, old, is_leaf=is_schedule)
 
 
 def _metrics(loss: jax.Array, grad_norm: jax.Array, good: jax.Array, sums: Sums, count: jax.Array) -> Metrics:
@@ -185,7 +196,7 @@ def make_train_step(
     Microbatches accumulate sums of losses and gradients and the count of targets, and divide once, so that their
     number changes nothing but rounding (auxiliary router losses excepted: they are those of each microbatch).
     The router bias moves once, by the load of the whole batch. finite is 0 for a bad step (train/rollback.py);
-    `train.on_nonfinite=skip` then keeps the old state, bias included.
+    `train.on_nonfinite=skip` then keeps the old state, bias included; the schedule's count goes on.
     """
     cfg, mesh = config.train, model.backend.mesh
     where = None if mesh is None else shardings(model, abstract_state(model, optimizer))

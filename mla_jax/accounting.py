@@ -25,6 +25,8 @@ def kv_bytes(cfg: ModelConfig, dtype: str = "bfloat16") -> int:
     one each for the keys' and the values' latents (per head).
     """
     check_cache_dtype(cfg, dtype)
+    if dtype != "int8" and dtype not in DTYPE_BYTES:
+        raise UserError(f"dtype is {dtype!r}; it must be one of int8, {', '.join(DTYPE_BYTES)}: name what is stored.")
     if dtype == "int8":
         scales = 1 if cfg.latent == "joint" else 2
         return cfg.n_layers * (kv_numbers(cfg) + cfg.qk_rope_head_dim + 4 * scales)

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import inspect
+import os
 import re
 import traceback
 from collections.abc import Iterator
@@ -41,8 +42,9 @@ def _stems() -> list[str]:
     return [path.stem for path in config_dir().glob("*.py") if path.stem != "__init__"]
 
 
-def find(name_or_path: str) -> tuple[Path, str | None]:
+def find(name_or_path: str | os.PathLike[str]) -> tuple[Path, str | None]:
     """`mla_rope:l` or `some/file.py:l` -> (path of the file, "l" or None). Raises UserError when there is none."""
+    name_or_path = os.fspath(name_or_path)
     stem, colon, argument = name_or_path.partition(":")
     path = Path(stem)
     if path.suffix != ".py" and path.name == stem:

@@ -43,7 +43,7 @@ class Evaluation:
 
 def evaluate(
     run: Run | str | os.PathLike,
-    data_path: str | None = None,
+    data_path: str | os.PathLike | None = None,
     step: int | None = None,
     cache_dtype: str | None = None,
 ) -> Evaluation:
@@ -56,7 +56,7 @@ def evaluate(
     data cannot be read, or the run's data is not there any more.
     """
     run = run if isinstance(run, Run) else runs.load_run(run, step)
-    config = run.config
+    config, data_path = run.config, None if data_path is None else os.fspath(data_path)
     if os.environ.get("MLA_JAX_CACHE"):  # the folder that training was told of may be another machine's
         config = config_lib.replace(config, **{"data.cache_dir": ""})
     through_cache = cache_dtype is not None

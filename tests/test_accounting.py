@@ -314,3 +314,9 @@ def _docstring(name: str) -> str:
     from mla_jax.config_files import config_dir
 
     return (config_dir() / f"{name}.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float16"])
+def test_a_cache_type_that_nothing_is_stored_in_is_refused(dtype: str) -> None:
+    with pytest.raises(UserError, match=f"dtype is '{dtype}'; it must be one of int8, bfloat16, float32"):
+        accounting.kv_bytes(load_config("mla_rope:xs").model, dtype)

@@ -104,12 +104,14 @@ def test_a_report_is_made_again_from_rows(tmp_path: Path) -> None:
 
 
 def test_losses_are_means_over_seeds_at_the_rate_that_most_seeds_have() -> None:
-    def trained(loss: float | None, rate: float, name: str = "mla", numbers: int = 5) -> dict[str, Any]:
+    def trained(
+        loss: float | None, rate: float, name: str = "mla", numbers: int = 5, status: str = "done"
+    ) -> dict[str, Any]:
         metrics = {"best_valid_loss": loss, "kv_bytes_per_token": numbers}
-        return {"name": name, "metrics": metrics, "study": {"name": "paper", "learning_rate": rate}}
+        return {"name": name, "metrics": metrics, "study": {"name": "paper", "learning_rate": rate, "status": status}}
 
     rows = [trained(1.0, 0.1), trained(3.0, 0.2), trained(4.0, 0.2), trained(9.0, 0.3), trained(9.0, 0.3)]
-    rows += [trained(float("nan"), 0.1), trained(None, 0.1), trained(2.0, 0.1, "mha", 8)]
+    rows += [trained(None, 0.1, status="diverged"), trained(0.5, 0.2, status="diverged"), trained(2.0, 0.1, "mha", 8)]
     assert report.losses(rows) == {"paper: mla": [(5, 3.5)], "paper: mha": [(8, 2.0)]}
 
 

@@ -193,6 +193,13 @@ def test_a_config_file_that_does_not_work_is_one_sentence(tmp_path: Path, body: 
     assert "\n" not in str(caught.value)
 
 
+def test_a_path_is_as_good_as_its_text(tmp_path: Path) -> None:
+    assert load_config(Path("smoke")) == load_config("smoke")
+    mine = write(tmp_path / "mine.py", "from mla_jax.config_files import load_config_dict\n"
+                 "def get_config(): return load_config_dict('smoke')")  # fmt: skip
+    assert load_config(Path(mine)) == load_config("smoke")
+
+
 def test_a_file_that_is_not_python_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"give one that ends in \.py"):
         load_config(write(tmp_path / "mine.txt", "x"))

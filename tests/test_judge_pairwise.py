@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -83,6 +85,10 @@ def test_a_run_that_always_wins_has_a_finite_rating():
     fitted = bradley_terry(verdicts, 2, 50)
     assert win_rate(verdicts, 0, 1, 400).mean == 1
     assert 2 < fitted.rating[0].mean < 20 and fitted.rating[0].mean == -fitted.rating[1].mean
+    assert all(math.isnan(end) for r in fitted.rating for end in (r.low, r.high))  # the prior alone bounds it
+    nearly = [*verdicts[:-1], Comparison(1, 0, 29, "first")]
+    for r in bradley_terry(nearly, 2, 500).rating:
+        assert r.low < r.mean < r.high
 
 
 def test_prompts_with_one_order_only_do_not_count():

@@ -91,11 +91,30 @@ def test_the_ends_of_the_scale_are_grades():
         assert parse_reply(json.dumps(GOOD | {"grammar": grade}), RUBRICS["paper_a"])["scores"]["grammar"] == grade
 
 
-@pytest.mark.parametrize("before", ["{", "{{", "{ {", "[{", "{}{", '{"a": {"b": {'])
+@pytest.mark.parametrize("before", ["{", "{{", "{ {", "[{", "{}{", "so: \\\\boxed{"])
 def test_an_object_is_found_after_braces_that_open_none(before):
     """Also right behind one: the search goes on at the very next character."""
     result = parse_reply(before + json.dumps(GOOD), RUBRICS["paper_a"])
     assert result["scores"]["grammar"] == 7.0
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '{"reason": "it says ' + json.dumps(GOOD) + ' which is bad", "grammar": 1',  # quoted in a broken one
+        '{"a": {"b": {' + json.dumps(GOOD),
+        json.dumps(GOOD) + ' No, again: {"reason": "on the whole',  # a draft, and a cut last word
+    ],
+)
+def test_a_quotation_and_a_draft_are_no_judgement(reply):
+    with pytest.raises(ReplyError, match="is cut short"):
+        parse_reply(reply, RUBRICS["paper_a"])
+
+
+def test_an_empty_object_after_a_judgement_takes_nothing_away():
+    assert parse_reply(json.dumps(GOOD) + " Note: {}", RUBRICS["paper_a"])["scores"]["grammar"] == 7.0
+    broken_and_closed = '{"not": json} ' + json.dumps(GOOD)
+    assert parse_reply(broken_and_closed, RUBRICS["paper_a"])["scores"]["grammar"] == 7.0
 
 
 def test_what_is_quoted_of_a_reply_is_short():

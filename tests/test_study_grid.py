@@ -59,6 +59,12 @@ def test_other_seeds_use_the_best_learning_rate_of_the_first() -> None:
     assert chosen_rate(first, rows_of(*rows)).learning_rate == 2e-3
     tasks = [t for t in plan(made, rows_of(*rows)).tasks if t.point.name == "mha" and t.seed]
     assert [(t.seed, t.learning_rate) for t in tasks] == [(1, 2e-3), (2, 2e-3)]
+    # A run that diverged after good evaluations is not chosen while another did not.
+    rows[-1]["metrics"]["best_valid_loss"], rows[-1]["study"]["status"] = 1.5, "diverged"
+    assert chosen_rate(first, rows_of(*rows)).learning_rate == 2e-3
+    assert list(collect(made, rows_of(*rows)).find("mha").measured) == [0]
+    diverged = [r | {"study": r["study"] | {"status": "diverged"}} for r in rows]
+    assert chosen_rate(first, rows_of(*diverged)).learning_rate == 4e-3
     # Rows of other data choose nothing.
     assert not [t for t in plan(made, rows_of(*rows), "0" * 64).tasks if t.point.name == "mha" and t.seed]
 

@@ -5,7 +5,6 @@
 makes both again from rows, nothing measured; rows of `--mode study` give the losses of cache_over_loss.png.
 """
 
-import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -200,7 +199,7 @@ def losses(trained: Sequence[Row]) -> Series:
     learning rate that most seeds were trained with; of equals, the best."""
     seeds: dict[tuple[str, float], list[Row]] = {}
     for row in trained:
-        if math.isfinite(row["metrics"].get("best_valid_loss") or math.nan):  # a run that diverged may have none
+        if row["study"]["status"] == "done":
             name = f"{row['study']['name']}: {row['name']}"
             seeds.setdefault((name, row["study"]["learning_rate"]), []).append(row)
     best: dict[str, tuple[int, float, int]] = {}

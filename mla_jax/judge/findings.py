@@ -91,7 +91,7 @@ class Findings:
 
 
 def find(study: Study, resamples: int) -> Findings:
-    """All findings of a study; every interval resamples prompts `resamples` times."""
+    """All findings of a study; every interval and every p resamples prompts `resamples` times."""
     means = {source: study.by_prompt(source) for source in study.sources}
     real = means[controls.REAL]
     # a damaged form that got no score at all is not separated: p = 1
@@ -139,9 +139,9 @@ def _score(study: Study, source: str, means: dict[str, np.ndarray], resamples: i
 def _difference(a: str, b: str, mean_a: dict, mean_b: dict, width: int, resamples: int, sides: int) -> Difference:
     shared = [prompt for prompt in mean_a if prompt in mean_b]
     values = _matrix([mean_a[prompt] - mean_b[prompt] for prompt in shared], width)
-    p = sign_flip_p(values[:, 0])
+    p = sign_flip_p(values[:, 0], resamples)
     if sides == 2:
-        p = min(1.0, 2 * min(p, sign_flip_p(-values[:, 0])))
+        p = min(1.0, 2 * min(p, sign_flip_p(-values[:, 0], resamples)))
     return Difference(a, b, bootstrap_intervals(values, resamples), p)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import dataclasses
+import math
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -72,6 +73,7 @@ class _Run:
         self.on_row = on_row
         self.rubric = get_rubric(s.rubric)
         self.reserved_usd = 0.0
+        self.dearer = 1.0  # the most that a prompt took of our estimate so far: half-learned words are twice as dear
         self.failed_in_a_row = 0
         self.stop: str | UserError | None = None
 
@@ -91,7 +93,8 @@ class _Run:
 
     async def _ask(self, task: T.Task, asked: list, key: str, row: dict[str, Any]) -> None:
         # an upper bound, so that requests in flight cannot carry the study over its budget
-        worst = T.price(T.estimate(asked, self.rubric), self.s.max_reply_tokens, self.s)
+        guess = T.estimate(asked, self.rubric)
+        worst = T.price(math.ceil(guess * self.dearer), self.s.max_reply_tokens, self.s)
         if self.file.spent_usd + self.reserved_usd + worst > self.s.budget_usd:
             self.stop = self.stop or "budget"
             return
@@ -115,6 +118,7 @@ class _Run:
                 )
         else:
             self.failed_in_a_row = 0
+            self.dearer = max(self.dearer, answer.tokens_in / guess)
             self.cache.put(key, dataclasses.asdict(answer))
             row = T.answered_row(row, answer, False, self.s, self.rubric)
         finally:

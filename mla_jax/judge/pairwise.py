@@ -63,7 +63,8 @@ def bradley_terry(comparisons: Sequence[Comparison], n_runs: int, resamples: int
 
     The intervals resample prompts, not comparisons (those on one prompt are not independent): each prompt's
     influence on the fit is its share of the score function through the inverse Hessian (one Newton step),
-    and the studentised bootstrap runs over these.
+    and the studentised bootstrap runs over these. Where every prompt says the same (one run wins all), nothing but the
+    prior keeps a rating finite: it has no interval (nan).
     """
     nan = Interval(float("nan"), float("nan"), float("nan"), 0)
     if not comparisons:
@@ -74,8 +75,9 @@ def bradley_terry(comparisons: Sequence[Comparison], n_runs: int, resamples: int
         counts[index[c.prompt], c.first, c.second, OUTCOMES[c.winner]] += 1
     total = counts.sum(0)
     best, influence = _fit(total, counts)
-    intervals = bootstrap_intervals(best + len(index) * influence, resamples, seed)
-    intervals = [dataclasses.replace(i, mean=float(m)) for i, m in zip(intervals, best, strict=True)]
+    # Centred: the prior's pull, which no prompt has a share in, leaves influences that do not add up to 0.
+    intervals = bootstrap_intervals(best + len(index) * (influence - influence.mean(0)), resamples, seed)
+    intervals = [dataclasses.replace(i, low=nan.low, high=nan.high) if i.low == i.high else i for i in intervals]
     firsts, seconds, ties = (float(total[..., k].sum()) for k in range(3))
     return Ratings(
         rating=intervals[:n_runs],

@@ -14,6 +14,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 from typing import Any
 
 from mla_jax.errors import UserError
@@ -224,17 +225,24 @@ def _grade(data: dict[str, Any], name: str) -> float:
     return float(value)
 
 
+_BEGINS = re.compile(r'\{\s*"')  # an object, as far as one can see
+
+
 def _last_object(text: str) -> dict[str, Any]:
-    """The last top-level JSON object in `text`; ReplyError when there is none."""
+    """The last top-level JSON object in `text` that holds anything; ReplyError when there is none, or when a broken one
+    comes after it or around it: what stands in a judge's quotation, or before its last word, is not its judgement."""
     # strict=False: small judges put bare line breaks inside the reason
-    decoder, found, at = json.JSONDecoder(strict=False), None, text.find("{")
+    decoder, found, at, broken = json.JSONDecoder(strict=False), None, text.find("{"), -1
     while at >= 0:
         try:
             value, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):  # ValueError: no JSON, or a number of more than 4,300 digits
             end = at + 1
+            if _BEGINS.match(text, at):  # and not \boxed{ or a brace of prose
+                found, broken = None, at
         else:
-            found = value if isinstance(value, dict) else found
+            inside = broken >= 0 and text.count("{", broken, at) > text.count("}", broken, at)
+            found = value if value and not inside else found
         at = text.find("{", end)
     if found is None:
         what = "is empty" if not text.strip() else "is cut short" if "{" in text else "holds no JSON object"

@@ -10,7 +10,7 @@ from mla_jax import accounting, devices
 from mla_jax.config import Config
 from mla_jax.markdown import table
 from mla_jax.study.grid import Point, Study
-from mla_jax.study.rows import Rows, best_loss, key_of
+from mla_jax.study.rows import Rows, key_of, standing
 
 SHARING = 3  # processes on one device in the plan's last column; launch/gpu_study.sh starts as many
 
@@ -80,14 +80,15 @@ def rates_of(study: Study, point: Point) -> tuple[float | None, ...]:
 
 
 def chosen_rate(first: Iterable[Task], rows: Rows, fingerprint: str | None = None) -> Task | None:
-    """The first-seed run with the best validation loss; None until all of them are done."""
+    """The first-seed run with the best validation loss, of those that did not diverge while there are any; None until
+    all of them are done."""
     first = list(first)
     found = [rows.done(task.key, fingerprint) for task in first]
     if len(first) == 1:
         return first[0]
     if any(row is None for row in found):
         return None
-    return min(zip(found, first, strict=True), key=lambda pair: best_loss(pair[0]))[1]
+    return min(zip(found, first, strict=True), key=lambda pair: standing(pair[0]))[1]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from mla_jax.study.grid import Point, Study
 from mla_jax.study.plan import Task, chosen_rate, plan, rates_of
-from mla_jax.study.rows import DONE, Rows, best_loss, key_of
+from mla_jax.study.rows import DONE, Rows, best_loss, key_of, standing
 from mla_jax.study.stats import Estimate, estimate
 
 Row = dict[str, Any]
@@ -157,7 +157,7 @@ def _measured(study: Study, point: Point, rows: Rows, fingerprint: str) -> Measu
     every = tuple(row for config in configs if (row := rows.done(key_of(config), fingerprint)))
     chosen = chosen_rate(first, rows, fingerprint)
     if chosen is None:  # not all rates are there yet: the best so far, and one seed
-        best = min(sweep, key=best_loss)
+        best = min(sweep, key=standing)
         return Measured(point, point.tier, {seed: best}, sweep, tuned=False, every=every)
     by_seed = {}
     for each in point.seeds:

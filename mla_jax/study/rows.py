@@ -142,6 +142,11 @@ def best_loss(row: dict[str, Any]) -> float:
     return float("inf") if value is None else float(value)
 
 
+def standing(row: dict[str, Any]) -> tuple[bool, float]:
+    """What runs of a point are chosen by, the smaller the better: one that diverged stands behind all that did not."""
+    return row["study"]["status"] == "diverged", best_loss(row)
+
+
 def fact_accuracy(row: dict[str, Any], distance: str) -> float:
     """Share of right answers to fact questions of all kinds; nan where none of that distance was put."""
     return next((f["accuracy"] for f in row["facts"] if (f["kind"], f["distance"]) == ("all", distance)), math.nan)

@@ -88,6 +88,9 @@ class Reading:
             shown[role][attribute] = word
         new = {rule.role for rule in event.rules if rule.verb == "new"}
         entities = {role: self._resolve(role, words, role in new, step) for role, words in shown.items()}
+        things = [entities[role] for role in THING_ROLES if entities.get(role) is not None]
+        if len(set(things)) < len(things):  # "not violet but violet": two roles of an event are two things
+            step.problems.append(ATTRIBUTE)
         for rule in event.rules:
             self._apply(rule, entities, step)
         subject = entities.get(parse.skeleton.subject)

@@ -84,7 +84,9 @@ def _flag_sentence(error: flags.Error, values: flags.FlagValues) -> str:
     if isinstance(error, flags.UnrecognizedFlagError):
         if "." in error.flagname:
             return f"--{error.flagname} is not a flag: knobs of the config are set by --config.SECTION.KNOB=VALUE."
-        near = _knob_of_that_name(error.flagname) or suggest(error.flagname, values)
+        near = suggest(error.flagname, values)
+        if "mode" not in values or values["mode"].value == "train":
+            near = _knob_of_that_name(error.flagname) or near
         return f"--{error.flagname} is not a flag{near}: --help lists them."
     text = " ".join(str(error).split()).removesuffix(".").removeprefix("ERROR:: ").replace("flag --", "--")
     flag, _, reason = text.partition(": ")

@@ -90,19 +90,25 @@ def load_config_dict(name_or_path: str) -> ConfigDict:
 
 
 _LOCKED = re.compile(r'Key "(.*?)" does not exist and cannot be added.*?(?:Did you mean "(.*?)".*)?', re.DOTALL)
+_UNREAD = re.compile(r"'(\w+)'\s+Did you mean \"(.*?)\".*", re.DOTALL)
 
 
 def _words(error: Exception) -> str:
     """What a config file raised, in one line. A ConfigDict's own refusal of a name has all fields beside it in it."""
-    if found := _LOCKED.fullmatch(str(error).strip("'")):
+    inner: Any = error
+    while isinstance(inner, BaseException) and inner.args:  # one in another: str() of the outer has the inner's repr
+        inner = inner.args[0]
+    text = str(inner)
+    if found := _LOCKED.fullmatch(text) or _UNREAD.fullmatch(text):
         near = f" (did you mean {found[2]}?)" if found[2] else ""
-        return f"{found[1]} is not a knob of that section{near}: configs/base.py lists them all"
+        return f"{found[1]} is not a knob of that section{near}: base.py, or of a study study_base.py, lists them"
     return f"{type(error).__name__}: {brief(error, 300)}".rstrip(".")
 
 
 def _line(error: Exception, path: Path) -> str:
     """', line 4', where the file itself has a part in the error."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    own = {str(path), str(path.absolute())}
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
     return f", line {lines[-1]}" if lines else ""
 
 

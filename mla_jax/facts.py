@@ -118,10 +118,11 @@ def _verdict(whole: Sequence[dict[str, Any]], short: Sequence[dict[str, Any]]) -
     if row is None or not row["n"]:
         return f"No fact was stated {questions.FAR} words before its question: ask about more stories."
     without = max(cut["accuracy"], row["chance"])
-    text = f"Recalled from {questions.FAR} words before: {row['accuracy']:.0%} of the answers; {without:.0%} without"
-    if row["accuracy"] < without + _RECALLS:
-        return f"{text} those words or by guessing, so this model has not learned to recall yet (docs/world.md)."
-    return f"{text} those words or by guessing."
+    text = f"Recalled from {questions.FAR} words before: {row['accuracy']:.0%} of {row['n']} answers"
+    text += f" ({without:.0%} from the last {CUT_WORDS} words alone, or by guessing)"
+    if not row["accuracy"] >= without + _RECALLS:
+        return f"{text}: this model has not learned to recall yet (docs/world.md)."
+    return f"{text}."
 
 
 def check_embedded(run: Run) -> None:

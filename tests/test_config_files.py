@@ -176,12 +176,17 @@ def test_a_name_that_leads_nowhere_is_refused(name: str, says: str) -> None:
         (
             "from mla_jax.config_files import base_config\ndef get_config():\n    c = base_config()\n"
             "    c.model.atention = 'mha'\n    return c",
-            ", line 4: atention is not a knob of that section (did you mean attention?): configs/base.py lists them",
+            ", line 4: atention is not a knob of that section (did you mean attention?): base.py, or of a study",
         ),
         (
             "from mla_jax.config_files import base_config\ndef get_config():\n    c = base_config()\n"
             "    c.model.zzzzqqq = 1\n    return c",
-            "zzzzqqq is not a knob of that section: configs/base.py lists them",
+            "zzzzqqq is not a knob of that section: base.py, or",
+        ),
+        (
+            "from mla_jax.config_files import base_config\ndef get_config():\n    c = base_config()\n"
+            "    return c.model.atention",
+            ", line 4: atention is not a knob of that section (did you mean attention?): base.py",
         ),
     ],
 )
@@ -191,6 +196,14 @@ def test_a_config_file_that_does_not_work_is_one_sentence(tmp_path: Path, body: 
     assert says in str(caught.value)
     assert "mine.py" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_line_is_told_of_a_file_beside_one_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "mine.py", "\ndef get_config():\n    raise RuntimeError('no luck.')")
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.py", "./mine.py"):
+        with pytest.raises(UserError, match=rf"^--config {re.escape(name)}, line 3: RuntimeError: no luck\.$"):
+            load_config(name)
 
 
 def test_a_path_is_as_good_as_its_text(tmp_path: Path) -> None:

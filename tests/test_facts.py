@@ -65,7 +65,9 @@ def test_asking_says_that_it_begins_and_counts_every_answer(run, tmp_path, capsy
     assert row["metrics"]["stories"] == 3 and (tmp_path / "eval" / "facts.json").is_file()
     probes, counted = list(questions.probes(stories(3, 0, "valid"))), []
     answers = sum(len(probe.candidates) for probe in probes)
-    said = capsys.readouterr().err  # in a pipe it is this line alone
+    printed = capsys.readouterr()
+    assert re.search(r"Recalled from >=50 words before|No fact was stated >=50 words", " ".join(printed.out.split()))
+    said = printed.err  # in a pipe it is this line alone
     assert said == f"Asking {folder.name} {len(probes)} fact questions twice: {2 * answers:,} answers to score\n"
     list(facts.logprob_fn(run, counted.append)(probes))
     assert sum(counted) == answers
@@ -78,9 +80,13 @@ def bucket(accuracy: float, n: int = 40, kind: str = "all", chance: float = 0.2)
 @pytest.mark.parametrize(
     ("whole", "short", "says"),
     [
-        (bucket(0.94), bucket(0.25), r"0 words before: 94% of the answers; 25% without those words or by guessing\.$"),
-        (bucket(0.18), bucket(0.26), "18% of the answers; 26% without .* has not learned to recall yet"),
-        (bucket(0.29), bucket(0.10), "29% of the answers; 20% without .* has not learned to recall yet"),
+        (
+            bucket(0.94),
+            bucket(0.25),
+            r"0 words before: 94% of 40 answers \(25% from the last 20 words alone, or by guessing\)\.$",
+        ),
+        (bucket(0.18), bucket(0.26), r"18% of 40 answers \(26% from .* has not learned to recall yet"),
+        (bucket(0.29), bucket(0.10), r"29% of 40 answers \(20% from .* has not learned to recall yet"),
         (bucket(math.nan, n=0), bucket(math.nan, n=0), "ask about more stories"),
     ],
 )

@@ -1,5 +1,6 @@
 """Bad steps in the training loop: stop, skip, roll back; bounds on loss and gradient; the end of rolling back."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,31 @@ def test_a_first_step_that_is_logged_has_a_speed(run_env: Path, stories_file: Pa
     assert result.row["metrics"]["tokens_per_s"] > 0
     rows = [row for row in read_rows(run / "metrics.jsonl") if row["kind"] == "train"]
     assert [row["step"] for row in rows] == [4, 5] and all(row["tokens_per_s"] > 0 for row in rows)
+
+
+def test_skipped_steps_are_counted_on(run_env: Path, stories_file: Path, tmp_path: Path) -> None:
+    """All are, since no gradient is as small as that."""
+    run, knobs = tmp_path / "run", {"train.on_nonfinite": "skip", "train.bad_grad_norm": 1e-9, "checkpoint.every": 2}
+    loop.train(small_config(stories_file, **knobs, **{"train.steps": 2}), run)
+    loop.train(small_config(stories_file, **knobs, **{"train.steps": 4}), run)
+    counts = [row["skipped"] for row in read_rows(run / "metrics.jsonl") if row["kind"] == "train"]
+    assert counts == [1, 2, 3, 4]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 4, "kind": "train", "skipped": None, "rollbacks": "x"}) + "\n")
+    assert counted_so_far(RunFolder(run), 3) == {"skipped": 3, "rollbacks": 0}
+
+
+def test_a_run_that_was_killed_before_its_result_has_a_speed(
+    run_env: Path, stories_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next process makes no step: the log knows how fast it was."""
+    config, run = small_config(stories_file, **{"checkpoint.every": 5}), tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(loop._Training, "_finish", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            loop.train(config, run)
+    assert not RunFolder(run).result.exists()
+    assert loop.train(config, run).row["metrics"]["tokens_per_s"] > 0
 
 
 def test_a_rollback_that_does_not_help_ends(

@@ -207,4 +207,6 @@ def test_commands_are_told_apart_by_what_they_trained() -> None:
     assert commands.told_apart(given) == [(base, 2), (f"{base} {rate}", 1)]
     assert commands.told_apart([f"{base} --max_minutes"]) == [(base, 1)]  # a flag cut off at the end
     assert commands.told_apart([f"{base} --config.points.a-b.priority=0"]) == [(base, 1)]
+    assert commands.told_apart([f"{base} --rows_only word"]) == [(f"{base} word", 1)]
+    assert commands.told_apart([f"{base} --max_minutes --config.x=1"]) == [(f"{base} --config.x=1", 1)]
     assert commands.told_apart(["it's damaged"]) == [("it's damaged", 1)]

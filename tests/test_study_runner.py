@@ -1,5 +1,6 @@
 """study.runner and --mode study: what is missing is done, what is done is not done again, whatever fails or stops."""
 
+import dataclasses
 import fcntl
 import json
 import math
@@ -119,6 +120,7 @@ def test_a_run_whose_own_row_cannot_be_used_has_failed(tmp_path, console, traine
 
     def without_speed(study, task, *rest):
         made = good(study, task, *rest)
+        assert len(trained) < 40, "a run is trained again and again"
         return made | {"metrics": made["metrics"] | {"tokens_per_s": 0.0}} if task.point.name == "s_mha" else made
 
     monkeypatch.setattr(runner, "run_task", without_speed)
@@ -159,14 +161,30 @@ def test_a_row_has_the_device_seconds_of_all_calls_that_worked_at_it(tmp_path, c
     assert not list(tmp_path.rglob("spent.json"))  # a lost row is trained again from nothing
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"device_s": null}', '{"device_s": "a"}', '{"device_s": NaN}'])
-def test_damaged_seconds_cost_no_row(tmp_path, text: str) -> None:
+@pytest.mark.parametrize("value", ["", "null", '"a"', "NaN", "1e999", "-3", "9" * 400, "[1]"])
+def test_damaged_seconds_cost_no_row(tmp_path, value: str) -> None:
+    text = f'{{"device_s": {value}}}' if value else "{"
     (tmp_path / "spent.json").write_text(text)
     assert spent.device_s(tmp_path) == 0.0
     spent.keep(tmp_path / "absent", 3.0)
     assert spent.device_s(tmp_path / "absent") == 0.0
     spent.keep(tmp_path, 3.0)
     assert spent.device_s(tmp_path) == 3.0
+
+
+def test_points_that_share_a_config_share_its_lock_and_its_folder(tmp_path, console, trained) -> None:
+    """`only` may leave out the point that a run was begun under."""
+    made = study()
+    task = runner.plan(made, gather(tmp_path / "study", False)).tasks[0]
+    other = dataclasses.replace(task, point=dataclasses.replace(task.point, name="another-name"))
+    one = runner.Runner(made, tmp_path / "study", math.inf, console)
+    assert other.key == task.key and other.name != task.name
+    assert one._folder(other) == tmp_path / "study" / "runs" / other.name
+    (tmp_path / "study" / "runs" / task.name).mkdir(parents=True)
+    assert one._folder(other) == one._folder(task) == tmp_path / "study" / "runs" / task.name
+    do(tmp_path, console)
+    held = {path.name for path in (tmp_path / "study" / "locks").iterdir()}
+    assert f"{task.key}.lock" in held
 
 
 def test_one_of_the_processes_tries_the_kernels(tmp_path, console, trained, monkeypatch) -> None:
@@ -205,7 +223,7 @@ def test_runs_that_another_process_holds_are_left_to_it(tmp_path, console, train
     held = runner.plan(study(**one), gather(None, False)).tasks[1]
     folder = tmp_path / "study"
     (folder / "locks").mkdir(parents=True)
-    with (folder / "locks" / f"{held.name}.lock").open("w") as lock:
+    with (folder / "locks" / f"{held.key}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         began = time.monotonic()
         outcome = do(tmp_path, console, minutes=0.05, **one)  # enough for the other runs on a busy machine too

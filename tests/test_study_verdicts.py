@@ -271,4 +271,5 @@ def test_optimizers_are_compared_within_one_tier() -> None:
     declare.point(c, "x_muon", "mha", "b", {"optim.name": "muon"}, (0, 1, 2))
     made = grid.from_config_dict(c)
     rows = done(made, lambda task: 2.0 if "adamw" in task.point.name else 1.9)
+    assert evidence.share_of_steps("muon", "adamw")(collect(made, rows)) is None
     assert verdicts_of(made, rows) == dict.fromkeys(("C1", "C2"), "undecided: no rows yet")

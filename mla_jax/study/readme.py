@@ -36,7 +36,8 @@ def blocks(rows: Rows | None = None) -> dict[str, str]:
     rows = gather(None) if rows is None else rows
     corpora = [[collect(study, rows) for study in declared(form) if study.verdicts] for form in CORPORA]
     every = {id(row): row for studies in corpora for found in studies for row in found.rows}  # studies share rows
-    used = f"All of it: {tables.device_minutes(tuple(every.values()))}; a run that was trained twice counts once."
+    minutes = tables.device_minutes(tuple(every.values()))
+    used = f"All of it: {minutes}.\nA run that was trained twice counts once, and calls that were killed do not count."
     made = {"verdicts": [_verdicts(corpora), _rope(corpora), used], "tables": _headlines(corpora)}
     return {name: "\n\n".join([BEGIN.format(name), *parts, END.format(name)]) for name, parts in made.items()}
 

@@ -133,15 +133,21 @@ class Runner:
         left = self.deadline - time.monotonic()
         held = False
         for task in tasks:
-            resumable = bool(RunFolder(self.workdir / "runs" / task.name).steps())
+            resumable = bool(RunFolder(self._folder(task)).steps())
             if self.started and not resumable and cost.seconds(task.config, self.sharing) > left:
                 continue  # the first run of a call always starts: on a disk that stays, it will be gone on with
-            lock = locked(self.workdir / "locks" / f"{task.name}.lock")
+            # By what is trained: of points that share a config another may have given it its name (`only`).
+            lock = locked(self.workdir / "locks" / f"{task.key}.lock")
             if lock is None:
                 held = True
                 continue
             return task, lock
         return "held" if held else None
+
+    def _folder(self, task: Task) -> Path:
+        """Where the run is, under whatever name it was begun."""
+        runs, ending = self.workdir / "runs", task.name.removeprefix(task.point.name)
+        return next(iter(sorted(runs.glob(f"*{ending}"))), runs / task.name)
 
     def _do(self, task: Task, number: str) -> None:
         """Train and measure one run and write its row, whatever happens but a signal. number: "3/13", to be said."""
@@ -149,7 +155,7 @@ class Runner:
             return  # another process finished it between the look and the lock
         self.started += 1
         self._say(f"[{number}] {task.name} begins")
-        began, folder = time.monotonic(), self.workdir / "runs" / task.name
+        began, folder = time.monotonic(), self._folder(task)
         row = None
         try:
             with _log(self.workdir / "logs" / f"{task.name}.txt") as console:
@@ -171,12 +177,14 @@ class Runner:
             self._say(f"{task.name} was stopped after {seconds:.0f} s; it goes on from its checkpoint")
         else:
             row["study"] |= {"seconds": round(seconds + before * self.sharing, 1), "sharing": self.sharing}
+            row["study"]["resumed"] |= before > 0  # so that nobody takes all of it for what a run costs
             write_text(self.workdir / "rows" / f"{task.name}.json", json.dumps(row) + "\n")
             self._say(f"{task.name} {_in_words(row)} · {seconds:.0f} s")
-            if finished:
+            if finished and not self.study.keep_checkpoints:  # a row that is lost is trained again from nothing
                 spent.forget(folder)
-            if finished and not self.study.keep_checkpoints:
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            elif finished:
+                spent.keep(folder, before + seconds / self.sharing)
         forget_programs()
 
     def _failed_row(self, task: Task, error: str) -> dict[str, Any]:

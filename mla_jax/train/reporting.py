@@ -15,6 +15,7 @@ from mla_jax.train.clock import Clock
 from mla_jax.train.metrics import MetricsWriter, NoWriter, Progress
 from mla_jax.train.optim import schedule
 from mla_jax.train.pending import Pending
+from mla_jax.train.result import logged_speed
 from mla_jax.train.rollback import BadStep
 from mla_jax.train.setup import Setup
 from mla_jax.train.state import TrainState
@@ -123,7 +124,8 @@ class Reporting:
 
     def speed(self) -> dict[str, Any]:
         """For the result row: tokens_per_s (median), data_wait, startup_s, and mfu where the device's peak is known."""
-        tokens_per_s = self.clock.median_tokens_per_s()
+        # A process that found a run trained and not yet finished has made no step of it.
+        tokens_per_s = self.clock.median_tokens_per_s() or logged_speed(self._setup.folder)
         mfu = self._mfu(tokens_per_s)
         found = {"tokens_per_s": tokens_per_s, "data_wait": self.clock.data_wait(), "startup_s": self.startup}
         return found if mfu is None else found | {"mfu": mfu}

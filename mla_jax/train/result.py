@@ -1,5 +1,6 @@
 """What a run came to: its best evaluation so far, and the figures of its result row."""
 
+import statistics
 from typing import Any, NamedTuple
 
 from mla_jax import accounting
@@ -28,7 +29,14 @@ def counted_so_far(folder: RunFolder, start: int) -> dict[str, int]:
     """{"skipped", "rollbacks"} as of the last line of the log up to step `start`, where training goes on."""
     rows = [r for r in read_rows(folder.metrics) if r["kind"] == "train" and r["step"] <= start]
     newest = max(rows, key=lambda r: r["step"], default={})
-    return {name: int(newest.get(name, 0)) for name in ("skipped", "rollbacks")}
+    counts = {name: newest.get(name) for name in ("skipped", "rollbacks")}
+    return {name: count if isinstance(count, int) and count > 0 else 0 for name, count in counts.items()}
+
+
+def logged_speed(folder: RunFolder) -> float:
+    """Median tokens/s over the log, of all processes that worked at the run; 0 where it has none."""
+    rates = [r.get("tokens_per_s") for r in read_rows(folder.metrics) if r["kind"] == "train"]
+    return statistics.median([rate for rate in rates if isinstance(rate, float) and rate > 0] or [0.0])
 
 
 def final_metrics(

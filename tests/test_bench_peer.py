@@ -25,7 +25,7 @@ STEPS = 20
 @pytest.mark.slow
 def test_twenty_adamw_steps_have_the_losses_of_torch() -> None:
     """Issue 6: within 1e-4 each step. A step so large that a wrong sign or scale would show at once."""
-    torch = pytest.importorskip("torch", reason="the peer needs torch: pip install 'mla-jax[hf]'")
+    torch = pytest.importorskip("torch", reason="the peer needs torch: pip install '.[hf]'")
     from mla_jax.bench.peers import torch_gpt
 
     small = {"model.n_layers": 3, "model.d_model": 64, "model.n_heads": 4, "model.head_dim": 16, "model.d_ff": 256}
@@ -65,7 +65,7 @@ def test_the_decoding_peer_draws_our_tokens() -> None:
 
     What stands in its cache ahead of the position, random numbers, would show.
     """
-    torch = pytest.importorskip("torch", reason="the peer needs torch: pip install 'mla-jax[hf]'")
+    torch = pytest.importorskip("torch", reason="the peer needs torch: pip install '.[hf]'")
     from mla_jax.bench.peers import torch_decode
 
     config = tiny_config("mha_rope", **{"model.max_len": 32})
@@ -113,7 +113,7 @@ def load_decoder(torch: Any, peer: Any, params: Any) -> None:
 
 @pytest.mark.slow
 def test_the_peer_is_measured_by_one_command(tmp_path: Path) -> None:
-    pytest.importorskip("torch", reason="the peer needs torch: pip install 'mla-jax[hf]'")
+    pytest.importorskip("torch", reason="the peer needs torch: pip install '.[hf]'")
     command = [
         sys.executable,
         "-m",
@@ -148,6 +148,6 @@ def test_without_torch_there_is_a_sentence(tmp_path: Path, monkeypatch: pytest.M
     from mla_jax.errors import UserError
 
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match=r"pip install 'mla-jax\[hf\]'"):
+    with pytest.raises(UserError, match=r"pip install '.\[hf\]' in the checkout"):
         torch_train.main(["--size", "xs", "--out", str(tmp_path / "rows.jsonl")])
     assert not (tmp_path / "rows.jsonl").exists()

@@ -210,7 +210,7 @@ def without(monkeypatch, package: str) -> None:
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "s.parquet").write_bytes(b"PAR1")
     without(monkeypatch, "pyarrow")
-    with pytest.raises(UserError, match=r"reading parquet needs pyarrow.*: pip install 'mla-jax\[data\]'\.$"):
+    with pytest.raises(UserError, match=r"reading parquet needs pyarrow.*: pip install '.\[data\]' in the checkout\.$"):
         texts(find(str(tmp_path / "s.parquet"), like(), tmp_path))
 
 
@@ -350,7 +350,5 @@ def test_a_download_that_breaks_off_leaves_nothing(tmp_path: Path, fake_hub) -> 
 
 def test_without_the_package_the_extra_is_named(tmp_path: Path, monkeypatch) -> None:
     without(monkeypatch, "datasets")
-    with pytest.raises(
-        UserError, match=r"no such file or folder.*needs the package datasets: pip install 'mla-jax\[dat"
-    ):
+    with pytest.raises(UserError, match=r"no such file or folder.*needs the package datasets: pip install '.\[dat"):
         open_corpus(config(tmp_path, "owner/name"))

@@ -21,7 +21,7 @@ from mla_jax.main import main
 from mla_jax.runs import Run
 from mla_jax.sample import sample_mode
 
-pytest.importorskip("safetensors", reason="pip install safetensors, or 'mla-jax[dev]'")
+pytest.importorskip("safetensors", reason="pip install safetensors, or '.[dev]'")
 pytest_plugins = ["run_fixtures", "hf_fixtures"]
 FILES = {
     "README.md",

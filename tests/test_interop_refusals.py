@@ -14,7 +14,7 @@ from run_tools import listing
 from mla_jax.errors import run_command
 from mla_jax.interop import import_hf
 
-pytest.importorskip("safetensors", reason="pip install safetensors, or 'mla-jax[dev]'")
+pytest.importorskip("safetensors", reason="pip install safetensors, or '.[dev]'")
 pytest_plugins = ["hf_fixtures"]
 
 

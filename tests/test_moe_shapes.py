@@ -74,5 +74,5 @@ def test_the_pallas_kernels_equal_the_reference(seed: int, capsys: pytest.Captur
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_tokamax_equals_the_reference(seed: int, capsys: pytest.CaptureFixture) -> None:
-    pytest.importorskip("tokamax", reason="needs pip install 'mla-jax[gpu]'")
+    pytest.importorskip("tokamax", reason="needs pip install '.[gpu]'")
     check(seed, "grouped:tokamax", capsys)

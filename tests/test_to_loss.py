@@ -123,7 +123,7 @@ def test_both_optimizers_are_tuned_over_as_many_rates_and_share_everything_else(
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_the_script_trains_resumes_and_reports(tmp_path: Path) -> None:
-    pytest.importorskip("torch", reason="the peer needs torch: pip install 'mla-jax[hf]'")
+    pytest.importorskip("torch", reason="the peer needs torch: pip install '.[hf]'")
     environment = os.environ | {"SMOKE": "1", "PYTHON": sys.executable, "PYTHONPATH": str(REPOSITORY)}
     environment |= {"MLA_JAX_CACHE": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
 

@@ -2,8 +2,11 @@ import json
 import multiprocessing
 
 import pytest
+from judge_helpers import settings
 
 from mla_jax.errors import UserError
+from mla_jax.judge import tasks
+from mla_jax.judge.rubric import get_rubric
 from mla_jax.judge.store import JudgementFile, ReplyCache, read_rows
 
 
@@ -94,3 +97,9 @@ def test_no_place_for_a_cache_is_no_failure(tmp_path):
     assert cache.get("a") is None
     (tmp_path / "replies.sqlite").write_text("not a data base at all, but long enough to be read as one" * 20)
     assert "no reply cache" in ReplyCache(tmp_path).note
+
+
+def test_a_reply_is_of_the_seed_that_was_sent() -> None:
+    task, asked, rubric = tasks.Task("a", 0), [{"role": "user", "content": "x"}], get_rubric("paper_a")
+    keys = [tasks.cache_key(task, asked, settings(seed=seed), rubric) for seed in (0, 7, 0, 8)]
+    assert keys[0] == keys[2] and len(set(keys)) == 3

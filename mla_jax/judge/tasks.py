@@ -72,6 +72,7 @@ def _completion(story: dict[str, Any]) -> str:
 def cache_key(task: Task, asked: list[dict[str, str]], s: JudgeSettings, rubric: Rubric) -> str:
     """sha256 of judge model, rubric and story, and of what else changes a reply."""
     parts = [s.model, rubric.id, rubric.fingerprint(), s.judge_temperature, s.max_reply_tokens, task.repeat]
+    parts += [s.seed] if s.seed else []  # it is sent along; replies of before it counted had the default, 0
     return hashlib.sha256(json.dumps([parts, asked]).encode()).hexdigest()
 
 

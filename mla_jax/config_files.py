@@ -42,9 +42,8 @@ def _stems() -> list[str]:
     return [path.stem for path in config_dir().glob("*.py") if path.stem != "__init__"]
 
 
-def find(name_or_path: str | os.PathLike[str]) -> tuple[Path, str | None]:
+def find(name_or_path: str) -> tuple[Path, str | None]:
     """`mla_rope:l` or `some/file.py:l` -> (path of the file, "l" or None). Raises UserError when there is none."""
-    name_or_path = os.fspath(name_or_path)
     stem, colon, argument = name_or_path.partition(":")
     path = Path(stem)
     if path.suffix != ".py" and path.name == stem:
@@ -71,8 +70,9 @@ def _near(path: str) -> str:
     return suggest(name, beside, before=path.removesuffix(name), cutoff=0.7)  # all are alike in .py
 
 
-def load_config_dict(name_or_path: str) -> ConfigDict:
+def load_config_dict(name_or_path: str | os.PathLike[str]) -> ConfigDict:
     """Run the file's `get_config([argument])` and return its ConfigDict, locked. Config files are Python by design."""
+    name_or_path = os.fspath(name_or_path)
     path, argument = find(name_or_path)
     try:
         config = _run(path, argument)
@@ -211,7 +211,7 @@ def _no_setting_of_a_study(dotted: str, leaves: list[str]) -> str:
     )
 
 
-def load_config(name_or_path: str, **overrides: Any) -> Config:
+def load_config(name_or_path: str | os.PathLike[str], **overrides: Any) -> Config:
     """`load_config("mla_rope", **{"train.steps": 100})`: a validated, frozen Config.
 
     Works from a wheel alone. Raises UserError for an unknown name, an unknown knob or a value that breaks a rule.

@@ -1,6 +1,6 @@
 import pytest
 
-from mla_jax.judge.calibrate import calibrate, draw
+from mla_jax.judge.calibrate import calibrate, draw, wrong_answers
 from mla_jax.judge.corruptions import CORRUPTIONS, STRENGTHS
 from mla_jax.world import stories
 from mla_jax.world.dice import Dice
@@ -51,3 +51,11 @@ def test_shuffles_keep_every_word(texts, name):
 def test_plot(table, tmp_path):
     draw(table, str(tmp_path / "calibration.png"))
     assert (tmp_path / "calibration.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_most_wrong_answers_are_found():
+    found = wrong_answers(list(stories(60, 4, "valid")))
+    shares = {kind: n / of for kind, (n, of) in found.items()}
+    assert sum(of for _, of in found.values()) > 400
+    assert all(shares[kind] == 1 for kind in ("owner", "food", "source"))
+    assert all(shares[kind] > 0.9 for kind in ("color", "place", "pronoun")), shares

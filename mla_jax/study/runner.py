@@ -170,21 +170,21 @@ class Runner:
             row = self._failed_row(task, text)
         seconds = time.monotonic() - began
         before = spent.device_s(folder)
+        total = before + seconds / self.sharing
         finished = row is not None and row["study"]["status"] in DONE
-        if not finished:  # the next call goes on with it, or tries it again
-            spent.keep(folder, before + seconds / self.sharing)
+        goes = finished and not self.study.keep_checkpoints  # else a next call finds what was trained
+        if not goes:
+            spent.keep(folder, total)
         if row is None:
             self._say(f"{task.name} was stopped after {seconds:.0f} s; it goes on from its checkpoint")
         else:
-            row["study"] |= {"seconds": round(seconds + before * self.sharing, 1), "sharing": self.sharing}
+            row["study"] |= {"seconds": round(total * self.sharing, 1), "sharing": self.sharing}
             row["study"]["resumed"] |= before > 0  # so that nobody takes all of it for what a run costs
             write_text(self.workdir / "rows" / f"{task.name}.json", json.dumps(row) + "\n")
             self._say(f"{task.name} {_in_words(row)} · {seconds:.0f} s")
-            if finished and not self.study.keep_checkpoints:  # a row that is lost is trained again from nothing
+            if goes:
                 spent.forget(folder)
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-            elif finished:
-                spent.keep(folder, before + seconds / self.sharing)
         forget_programs()
 
     def _failed_row(self, task: Task, error: str) -> dict[str, Any]:

@@ -139,8 +139,8 @@ def _make_update(
                 """What the step makes of the parameters that the optimizer leads to."""
                 return clip_queries_and_keys(params, sums.logit_max, optim.qk_clip, cfg) if optim.qk_clip else params
 
-            given = {"grad_norm": grad_norm} | ({"finished": finished} if optim.ema_decay else {})
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **given)
+            given = (grads, state.opt_state, state.params)
+            updates, opt_state = optimizer.update(*given, grad_norm=grad_norm, finished=finished)
             params = finished(optax.apply_updates(state.params, updates))
         router_bias = state.router_bias
         if sums.router is not None:

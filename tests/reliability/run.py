@@ -54,7 +54,7 @@ def trials(kill_count: int) -> dict[str, tuple[str, Trial]]:
 
 
 def quick_trials() -> dict[str, tuple[str, Trial]]:
-    """One or two of each, in two minutes. A study takes longer: tests/test_study_runner.py kills one twice."""
+    """One or two of each, in two minutes. A study takes longer: tests/test_study_mode.py kills one twice."""
     return {
         "files": ("storage", lambda place: storage.damaged_files(place, every=18)),
         "resume": ("storage", lambda place: storage.resumed_after_damage(place, 1)),
